@@ -1,0 +1,97 @@
+# `make` alone lists the targets: each explains itself behind its ##.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV ?= $(BIN)/uv
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+# What the virtual environment is made from. Another lock, interpreter or folder has another key, so makes it anew.
+KEY := $(shell { pwd; $(PYTHON) -V; cat requirements/run.txt requirements/dev.txt; } 2>&1 | cksum | cut -d' ' -f1)
+RUN := $(VENV)/run-$(KEY)
+DEV := $(VENV)/dev-$(KEY)
+PROJECT := $(VENV)/project-$(KEY)
+
+##@ Use
+
+.PHONY: run
+run: $(PROJECT) ## Install what is needed into .venv and start everything on this machine
+	@exec $(BIN)/relay up
+
+##@ Work on it
+
+.PHONY: test
+test: $(DEV) $(PROJECT) ## Run all tests, on a PostgreSQL they start themselves (ARGS="-k lease" chooses)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+# Each migration runs in a transaction of its own. Attempts, statuses and the like are small numbers for good.
+SQUAWK := --pg-version 18 --assume-in-transaction --exclude=prefer-bigint-over-int,prefer-bigint-over-smallint
+
+.PHONY: lint
+lint: $(DEV) $(PROJECT) ## Look at format, lint, types, layers and migrations
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/squawk $(SQUAWK) sql/migrations/*.sql
+
+.PHONY: check
+check: lint test ## All of it, as CI does: lint, then test
+
+.PHONY: lock
+lock: $(if $(filter $(BIN)/uv,$(UV)),$(DEV)) ## Resolve the newest versions again and write requirements/ (hashes, no URLs)
+	@all=$$(mktemp) && trap 'rm -f "$$all"' EXIT && set -e && \
+	resolve() { $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 \
+	    --no-header --no-annotate "$$@"; } && \
+	resolve --extra embedded --group build --group test --group dev --group bench > "$$all" && \
+	write() { echo "writing requirements/$$1.txt" && name=$$1 && shift && \
+	    resolve --generate-hashes --constraint "$$all" "$$@" --output-file requirements/$$name.txt > /dev/null; } && \
+	write prod && \
+	write run --extra embedded --group build && \
+	write dev --extra embedded --group build --group test --group dev && \
+	write bench --extra embedded --group build --group bench
+
+.PHONY: clean
+clean: ## Remove the virtual environment, builds and caches
+	rm -rf $(VENV) dist .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -path ./.git -prune -o -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^##@ /{printf "%s\n", substr($$0, 5)} /^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# The virtual environment. A stamp is written last, and taken away before more is installed, so one that an
+# interrupt left half made is never used: the next make finds no stamp and begins again.
+
+found = $(shell $(PYTHON) -c 'import sys; print("fit" if sys.version_info >= (3, 11) else sys.version.split()[0])' \
+	2> /dev/null || echo missing)
+need-python = $(if $(filter-out fit,$(found)),$(error relay needs Python 3.11 or newer, and $(PYTHON) is $(found). \
+	Name another one: make PYTHON=python3.12))
+
+# Debian leaves ensurepip out of python3; there the pip of $(PYTHON) installs into a virtual environment without one.
+pip = pip="$(BIN)/python -m pip"; [ -e $(BIN)/pip ] || pip="$(PYTHON) -m pip --python $(BIN)/python"; \
+	$$pip --quiet --disable-pip-version-check --no-input install
+locked = echo "installing $$(grep '==' requirements/$(1).txt | grep -vc win32) packages from requirements/$(1).txt" && \
+	{ $(pip) --require-hashes --only-binary=:all: -r requirements/$(1).txt; }
+
+$(RUN):
+	$(need-python)
+	@rm -rf $(VENV)
+	@echo "making $(VENV) with $$($(PYTHON) -V)"
+	@if $(PYTHON) -c 'import ensurepip; ensurepip.version()' 2> /dev/null; \
+	then $(PYTHON) -m venv $(VENV); else $(PYTHON) -m venv --without-pip $(VENV); fi
+	@$(call locked,run)
+	@touch $@
+
+$(DEV): $(RUN)
+	@rm -f $(RUN)
+	@$(call locked,dev)
+	@touch $(RUN) $@
+
+$(PROJECT): pyproject.toml relay/__init__.py | $(RUN)
+	@echo "installing relay from this folder"
+	@$(pip) --no-deps --no-build-isolation --no-index --editable .
+	@touch $@

@@ -1,0 +1,286 @@
+"""Settings: one frozen object, read from the environment once."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+TIERS: Final = ("free", "pro", "business", "enterprise")
+
+# The schedule that the Standard Webhooks specification shows ("Deliverability and reliability"): ten attempts in 75 h.
+STANDARD_RETRY_SCHEDULE: Final = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class BadSetting(ValueError):
+    """A setting that stops the start: one line naming the variable, what it was and what it may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """What a tier may do: a rate in requests a minute, and how many may come at once."""
+
+    per_minute: int
+    burst: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything an operator can set. Times are seconds, sizes bytes unless the name says otherwise."""
+
+    database_url: str | None
+    database_direct_url: str | None
+    secret_keys: tuple[str, ...]
+    data_dir: Path
+    host: str | None
+    port: int
+    ops_port: int
+    workers: int
+    admin_token: str | None
+    open_signup: bool
+    signup_max_tier: str
+    allowed_networks: tuple[Network, ...] | None
+    lease_s: float
+    dedup_window_s: float
+    commit_timeout_s: float
+    delivery_timeout_s: float
+    max_in_flight: int
+    queue_mb: int
+    db_pool_max: int
+    db_max_lifetime_s: float
+    retry_schedule: tuple[float, ...]
+    max_attempts: int | None
+    rates: Mapping[str, Rate]
+    metrics_token: str | None
+    log_level: str
+    schema: str
+
+    @property
+    def attempts(self) -> int:
+        """How many attempts a delivery gets before it is a dead letter: one more than there are waits."""
+        return self.max_attempts or len(self.retry_schedule) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One environment variable: what it sets, what it is without a value, how its text is read."""
+
+    variable: str
+    field: str
+    default: str
+    parse: Callable[[str], Any]
+    allowed: str
+    secret: bool = False
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"\d{1,18}", text, re.ASCII):
+            raise ValueError(text)
+        value = int(text)
+        if not low <= value <= high:
+            raise ValueError(text)
+        return value
+
+    return parse
+
+
+def _seconds(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value) or not low <= value <= high:
+            raise ValueError(text)
+        return value
+
+    return parse
+
+
+def _flag(text: str) -> bool:
+    lowered = text.lower()
+    if lowered in ("1", "true", "yes", "on"):
+        return True
+    if lowered in ("", "0", "false", "no", "off"):
+        return False
+    raise ValueError(text)
+
+
+def _choice(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(text)
+        return text
+
+    return parse
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("postgres", "postgresql"):
+        raise ValueError(text)
+    return text
+
+
+def _secrets(text: str) -> tuple[str, ...]:
+    secrets = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not secrets or any(len(secret) < 32 for secret in secrets):
+        raise ValueError(text)
+    return secrets
+
+
+def _token(text: str) -> str:
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError(text)
+    return text
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _schedule(text: str) -> tuple[float, ...]:
+    if text == "standard":
+        return STANDARD_RETRY_SCHEDULE
+    parse = _seconds(0.0, 604_800.0)
+    waits = tuple(parse(part.strip()) for part in text.split(","))
+    if not 1 <= len(waits) <= 50:
+        raise ValueError(text)
+    return waits
+
+
+def _schema(text: str) -> str:
+    if not re.fullmatch(r"[a-z_][a-z0-9_]{0,40}", text, re.ASCII) or text.startswith("pg_"):
+        raise ValueError(text)
+    return text
+
+
+def default_data_dir(environ: Mapping[str, str]) -> str:
+    """Where `relay up` keeps its database: the XDG data folder, or /var/lib/relay as root."""
+    if os.geteuid() == 0:
+        return "/var/lib/relay"
+    home = environ.get("XDG_DATA_HOME") or str(Path(environ.get("HOME", "/")) / ".local" / "share")
+    return str(Path(home) / "relay")
+
+
+_TIER_RATES: Final = {"free": 100, "pro": 1_000, "business": 10_000, "enterprise": 100_000}
+
+SETTINGS: Final = (
+    Setting("DATABASE_URL", "database_url", "", _url, "a postgresql:// URL", secret=True),
+    Setting("DATABASE_DIRECT_URL", "database_direct_url", "", _url, "a postgresql:// URL", secret=True),
+    Setting(
+        "RELAY_SECRET_KEY",
+        "secret_keys",
+        "",
+        _secrets,
+        "one or more secrets of at least 32 characters, separated by commas",
+        secret=True,
+    ),
+    Setting("RELAY_DATA_DIR", "data_dir", "", Path, "a folder"),
+    Setting("HOST", "host", "", _token, "an address to listen on"),
+    Setting("PORT", "port", "8080", _integer(1, 65535), "a port from 1 to 65535"),
+    Setting("RELAY_OPS_PORT", "ops_port", "9464", _integer(1, 65535), "a port from 1 to 65535"),
+    Setting("RELAY_WORKERS", "workers", "1", _integer(1, 256), "a number from 1 to 256"),
+    Setting("RELAY_ADMIN_TOKEN", "admin_token", "", _token, "visible ASCII characters", secret=True),
+    Setting("RELAY_OPEN_SIGNUP", "open_signup", "", _flag, "1 or 0"),
+    Setting("RELAY_SIGNUP_MAX_TIER", "signup_max_tier", "free", _choice(*TIERS), "one of " + ", ".join(TIERS)),
+    Setting(
+        "RELAY_ALLOWED_NETWORKS",
+        "allowed_networks",
+        "",
+        _networks,
+        "networks such as 10.0.0.0/8, separated by commas",
+    ),
+    Setting("RELAY_LEASE_S", "lease_s", "30", _seconds(1, 3600), "seconds from 1 to 3600"),
+    Setting("RELAY_DEDUP_WINDOW_S", "dedup_window_s", "86400", _seconds(1, 2_592_000), "seconds from 1 to 2592000"),
+    Setting("RELAY_COMMIT_TIMEOUT_S", "commit_timeout_s", "5", _seconds(0.1, 60), "seconds from 0.1 to 60"),
+    Setting("RELAY_DELIVERY_TIMEOUT_S", "delivery_timeout_s", "10", _seconds(0.1, 300), "seconds from 0.1 to 300"),
+    Setting("RELAY_MAX_IN_FLIGHT", "max_in_flight", "1000", _integer(1, 100_000), "a number from 1 to 100000"),
+    Setting("RELAY_QUEUE_MB", "queue_mb", "32", _integer(1, 4096), "a number from 1 to 4096"),
+    Setting("RELAY_DB_POOL_MAX", "db_pool_max", "50", _integer(2, 1000), "a number from 2 to 1000"),
+    Setting("RELAY_DB_MAX_LIFETIME_S", "db_max_lifetime_s", "540", _seconds(1, 86_400), "seconds from 1 to 86400"),
+    Setting(
+        "RELAY_RETRY_SCHEDULE",
+        "retry_schedule",
+        "1,2,4,8",
+        _schedule,
+        "1 to 50 waits in seconds separated by commas, or `standard`",
+    ),
+    Setting("RELAY_MAX_ATTEMPTS", "max_attempts", "", _integer(1, 50), "a number from 1 to 50"),
+    Setting("RELAY_METRICS_TOKEN", "metrics_token", "", _token, "visible ASCII characters", secret=True),
+    Setting(
+        "RELAY_LOG_LEVEL",
+        "log_level",
+        "info",
+        _choice("debug", "info", "warning", "error"),
+        "one of debug, info, warning, error",
+    ),
+    Setting("RELAY_SCHEMA", "schema", "relay", _schema, "a lower-case PostgreSQL name of up to 41 characters"),
+    *(
+        Setting(f"RELAY_RATE_LIMIT_{tier.upper()}", f"rate_{tier}", str(rate), _integer(1, 10**9), "a number from 1")
+        for tier, rate in _TIER_RATES.items()
+    ),
+    *(
+        Setting(f"RELAY_RATE_BURST_{tier.upper()}", f"burst_{tier}", "", _integer(1, 10**9), "a number from 1")
+        for tier in TIERS
+    ),
+)
+
+_EMPTY: Final[Mapping[str, Any]] = {"secret_keys": (), "open_signup": False}
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """Read all settings from `environ`.
+
+    Raises:
+        BadSetting: a value is not what its variable may be; secrets are masked in the message.
+    """
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        given = environ.get(setting.variable)
+        if given is not None and setting.field == "allowed_networks" and not given.strip():
+            values[setting.field] = ()
+            continue
+        text = (given or "").strip() or setting.default
+        if not text and setting.field == "data_dir":
+            text = default_data_dir(environ)
+        if not text:
+            values[setting.field] = _EMPTY.get(setting.field)
+            continue
+        try:
+            values[setting.field] = setting.parse(text)
+        except ValueError:
+            shown = "the value given" if setting.secret else repr(text)
+            raise BadSetting(f"{setting.variable}: {shown} is not {setting.allowed}") from None
+    rates = {tier: Rate(values[f"rate_{tier}"], values[f"burst_{tier}"] or values[f"rate_{tier}"]) for tier in TIERS}
+    for tier in TIERS:
+        del values[f"rate_{tier}"], values[f"burst_{tier}"]
+    return Settings(rates=rates, **values)
+
+
+def describe(settings: Settings) -> list[tuple[str, str]]:
+    """The settings in force as (variable, value) pairs, secrets masked: what `relay config` prints."""
+    return [(setting.variable, _shown(setting, settings)) for setting in SETTINGS]
+
+
+def _shown(setting: Setting, settings: Settings) -> str:
+    kind, _, tier = setting.field.partition("_")
+    if tier in TIERS:
+        rate = settings.rates[tier]
+        return str(rate.per_minute if kind == "rate" else rate.burst)
+    value = getattr(settings, setting.field)
+    if value is None or value == ():
+        return ""
+    if setting.secret:
+        return "****"
+    if isinstance(value, tuple):
+        return ",".join(f"{part:g}" if isinstance(part, float) else str(part) for part in value)
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    return f"{value:g}" if isinstance(value, float) else str(value)
