@@ -1,0 +1,38 @@
+"""`relay migrate`: apply what the database lacks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import click
+
+from relay.cli.exits import FAILED, UNREACHABLE, USAGE, Stop
+from relay.config import load
+
+
+@click.command()
+def migrate() -> None:
+    """Apply the migrations that the database lacks; run again, it does nothing."""
+    settings = load(os.environ)
+    url = settings.database_direct_url or settings.database_url
+    if not url:
+        raise Stop(
+            USAGE,
+            "DATABASE_URL is not set: name the PostgreSQL to migrate, or run `relay up`, which has its own",
+        )
+
+    # Imported here: it brings asyncpg, which a bad setting need not wait for.
+    from relay.store import DatabaseUnavailable, MigrationRefused
+    from relay.store.migrations import migrate as apply
+
+    try:
+        applied = asyncio.run(apply(url, settings.schema))
+    except MigrationRefused as refused:
+        raise Stop(FAILED, str(refused)) from None
+    except DatabaseUnavailable as unavailable:
+        raise Stop(UNREACHABLE, str(unavailable)) from None
+    for name in applied:
+        click.echo(f"applied {name}")
+    if not applied:
+        click.echo("nothing to apply")

@@ -1,0 +1,33 @@
+"""`relay up`: everything on one machine."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import sys
+
+import click
+
+from relay.cli.exits import Stop
+from relay.config import load
+
+
+@click.command()
+def up() -> None:
+    """Run PostgreSQL, the API, delivery and a demo receiver on this machine, until Ctrl-C."""
+    settings = load(os.environ)
+
+    # Imported here: a bad setting need not wait for a server.
+    from relay.local.failures import Unable
+    from relay.local.up import up as run
+    from relay.telemetry import logs
+
+    logs.set_up(settings.log_level)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Event types may hold letters that this terminal's encoding lacks.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        asyncio.run(run(settings, os.environ))
+    except Unable as unable:
+        raise Stop(unable.code, unable.line) from None

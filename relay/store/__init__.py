@@ -1,0 +1,26 @@
+"""The only room that touches asyncpg: cells, connections, named statements, migrations."""
+
+from relay.store.cell import Cell
+from relay.store.connection import HotConnection, Row
+from relay.store.errors import (
+    DatabaseUnavailable,
+    MigrationRefused,
+    OutcomeUnknown,
+    RowRefused,
+    StoreError,
+)
+from relay.store.listener import Listener
+from relay.store.statements import Statements
+
+__all__ = [
+    "Cell",
+    "DatabaseUnavailable",
+    "HotConnection",
+    "Listener",
+    "MigrationRefused",
+    "OutcomeUnknown",
+    "Row",
+    "RowRefused",
+    "Statements",
+    "StoreError",
+]

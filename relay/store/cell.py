@@ -1,0 +1,201 @@
+"""A cell: one PostgreSQL schema with all tables, and everything that a process needs to work with it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
+from types import TracebackType
+from typing import Any, Final, Self
+
+import asyncpg
+
+from relay.store import errors
+from relay.store.connection import CONNECT_TIMEOUT_S, HotConnection, Opener, Row
+from relay.store.listener import Listener
+from relay.store.statements import Statements
+from relay.values.uuid7 import Uuid7Clock
+
+_log = logging.getLogger("relay.store")
+
+CLOCK_INTERVAL_S: Final = 10.0
+# `remote_write` and `remote_apply` ask for more than a flush here.
+_DURABLE: Final = ("on", "remote_write", "remote_apply")
+_STATEMENT_TIMEOUT_S: Final = 10.0
+_CONFLICT_TRIES: Final = 5
+# Flush, wake-up, clock, keys and listeners each own one connection; the pool has what is left.
+_OWNED_CONNECTIONS: Final = 6
+
+
+class Cell:
+    """Pool, owned connections and clock of one cell. Entering it connects; leaving it closes everything.
+
+    Args:
+        url: the database, perhaps through a transaction pooler.
+        direct_url: the database without a pooler, for LISTEN.
+        schema: the schema that holds the tables.
+        application: what `pg_stat_activity` shows.
+        connections: how many connections this process may hold.
+        lifetime_s: the age at which a connection is replaced.
+    """
+
+    def __init__(
+        self, url: str, *, direct_url: str | None, schema: str, application: str, connections: int, lifetime_s: float
+    ) -> None:
+        self.statements = Statements(schema)
+        self.schema = schema
+        self.clock = Uuid7Clock()
+        self.id = ""
+        #: The age of the oldest transaction that may still write: so far behind are readers that go forward.
+        self.oldest_write_s = 0.0
+        self._opener = Opener(
+            url, application, pooled=False, lifetime_s=lifetime_s, enter=self.statements["enter_cell"]
+        )
+        self._direct = Opener(direct_url or url, application, pooled=False, lifetime_s=lifetime_s)
+        self._connections = max(1, connections - _OWNED_CONNECTIONS)
+        self._pool: asyncpg.Pool | None = None
+        self._owned: list[HotConnection] = []
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            self._opener.pooled = await self._behind_pooler()
+            if self._opener.pooled:
+                _log.warning("transaction_pooler_detected")
+            self._pool = asyncpg.create_pool(
+                self._opener.url,
+                min_size=0,
+                max_size=self._connections,
+                max_inactive_connection_lifetime=60.0,
+                max_queries=1_000_000_000,
+                init=self._opener.on_open,
+                **self._opener.options(custom_plans=True),
+            )
+            await self._pool
+            stack.callback(self._pool.terminate)
+            stack.push_async_callback(self._close_owned)
+            self._heart = self.owned_connection()
+            await self.refresh()
+            beating = asyncio.create_task(self._keep_time(), name="cell clock")
+            stack.push_async_callback(_cancel, beating)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    def owned_connection(self) -> HotConnection:
+        """A connection for one hot path to keep; the cell closes it in the end."""
+        connection = HotConnection(self._opener, self.statements)
+        self._owned.append(connection)
+        return connection
+
+    def listener(self, channel: str) -> Listener:
+        """A listener for notifications on this cell's `channel`."""
+        return Listener(self._direct, self.channel(channel))
+
+    def channel(self, name: str) -> str:
+        """The notification channel `name` of this cell; cells of one database do not hear each other."""
+        return f"{self.schema}_{name}"
+
+    async def fetch(self, name: str, *args: Any, timeout_s: float = _STATEMENT_TIMEOUT_S) -> Sequence[Row]:
+        """Run a named statement on a connection of the pool and give its rows.
+
+        Raises:
+            StoreError: as in `relay.store.errors`; conflicts with other transactions are tried again here.
+        """
+        for _ in range(_CONFLICT_TRIES):
+            try:
+                return await self._fetch(self.statements[name], args, timeout_s)
+            except errors.TransactionConflict:
+                continue
+        raise errors.DatabaseUnavailable("other transactions kept winning")
+
+    async def _fetch(self, text: str, args: Sequence[Any], timeout_s: float) -> Sequence[Row]:
+        pool = self._pool
+        if pool is None:
+            raise errors.DatabaseUnavailable("the cell is not open")
+        try:
+            connection = await pool.acquire(timeout=min(timeout_s, 2 * CONNECT_TIMEOUT_S))
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+            raise errors.connecting(error) from None
+        spent = self._opener.is_old(connection)
+        try:
+            rows: Sequence[Row] = await connection.fetch(text, *args, timeout=timeout_s)
+            return rows
+        except TimeoutError:
+            # Given back, it would be waited for until its cancel is through, which may hang as well.
+            spent = True
+            raise errors.OutcomeUnknown("PostgreSQL did not answer in time") from None
+        except Exception as error:
+            spent = spent or getattr(error, "sqlstate", None) in errors.GOODBYE
+            raise errors.running(error) from None
+        finally:
+            if spent:
+                # A connection that died has left the pool already, and says so.
+                with suppress(asyncpg.InterfaceError):
+                    connection.terminate()
+            await pool.release(connection)
+
+    async def fetch_row(self, name: str, *args: Any, timeout_s: float = _STATEMENT_TIMEOUT_S) -> Row | None:
+        """The first row of a named statement, or None."""
+        rows = await self.fetch(name, *args, timeout_s=timeout_s)
+        return rows[0] if rows else None
+
+    async def refresh(self) -> None:
+        """Read this cell's id and clock from the server.
+
+        Raises:
+            StoreError: the server does not answer, or has no such cell.
+        """
+        (row,) = await self._heart.fetch("enter_cell", timeout_s=5.0)
+        self.id = row["id"]
+        before = time.time_ns()
+        (row,) = await self._heart.fetch("server_clock", timeout_s=5.0)
+        after = time.time_ns()
+        self.oldest_write_s = row["oldest_write_s"]
+        self.clock.offset_ns = int(row["seconds"] * 1e9) - (before + after) // 2
+
+    async def check_durability(self) -> None:
+        """Warn when the server's settings take back what a 201 promises.
+
+        Raises:
+            StoreError: the server does not answer.
+        """
+        (row,) = await self._heart.fetch("durability", timeout_s=5.0)
+        off = sorted(name for name, value in row.items() if value not in _DURABLE)
+        if off:
+            _log.warning("not_durable", extra={"settings_off": ",".join(off)})
+
+    async def _keep_time(self) -> None:
+        while True:
+            await asyncio.sleep(CLOCK_INTERVAL_S)
+            try:
+                await self.refresh()
+            except errors.StoreError as error:
+                _log.warning("clock_not_read", extra={"reason": str(error)})
+
+    async def _behind_pooler(self) -> bool:
+        """Whether a transaction pooler stands in front: it invents the backend's process id."""
+        probe = Opener(self._opener.url, self._opener.application, pooled=True, lifetime_s=0.0)
+        connection = await probe.open()
+        try:
+            real = await connection.fetchval("select pg_backend_pid()")
+            return bool(real != connection.get_server_pid())
+        except (OSError, asyncpg.PostgresError) as error:
+            raise errors.connecting(error) from None
+        finally:
+            connection.terminate()
+
+    async def _close_owned(self) -> None:
+        for connection in self._owned:
+            await connection.close()
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait((task,))

@@ -1,0 +1,196 @@
+"""Connections to PostgreSQL: how one is opened, and the kind that a hot path owns."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import asyncpg
+
+from relay.store import errors
+
+_log = logging.getLogger("relay.store")
+
+# A new connection must come, or be refused, well within the second in which waiting requests want their 503.
+CONNECT_TIMEOUT_S: Final = 0.8
+_CONFLICT_TRIES: Final = 5
+# A 201 stands on synchronous_commit, whatever the server or the role has as its default. Our statements touch few rows
+# through an index, whatever the planner thinks of fresh tables, and compiling one to machine code costs more than
+# running it.
+_SESSION: Final[Mapping[str, str]] = {
+    "synchronous_commit": "on",
+    "jit": "off",
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+}
+
+Row = asyncpg.Record
+
+
+class _Connection(asyncpg.Connection):
+    """asyncpg's connection, knowing its age, and without the round trip that resets session state at each release."""
+
+    __slots__ = ("born",)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.born = time.monotonic()
+
+    def get_reset_query(self) -> str:
+        return ""
+
+
+class Opener:
+    """Opens connections to one database.
+
+    Args:
+        url: anything asyncpg accepts.
+        application: what `pg_stat_activity` shows.
+        pooled: a transaction pooler stands in front, so no session state: no prepared statements, no settings.
+        lifetime_s: the age at which a connection is replaced.
+        enter: a statement that every new connection runs first: it makes sure of the server behind it.
+    """
+
+    def __init__(
+        self, url: str, application: str, *, pooled: bool, lifetime_s: float, enter: str | None = None
+    ) -> None:
+        self.url = url
+        self.enter = enter
+        self.application = application
+        self.pooled = pooled
+        self.lifetime_s = lifetime_s
+
+    def options(self, *, custom_plans: bool = False) -> dict[str, Any]:
+        """The keyword arguments for asyncpg, for a connection or a pool.
+
+        Args:
+            custom_plans: plan each execution for its parameters: a plan that is kept would lock every partition, and
+                would remember how small today's was in the morning.
+        """
+        settings = {"application_name": self.application, **_SESSION}
+        if custom_plans:
+            settings["plan_cache_mode"] = "force_custom_plan"
+        return {
+            "timeout": CONNECT_TIMEOUT_S,
+            "connection_class": _Connection,
+            "statement_cache_size": 0 if self.pooled else 200,
+            "max_cached_statement_lifetime": 0,
+            "server_settings": None if self.pooled else settings,
+        }
+
+    async def open(self) -> asyncpg.Connection:
+        """A new connection.
+
+        Raises:
+            DatabaseUnavailable: there is none to be had.
+        """
+        try:
+            connection: asyncpg.Connection = await asyncpg.connect(self.url, **self.options())
+            try:
+                await self.on_open(connection)
+            except BaseException:
+                connection.terminate()
+                raise
+            return connection
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError, TimeoutError) as error:
+            raise errors.connecting(error) from None
+
+    async def on_open(self, connection: asyncpg.Connection) -> None:
+        """Run the first statement of a new connection."""
+        if self.enter is not None:
+            await connection.fetch(self.enter, timeout=CONNECT_TIMEOUT_S)
+
+    def is_old(self, connection: Any) -> bool:
+        """Whether a connection of ours has reached the age at which it is replaced."""
+        return bool(time.monotonic() - connection.born > self.lifetime_s)
+
+
+class HotConnection:
+    """One connection owned by one hot path, with its statements prepared; it opens itself again when it was lost.
+
+    Only one statement runs at a time: its owner sees to that.
+    """
+
+    def __init__(self, opener: Opener, statements: Mapping[str, str]) -> None:
+        self._opener = opener
+        self._statements = statements
+        self._connection: asyncpg.Connection | None = None
+        self._prepared: dict[str, Any] = {}
+
+    async def fetch(self, name: str, *args: Any, timeout_s: float | None = None) -> Sequence[Row]:
+        """Run a named statement in a transaction of its own.
+
+        Args:
+            name: the statement.
+            args: its parameters.
+            timeout_s: after which the connection is terminated. It is not cancelled: what hangs the statement hangs a
+                cancel too.
+
+        Raises:
+            DatabaseUnavailable: it has not been done.
+            OutcomeUnknown: the connection was lost meanwhile.
+            RowRefused: one of the rows spoils it.
+        """
+        for _ in range(_CONFLICT_TRIES):
+            await self._connect()
+            try:
+                return await self._run(name, args, timeout_s)
+            except errors.TransactionConflict:
+                continue
+        raise errors.DatabaseUnavailable("other transactions kept winning")
+
+    async def _connect(self) -> None:
+        connection = self._connection
+        if connection is not None and not connection.is_closed() and not self._opener.is_old(connection):
+            return
+        await self.close()
+        self._connection = await self._opener.open()
+
+    async def _run(self, name: str, args: tuple[Any, ...], timeout_s: float | None) -> Sequence[Row]:
+        connection = self._connection
+        assert connection is not None  # noqa: S101 - _connect has just made it
+        running = asyncio.ensure_future(self._execute(connection, name, args))
+        try:
+            done, _ = await asyncio.wait((running,), timeout=timeout_s)
+        except asyncio.CancelledError:
+            connection.terminate()
+            running.cancel()
+            raise
+        if not done:
+            connection.terminate()
+            await asyncio.wait((running,), timeout=1.0)
+            running.cancel()
+            raise errors.OutcomeUnknown("PostgreSQL did not answer in time")
+        try:
+            return running.result()
+        except Exception as error:
+            meaning = errors.running(error)
+            state = getattr(error, "sqlstate", None)
+            if isinstance(meaning, errors.OutcomeUnknown) or state in errors.GOODBYE:
+                connection.terminate()
+            _log.debug("statement_failed", extra={"statement": name, "reason": str(meaning)})
+            raise meaning from None
+
+    async def _execute(self, connection: asyncpg.Connection, name: str, args: tuple[Any, ...]) -> Sequence[Row]:
+        if self._opener.pooled:
+            rows: Sequence[Row] = await connection.fetch(self._statements[name], *args)
+            return rows
+        prepared = self._prepared.get(name)
+        if prepared is None:
+            prepared = await connection.prepare(self._statements[name])
+            self._prepared[name] = prepared
+        rows = await prepared.fetch(*args)
+        return rows
+
+    async def close(self) -> None:
+        """Close the connection; the next statement opens another."""
+        connection, self._connection = self._connection, None
+        self._prepared.clear()
+        if connection is not None and not connection.is_closed():
+            try:
+                await connection.close(timeout=1.0)
+            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                connection.terminate()

@@ -1,0 +1,78 @@
+"""What a statement can end in other than rows, as its caller must tell them apart."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import asyncpg
+
+#: SQLSTATE classes of a statement that one of its rows has spoilt: cardinality, data, integrity, program limits.
+ROW_CLASSES: Final = ("21", "22", "23", "54")
+#: Serialization failure and deadlock: the transaction is rolled back and may simply be tried again.
+TRY_AGAIN: Final = ("40001", "40P01")
+#: The server says goodbye, or has become a standby: the connection is of no more use.
+GOODBYE: Final = ("25006", "57P01", "57P02", "57P03", "57P05")
+
+#: No such table, schema, column or function.
+NOT_MIGRATED: Final = ("42P01", "3F000", "42703", "42883")
+
+
+class StoreError(Exception):
+    """The base of what this room raises."""
+
+
+class DatabaseUnavailable(StoreError):
+    """The database did not do it, for certain: nothing was sent, or the statement was rolled back."""
+
+
+class OutcomeUnknown(StoreError):
+    """The connection was lost while a statement was under way: it may have been committed."""
+
+
+class RowRefused(StoreError):
+    """PostgreSQL refuses a value in one of the rows; nothing of the statement was stored."""
+
+    def __init__(self, sqlstate: str) -> None:
+        super().__init__(f"PostgreSQL refuses a value (SQLSTATE {sqlstate})")
+        self.sqlstate = sqlstate
+
+
+class TransactionConflict(StoreError):
+    """Rolled back in favour of another transaction; trying again is safe."""
+
+
+class MigrationRefused(StoreError):
+    """A migration cannot be applied; the message is a line for the operator."""
+
+
+def connecting(error: BaseException) -> StoreError:
+    """What a failure to connect means."""
+    if isinstance(error, TimeoutError | asyncio.TimeoutError):
+        return DatabaseUnavailable("PostgreSQL does not answer")
+    if isinstance(error, asyncpg.InvalidPasswordError | asyncpg.InvalidAuthorizationSpecificationError):
+        return DatabaseUnavailable("PostgreSQL refuses the user or the password")
+    if isinstance(error, asyncpg.InvalidCatalogNameError):
+        return DatabaseUnavailable("PostgreSQL has no such database")
+    if isinstance(error, asyncpg.PostgresError):
+        if error.sqlstate in NOT_MIGRATED:
+            return DatabaseUnavailable("the tables are missing: run `relay migrate`")
+        return DatabaseUnavailable(f"PostgreSQL refuses the connection (SQLSTATE {error.sqlstate})")
+    # The text of an OSError or a bad URL may hold the URL and so a password: only its kind is told.
+    return DatabaseUnavailable(f"PostgreSQL cannot be reached ({type(error).__name__})")
+
+
+def running(error: BaseException) -> StoreError:
+    """What a failure while a statement ran means for that statement."""
+    if isinstance(error, asyncpg.PostgresError):
+        state = error.sqlstate or "XX000"
+        if state[:2] in ROW_CLASSES:
+            return RowRefused(state)
+        if state in TRY_AGAIN:
+            return TransactionConflict(state)
+        if state.startswith("57P") or state.startswith("08"):
+            return OutcomeUnknown(f"the connection ended (SQLSTATE {state})")
+        return DatabaseUnavailable(f"PostgreSQL could not do it (SQLSTATE {state})")
+    if isinstance(error, asyncpg.DataError | ValueError | OverflowError):
+        return RowRefused("22000")
+    return OutcomeUnknown(f"the connection broke ({type(error).__name__})")

@@ -1,0 +1,78 @@
+"""LISTEN on a connection of its own that is watched, because asyncpg does not notice a dead one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final, Self
+
+import asyncpg
+
+from relay.store import errors
+from relay.store.connection import Opener
+
+_log = logging.getLogger("relay.store")
+
+_PROBE_INTERVAL_S: Final = 5.0
+_PROBE_TIMEOUT_S: Final = 2.0
+_FIRST_PAUSE_S: Final = 0.2
+_LONGEST_PAUSE_S: Final = 5.0
+
+
+class Listener:
+    """Calls `heard` for each notification on a channel. A hint may be lost: whoever listens also polls.
+
+    Entering starts it, also while the database is away; leaving stops it.
+    """
+
+    def __init__(self, opener: Opener, channel: str) -> None:
+        self._opener = opener
+        self._channel = channel
+        self._heard: Callable[[], None] = lambda: None
+        self._task: asyncio.Task[None] | None = None
+
+    def on_notice(self, heard: Callable[[], None]) -> Self:
+        """Say what to call; before entering."""
+        self._heard = heard
+        return self
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run(), name=f"listen {self._channel}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+
+    async def _run(self) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                connection = await self._opener.open()
+            except errors.StoreError:
+                await asyncio.sleep(pause_s)
+                pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
+                continue
+            pause_s = _FIRST_PAUSE_S
+            try:
+                await self._listen(connection)
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+                _log.info("listener_reconnects", extra={"channel": self._channel, "reason": type(error).__name__})
+            finally:
+                connection.terminate()
+
+    async def _listen(self, connection: asyncpg.Connection) -> None:
+        await connection.add_listener(self._channel, self._notice)
+        # Whatever was said while nobody listened is made up for by looking once.
+        self._heard()
+        while not self._opener.is_old(connection):
+            await asyncio.sleep(_PROBE_INTERVAL_S)
+            await connection.fetchval("select 1", timeout=_PROBE_TIMEOUT_S)
+
+    def _notice(self, *_: Any) -> None:
+        self._heard()

@@ -1,0 +1,118 @@
+"""Migrations: numbered files, applied once each, in order, by one process at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import asyncpg
+
+from relay.store import errors
+from relay.store.statements import Statements, in_schema, sql_folder
+
+_log = logging.getLogger("relay.store")
+
+_CREATE_TRIES: Final = 20
+_ALREADY_THERE: Final = (
+    asyncpg.UniqueViolationError,
+    asyncpg.DuplicateObjectError,
+    asyncpg.DuplicateSchemaError,
+    asyncpg.DuplicateTableError,
+)
+#: How many days of partitions are there ahead of time.
+DAYS_AHEAD: Final = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One file of `sql/migrations/`."""
+
+    name: str
+    text: str
+    checksum: bytes
+
+
+def migrations(folder: Path | None = None) -> list[Migration]:
+    """The files in the order in which they apply."""
+    found = []
+    for path in sorted((folder or sql_folder() / "migrations").glob("[0-9]*.sql")):
+        text = path.read_text(encoding="utf-8")
+        found.append(Migration(path.stem, text, hashlib.sha256(text.encode()).digest()))
+    return found
+
+
+async def migrate(url: str, schema: str, folder: Path | None = None) -> list[str]:
+    """Apply what has not been applied, each file in a transaction of its own, and make the first partitions.
+
+    Args:
+        url: the database, not through a transaction pooler.
+        schema: the cell's schema, made when missing.
+        folder: where the files lie, if not in `sql/migrations/`.
+
+    Returns:
+        The names that were applied.
+
+    Raises:
+        MigrationRefused: an applied file says something else now, or a file cannot be applied.
+        DatabaseUnavailable: PostgreSQL does not answer.
+    """
+    try:
+        connection = await asyncpg.connect(url, timeout=10.0)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError, TimeoutError) as error:
+        raise errors.connecting(error) from None
+    try:
+        return await _migrate(connection, Statements(schema), schema, migrations(folder))
+    except (OSError, asyncpg.InterfaceError, TimeoutError) as error:
+        raise errors.DatabaseUnavailable(f"PostgreSQL was lost ({type(error).__name__})") from None
+    finally:
+        await connection.close(timeout=2.0)
+
+
+async def _migrate(
+    connection: asyncpg.Connection, statements: Statements, schema: str, files: list[Migration]
+) -> list[str]:
+    await _create_table(connection, statements)
+    names = {file.name for file in files}
+    applied: list[str] = []
+    for file in files:
+        try:
+            async with connection.transaction():
+                await connection.execute(statements["lock_migrations"])
+                known = {
+                    row["name"]: row["checksum"] for row in await connection.fetch(statements["applied_migrations"])
+                }
+                for newer in sorted(set(known) - names):
+                    _log.warning("unknown_newer_migration", extra={"migration": newer})
+                names |= set(known)
+                if file.name in known:
+                    if known[file.name] != file.checksum:
+                        raise errors.MigrationRefused(f"migration {file.name} has changed since it was applied")
+                    continue
+                await connection.execute(in_schema(file.text, schema))
+                await connection.execute(statements["record_migration"], file.name, file.checksum)
+        except asyncpg.PostgresError as error:
+            raise errors.MigrationRefused(
+                f"migration {file.name} cannot be applied: {error.sqlstate} {error}"
+            ) from None
+        applied.append(file.name)
+    await connection.execute(statements["make_partitions"], DAYS_AHEAD)
+    return applied
+
+
+async def _create_table(connection: asyncpg.Connection, statements: Statements) -> None:
+    """`if not exists` still fails where two processes create the same thing at the same moment."""
+    for attempt in range(_CREATE_TRIES):
+        try:
+            await connection.execute(statements["create_schema"])
+            await connection.execute(statements["create_migrations_table"])
+            return
+        except _ALREADY_THERE as error:
+            if attempt == _CREATE_TRIES - 1:
+                raise errors.MigrationRefused(f"the schema cannot be created: {error}") from None
+            await asyncio.sleep(0.05)
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise errors.MigrationRefused(f"the schema cannot be created: {error}") from None

@@ -1,0 +1,81 @@
+-- name: enter_cell
+-- Say which cell this is and raise its epoch when the server below is not the one of the last time: its transaction
+-- ids have nothing to do with those in the positions written so far.
+-- gives: id text, epoch int4
+with here as materialized (
+    select system_identifier
+    from pg_control_system()
+),
+entered as (
+    update relay.cell
+    set epoch = relay.cell.epoch + 1, system_identifier = here.system_identifier
+    from here
+    where relay.cell.system_identifier <> here.system_identifier
+    returning relay.cell.id, relay.cell.epoch
+)
+select id, epoch
+from entered
+union all
+select id, epoch
+from relay.cell
+where not exists (select from entered);
+
+-- name: server_clock
+-- PostgreSQL's clock, by which ids are made, and how old the oldest transaction is that may still write: it holds back
+-- every reader that goes forward. A role sees only its own transactions unless it has pg_read_all_stats.
+-- gives: seconds float8, oldest_write_s float8
+select
+    extract(epoch from clock_timestamp())::float8 as seconds,
+    greatest(
+        (select max(extract(epoch from now() - a.xact_start)) from pg_stat_activity as a where a.backend_xid is not null),
+        (select max(extract(epoch from now() - p.prepared)) from pg_prepared_xacts as p),
+        0
+    )::float8 as oldest_write_s;
+
+-- name: make_partitions
+-- Make the partitions from yesterday to $1 days ahead where they are missing.
+-- $1 days int
+-- gives: made int4
+select coalesce(sum(relay.make_partitions((now() at time zone 'UTC')::date + day)), 0)::int as made
+from generate_series(-1, $1::int) as day;
+
+-- name: process_seen
+-- Say that this process is alive, and forget those that have not said so for an hour.
+-- $1 id uuid, $2 kind text
+with forgotten as (
+    delete from relay.processes
+    where seen_at < now() - interval '1 hour'
+)
+insert into relay.processes (id, kind)
+values ($1::uuid, $2::text)
+on conflict (id) do update set seen_at = now();
+
+-- name: process_gone
+-- This process leaves.
+-- $1 id uuid
+delete from relay.processes
+where id = $1::uuid;
+
+-- name: somebody_delivers
+-- Whether a delivery process has been seen lately, and is worth waking.
+-- gives: delivers bool
+select exists (
+    select
+    from relay.processes
+    where kind = 'deliver' and seen_at > now() - interval '20 seconds'
+) as delivers;
+
+-- name: wake
+-- Wake the delivery processes that listen. In a transaction of its own that writes nothing: NOTIFY holds a lock of the
+-- whole cluster until its commit is flushed, and this commit has nothing to flush.
+-- $1 channel text
+-- gives: pg_notify void
+select pg_notify($1::text, '');
+
+-- name: durability
+-- The settings that a 201 stands on, as this session has them.
+-- gives: fsync text, synchronous_commit text, full_page_writes text
+select
+    current_setting('fsync') as fsync,
+    current_setting('synchronous_commit') as synchronous_commit,
+    current_setting('full_page_writes') as full_page_writes;

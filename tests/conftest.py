@@ -1,0 +1,165 @@
+"""What the tests share: one PostgreSQL for the whole run, databases on it, real processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from relay.local.children import PythonChild
+from relay.local.postgres import EmbeddedPostgres
+from relay.store import Cell
+from relay.store.migrations import migrate
+from tests.api import Api
+
+SECRET_KEY = "a secret key that only the tests know and nobody else"
+
+ADMIN_TOKEN = "admin-token-of-the-tests"
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    return "asyncio", {"use_uvloop": True}
+
+
+class Databases:
+    """Databases on the run's PostgreSQL, each cloned from one that is migrated already."""
+
+    def __init__(self, postgres: EmbeddedPostgres) -> None:
+        self.postgres = postgres
+
+    def url(self, name: str) -> str:
+        return self.postgres.url.replace("@/relay?", f"@/{name}?")
+
+    async def template(self) -> None:
+        await self._execute("create database migrated")
+        await migrate(self.url("migrated"), "relay")
+
+    async def create(self, *, migrated: bool = True) -> str:
+        name = f"test_{uuid4().hex}"
+        await self._execute(f"create database {name} template {'migrated' if migrated else 'template1'}")
+        return self.url(name)
+
+    async def _execute(self, command: str) -> None:
+        connection = await asyncpg.connect(self.postgres.url)
+        try:
+            await connection.execute(command)
+        finally:
+            await connection.close()
+
+
+@pytest.fixture(scope="session")
+def home() -> Iterator[Path]:
+    """A folder that the user PostgreSQL runs as may enter; pytest's own are closed to it."""
+    # Hundreds of databases are made and thrown away; in memory that is half of the time, where there is enough of it.
+    memory = Path("/dev/shm")  # noqa: S108 - a folder of our own in it
+    roomy = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 6 * 2**30
+    path = Path(tempfile.mkdtemp(prefix="relay-tests-", dir=memory if roomy else None))
+    path.chmod(0o711)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+async def databases(anyio_backend: object, home: Path) -> AsyncIterator[Databases]:
+    async with EmbeddedPostgres(home / "postgres", settings={"max_connections": "200"}) as postgres:
+        made = Databases(postgres)
+        await made.template()
+        yield made
+        # Thrown away: the checkpoint of an orderly stop would take seconds.
+        await postgres.end_now()
+
+
+@pytest.fixture
+async def database(databases: Databases) -> str:
+    """The URL of a fresh, migrated database."""
+    return await databases.create()
+
+
+@pytest.fixture
+async def cell(database: str) -> AsyncIterator[Cell]:
+    """A cell on a database of its own."""
+    async with open_cell(database) as opened:
+        yield opened
+
+
+def open_cell(url: str, **changes: object) -> Cell:
+    options: dict[str, object] = {
+        "direct_url": None,
+        "schema": "relay",
+        "application": "relay tests",
+        "connections": 20,
+        "lifetime_s": 540.0,
+        **changes,
+    }
+    return Cell(url, **options)  # type: ignore[arg-type]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def environment(url: str, port: int, **settings: str) -> dict[str, str]:
+    """What a command of ours is run with."""
+    return {
+        "PATH": os.environ["PATH"],
+        "DATABASE_URL": url,
+        "RELAY_SECRET_KEY": SECRET_KEY,
+        "RELAY_ADMIN_TOKEN": ADMIN_TOKEN,
+        "HOST": "127.0.0.1",
+        "PORT": str(port),
+        **settings,
+    }
+
+
+class Commands:
+    """Starts commands of ours as real processes, and ends them all in the end."""
+
+    def __init__(self, stack: AsyncExitStack) -> None:
+        self._stack = stack
+
+    async def start(self, name: str, *arguments: str, env: Mapping[str, str]) -> PythonChild:
+        """Run `relay <arguments>` and wait until it is ready."""
+        child = PythonChild(name, ["relay", *arguments], env=env)
+        self._stack.push_async_callback(child.end_now)
+        await child.start()
+        return child
+
+    async def serve(self, url: str, **settings: str) -> Api:
+        """Run `relay serve` on a free port; an empty setting is left out."""
+        port = free_port()
+        env = {name: value for name, value in environment(url, port, **settings).items() if value}
+        child = await self.start("api", "serve", env=env)
+        return await self._stack.enter_async_context(
+            Api(f"http://127.0.0.1:{port}", child, env.get("RELAY_ADMIN_TOKEN"))
+        )
+
+    async def deliver(self, url: str, **settings: str) -> PythonChild:
+        """Run `relay deliver`, allowed to reach this machine."""
+        env = environment(url, free_port(), RELAY_ALLOWED_NETWORKS="127.0.0.0/8,::1/128", **settings)
+        return await self.start("deliver", "deliver", "--no-ops", env=env)
+
+
+@pytest.fixture
+async def commands() -> AsyncIterator[Commands]:
+    async with AsyncExitStack() as stack:
+        yield Commands(stack)
+
+
+@pytest.fixture(scope="session")
+async def api(databases: Databases) -> AsyncIterator[Api]:
+    """One API process for all tests that do nothing to it; each makes organizations of its own."""
+    async with AsyncExitStack() as stack:
+        limits = {"RELAY_RATE_LIMIT_ENTERPRISE": "1000000000"}
+        yield await Commands(stack).serve(await databases.create(), **limits)

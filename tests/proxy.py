@@ -1,0 +1,108 @@
+"""A TCP proxy before PostgreSQL that can fail in the ways a network fails."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Self
+from urllib.parse import parse_qs, urlsplit
+
+_SOCKET = ".s.PGSQL.5432"
+
+
+class Proxy:
+    """Listens on a port of its own and passes everything on to the server that `url` names, until told otherwise."""
+
+    def __init__(self, url: str) -> None:
+        self._parts = urlsplit(url)
+        self._socket = f"{parse_qs(self._parts.query)['host'][0]}/{_SOCKET}"
+        self._refusing = False
+        self._cutting = False
+        self._pairs: set[_Pair] = set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        self.cut()
+
+    @property
+    def url(self) -> str:
+        """The same database, through the proxy."""
+        port = self._server.sockets[0].getsockname()[1]
+        login = self._parts.netloc.rpartition("@")[0]
+        return f"postgresql://{login}@127.0.0.1:{port}{self._parts.path}"
+
+    def refuse(self) -> None:
+        """Close new connections at once."""
+        self._refusing = True
+
+    def accept(self) -> None:
+        """Take new connections again."""
+        self._refusing = False
+
+    def cut(self) -> None:
+        """Break the connections there are."""
+        for pair in list(self._pairs):
+            pair.cut()
+
+    def cut_after_next_answer(self) -> None:
+        """Let the next statement through, and break its connection before the answer comes back."""
+        for pair in self._pairs:
+            pair.swallow = True
+
+    def hang_present_connections(self) -> None:
+        """Pass on nothing more on the connections there are; new ones work."""
+        for pair in self._pairs:
+            pair.hanging = True
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._refusing:
+            writer.transport.abort()
+            return
+        upstream = await asyncio.open_unix_connection(self._socket)
+        pair = _Pair(writer, upstream[1])
+        self._pairs.add(pair)
+        try:
+            await asyncio.gather(pair.requests(reader), pair.answers(upstream[0]))
+        finally:
+            self._pairs.discard(pair)
+            pair.cut()
+
+
+class _Pair:
+    """One connection and the one behind it."""
+
+    def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
+        self._client = client
+        self._server = server
+        self.swallow = False
+        self.hanging = False
+        self._sent = False
+
+    async def requests(self, reader: asyncio.StreamReader) -> None:
+        await self._pass(reader, self._server, is_answer=False)
+
+    async def answers(self, reader: asyncio.StreamReader) -> None:
+        await self._pass(reader, self._client, is_answer=True)
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_answer: bool) -> None:
+        with suppress(ConnectionError):
+            while chunk := await reader.read(65536):
+                if self.hanging:
+                    continue
+                if self.swallow:
+                    if is_answer and self._sent:
+                        # The server has done it, and nobody will hear.
+                        break
+                    self._sent = self._sent or not is_answer
+                writer.write(chunk)
+                await writer.drain()
+        if not self.hanging:
+            self.cut()
+
+    def cut(self) -> None:
+        self._client.transport.abort()
+        self._server.transport.abort()
