@@ -1,0 +1,25 @@
+"""The guard: API keys, their verification, and what a process remembers of it."""
+
+from relay.auth.format import ApiKey, mint, read
+from relay.auth.guard import Guard
+from relay.auth.hasher import Hasher
+from relay.auth.keyring import Keyring, SecretKeyMismatch
+from relay.auth.keys import Keys, KeyShown, NewOrganization, Organization, Rotated
+from relay.auth.tenant import SCOPES, Tenant
+
+__all__ = [
+    "SCOPES",
+    "ApiKey",
+    "Guard",
+    "Hasher",
+    "KeyShown",
+    "Keyring",
+    "Keys",
+    "NewOrganization",
+    "Organization",
+    "Rotated",
+    "SecretKeyMismatch",
+    "Tenant",
+    "mint",
+    "read",
+]

@@ -1,0 +1,120 @@
+"""Whether a key that this process does not know yet is what it says it is."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from types import TracebackType
+from typing import Final, Self
+
+from relay.auth.cache import KeyCache
+from relay.auth.format import ApiKey, digest, read
+from relay.auth.hasher import Hasher
+from relay.auth.keyring import Keyring
+from relay.auth.tenant import Tenant
+from relay.store import Cell, Row
+from relay.telemetry.metrics import Metrics
+
+_QUERY_TIMEOUT_S: Final = 2.0
+# A client that goes on with a revoked key costs one query in this time, not one a request.
+_REFUSAL_S: Final = 1.0
+_REFUSALS: Final = 10_000
+# How often a row is read again because a key was revoked meanwhile, before the answer goes uncached.
+_READS: Final = 3
+
+
+class Verifier:
+    """Verifies keys, cheapest proof first: shape and checksum, the row of its id, the digest, Argon2.
+
+    A wrong secret for a real id ends at the digest and touches nothing of the real key. Requests that come
+    with one key at the same time share one verification. Leaving ends those under way.
+    """
+
+    def __init__(
+        self, cell: Cell, keyring: Keyring, cache: KeyCache, hasher: Hasher, metrics: Metrics | None = None
+    ) -> None:
+        self._cell = cell
+        self._keyring = keyring
+        self._cache = cache
+        self._hasher = hasher
+        self._flights: dict[bytes, asyncio.Task[Tenant | None]] = {}
+        metrics = metrics or Metrics()
+        self._reads = metrics.counter("relay_key_reads", "Rows of keys read from the database to verify a key.")
+        self._refused = metrics.counter("relay_keys_refused", "Keys refused, by the proof that failed.", "proof")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        flights = [flight for flight in self._flights.values() if not flight.done()]
+        for flight in flights:
+            flight.cancel()
+        if flights:
+            await asyncio.wait(flights)
+
+    async def verify(self, text: bytes) -> Tenant | None:
+        """The tenant of a key, or None when it is refused.
+
+        Raises:
+            StoreError: the database does not answer.
+        """
+        key = read(text, self._keyring.hmac_key)
+        if key is None or key.cell_id != self._keyring.cell_id:
+            self._refused.add(1, "checksum")
+            return None
+        fingerprint = self._cache.fingerprint(text)
+        flight = self._flights.get(fingerprint)
+        if flight is None:
+            flight = asyncio.create_task(self._prove(key, fingerprint), name="verify a key")
+            self._flights[fingerprint] = flight
+            flight.add_done_callback(lambda ended: self._landed(fingerprint, ended))
+        # A client that leaves does not take the others' verification along.
+        return await asyncio.shield(flight)
+
+    async def _prove(self, key: ApiKey, fingerprint: bytes) -> Tenant | None:
+        hashed = self._cache.has(fingerprint)
+        tenant = None
+        for _ in range(_READS):
+            row = await self._read(key)
+            proof = "id" if row is None else "digest"
+            if row is None or not hmac.compare_digest(row["digest"], digest(key.secret, self._keyring.hmac_key)):
+                self._refuse(fingerprint, proof)
+                return None
+            if not hashed and not await self._hasher.fits(row["argon2"], key.secret):
+                self._refuse(fingerprint, "argon2")
+                return None
+            hashed = True
+            tenant = tenant_of(row)
+            if self._cache.put(fingerprint, tenant, row["keys_version"]):
+                break
+        return tenant
+
+    async def _read(self, key: ApiKey) -> Row | None:
+        self._reads.add()
+        return await self._cell.fetch_row("key_by_id", key.key_id, timeout_s=_QUERY_TIMEOUT_S)
+
+    def _refuse(self, fingerprint: bytes, proof: str) -> None:
+        self._cache.drop(fingerprint)
+        self._refused.add(1, proof)
+
+    def _landed(self, fingerprint: bytes, flight: asyncio.Task[Tenant | None]) -> None:
+        refused = not flight.cancelled() and flight.exception() is None and flight.result() is None
+        if refused and len(self._flights) < _REFUSALS:
+            # What is refused once is refused for good: no id is given out twice.
+            flight.get_loop().call_later(_REFUSAL_S, self._flights.pop, fingerprint, None)
+        else:
+            self._flights.pop(fingerprint, None)
+
+
+def tenant_of(row: Row) -> Tenant:
+    """The tenant that a row of a key speaks of."""
+    expires_at = row["expires_at"]
+    return Tenant(
+        organization_id=row["organization_id"],
+        key_id=row["id"],
+        tier=row["tier"],
+        scopes=frozenset(row["scopes"]),
+        expires_at=None if expires_at is None else expires_at.timestamp(),
+    )

@@ -1,0 +1,394 @@
+"""API keys on a real PostgreSQL: what a verification costs, and how fast every process learns of a rotation."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+
+from relay.auth import Guard, Hasher, Keyring, Keys, SecretKeyMismatch, Tenant, mint
+from relay.auth.format import read
+from relay.errors import ApiError
+from relay.store import Cell
+from relay.telemetry.metrics import Metrics
+from relay.values.sealed import Vault
+from relay.values.uuid7 import Uuid7Clock
+from tests.conftest import SECRET_KEY, Databases, open_cell
+
+
+class Node:
+    """What one API process has to do with keys."""
+
+    def __init__(self, cell: Cell, keyring: Keyring, hasher: Hasher, guard: Guard, metrics: Metrics) -> None:
+        self.cell = cell
+        self.keyring = keyring
+        self.hasher = hasher
+        self.guard = guard
+        self.keys = Keys(cell, keyring, hasher, guard)
+        self._metrics = metrics
+
+    @property
+    def hashes(self) -> int:
+        return self._count("relay_keys_hashed_total")
+
+    @property
+    def reads(self) -> int:
+        return self._count("relay_key_reads_total")
+
+    def _count(self, name: str) -> int:
+        for line in self._metrics.render().decode().splitlines():
+            if line.startswith(name + " "):
+                return int(float(line.split()[1]))
+        raise AssertionError(name)
+
+    async def refusal(self, key: bytes | None, needs: str | None = None) -> str:
+        """Why a key is not admitted, or nothing if it is."""
+        try:
+            await self.guard.admit(key, needs)
+        except ApiError as error:
+            return error.kind.code
+        return ""
+
+
+@asynccontextmanager
+async def running(url: str) -> AsyncIterator[Node]:
+    metrics = Metrics()
+    async with open_cell(url) as cell, Hasher(metrics) as hasher:
+        keyring = await Keyring.open(cell, Vault([SECRET_KEY]))
+        async with Guard(cell, keyring, hasher, metrics) as guard:
+            yield Node(cell, keyring, hasher, guard, metrics)
+
+
+@pytest.fixture(scope="module")
+async def shared(databases: Databases) -> str:
+    """A database for all tests that only make organizations of their own."""
+    return await databases.create()
+
+
+@pytest.fixture
+async def node(shared: str) -> AsyncIterator[Node]:
+    async with running(shared) as made:
+        yield made
+
+
+@pytest.fixture
+async def other(shared: str) -> AsyncIterator[Node]:
+    """A second process on the same database."""
+    async with running(shared) as made:
+        yield made
+
+
+async def signed_up(node: Node, name: str = "Acme") -> tuple[bytes, Tenant]:
+    made = await node.keys.create_organization(name, "free")
+    key = made.api_key.encode()
+    return key, await node.guard.admit(key, "manage")
+
+
+async def until(condition: Callable[[], bool], within_s: float) -> float:
+    """Wait for a condition; how long it took."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < within_s
+        await asyncio.sleep(0.005)
+    return time.monotonic() - start
+
+
+async def rotate_silently(node: Node, tenant: Tenant) -> None:
+    """Rotate a key as a process does that dies before it can tell anybody."""
+    new_key_id = node.cell.clock.new()
+    await node.cell.fetch("rotate_key", tenant.organization_id, tenant.key_id, new_key_id, bytes(32), "no hash", 0.0)
+
+
+def with_another_secret(node: Node, key: bytes) -> bytes:
+    """A key with a right checksum and the id of `key`, as nobody can make it without the HMAC key."""
+    parsed = read(key, node.keyring.hmac_key)
+    assert parsed is not None
+    return mint(parsed.cell_id, parsed.key_id, node.keyring.hmac_key)[0].encode()
+
+
+async def test_a_new_organizations_key_is_admitted_with_every_scope(node: Node) -> None:
+    made = await node.keys.create_organization("Acme", "pro")
+
+    tenant = await node.guard.admit(made.api_key.encode(), "ingest")
+
+    assert (tenant.organization_id, tenant.key_id, tenant.tier) == (made.organization_id, made.key_id, "pro")
+    assert tenant.scopes == {"ingest", "consume", "manage"}
+    assert tenant.expires_at is None
+    assert node.guard.known(made.api_key.encode()) is tenant
+
+
+async def test_a_request_without_a_key_is_told_so(node: Node) -> None:
+    assert await node.refusal(None) == "missing_api_key"
+    assert await node.refusal(b"") == "missing_api_key"
+
+
+async def test_a_key_without_the_scope_is_refused_and_stays_known(node: Node) -> None:
+    key, tenant = await signed_up(node)
+
+    assert await node.refusal(key, "fly") == "insufficient_scope"
+    assert node.guard.known(key) is tenant
+
+
+async def test_malformed_and_invented_keys_cost_neither_query_nor_hash(node: Node) -> None:
+    hashes = node.hashes
+    invented = mint("c1", Uuid7Clock().new(), bytes(32))[0].encode()
+    elsewhere = mint("zz", Uuid7Clock().new(), node.keyring.hmac_key)[0].encode()
+
+    for key in (b"x", b"rly_live_", b"\xff" * 98, invented, invented[:-1], invented + b"a", elsewhere):
+        assert await node.refusal(key) == "invalid_api_key"
+
+    assert (node.reads, node.hashes) == (0, hashes)
+
+
+async def test_a_wrong_secret_for_a_real_id_never_reaches_argon2_and_leaves_the_real_key_alone(node: Node) -> None:
+    key, tenant = await signed_up(node)
+    hashes = node.hashes
+
+    wrong = [with_another_secret(node, key) for _ in range(20)]
+    answers = await asyncio.gather(*(node.refusal(each) for each in wrong))
+
+    assert set(answers) == {"invalid_api_key"}
+    assert node.hashes == hashes
+    assert node.guard.known(key) is tenant
+
+
+async def test_racing_first_requests_of_one_key_cost_one_query_and_one_hash(node: Node, other: Node) -> None:
+    made = await node.keys.create_organization("Acme", "free")
+
+    tenants = await asyncio.gather(*(other.guard.admit(made.api_key.encode(), "ingest") for _ in range(10)))
+
+    assert {tenant.key_id for tenant in tenants} == {made.key_id}
+    assert (other.reads, other.hashes) == (1, 1)
+
+
+async def test_a_client_that_leaves_does_not_end_the_verification_of_the_others(node: Node) -> None:
+    key = (await node.keys.create_organization("Acme", "free")).api_key.encode()
+    first = asyncio.create_task(node.guard.admit(key, None))
+    second = asyncio.create_task(node.guard.admit(key, None))
+    await asyncio.sleep(0)
+
+    first.cancel()
+
+    assert await second is node.guard.known(key)
+    assert node.reads == 1
+
+
+async def test_a_known_key_costs_neither_query_nor_hash(node: Node) -> None:
+    key, _ = await signed_up(node)
+    before = node.reads, node.hashes
+
+    for _ in range(100):
+        await node.guard.admit(key, "ingest")
+
+    assert (node.reads, node.hashes) == before
+
+
+async def test_a_refused_key_that_keeps_coming_is_not_looked_up_each_time(node: Node) -> None:
+    key, tenant = await signed_up(node)
+    await node.keys.rotate(tenant, 0)
+    before = node.reads
+
+    for _ in range(50):
+        assert await node.refusal(key) == "invalid_api_key"
+
+    assert node.reads == before + 1
+
+
+async def test_a_rotated_key_is_refused_at_once_where_it_was_rotated(node: Node) -> None:
+    key, tenant = await signed_up(node)
+
+    rotated = await node.keys.rotate(tenant, 0)
+
+    assert node.guard.known(key) is None
+    assert await node.refusal(key) == "invalid_api_key"
+    renewed = await node.guard.admit(rotated.api_key.encode(), "manage")
+    assert (renewed.organization_id, renewed.key_id) == (tenant.organization_id, rotated.key_id)
+
+
+async def test_a_rotated_key_is_refused_by_every_process_within_a_second(node: Node, other: Node) -> None:
+    key, tenant = await signed_up(node)
+    await other.guard.admit(key, None)
+
+    await node.keys.rotate(tenant, 0)
+    await until(lambda: other.guard.known(key) is None, within_s=1.0)
+
+    assert await other.refusal(key) == "invalid_api_key"
+
+
+async def test_a_rotated_key_is_refused_within_a_second_also_when_notifications_are_lost(
+    node: Node, other: Node, databases: Databases, shared: str
+) -> None:
+    key, tenant = await signed_up(node)
+    await other.guard.admit(key, None)
+    name = urlsplit(shared).path.removeprefix("/")
+
+    async def deafen(admin: asyncpg.Connection) -> None:
+        while True:
+            await admin.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity where datname = $1 and query like 'LISTEN%'",
+                name,
+            )
+            await asyncio.sleep(0.01)
+
+    admin = await asyncpg.connect(databases.postgres.url)
+    deafening = asyncio.create_task(deafen(admin))
+    try:
+        await asyncio.sleep(0.05)
+        await rotate_silently(node, tenant)
+        await until(lambda: other.guard.known(key) is None, within_s=1.0)
+    finally:
+        deafening.cancel()
+        await asyncio.wait((deafening,))
+        await admin.close()
+
+
+async def test_a_key_that_is_rotated_while_it_is_being_verified_is_refused(node: Node, other: Node) -> None:
+    key, tenant = await signed_up(node)
+    occupied = [asyncio.create_task(other.hasher.hash(bytes(32))) for _ in range(10)]
+    verifying = asyncio.create_task(other.refusal(key))
+    await until(lambda: other.hashes == 11, within_s=1.0)
+
+    await rotate_silently(node, tenant)
+    await other.guard.look_again()
+    assert not verifying.done()
+
+    assert await verifying == "invalid_api_key"
+    assert other.guard.known(key) is None
+    await asyncio.gather(*occupied)
+
+
+async def test_during_an_overlap_both_keys_are_good_and_then_only_the_new_one(node: Node, other: Node) -> None:
+    key, tenant = await signed_up(node)
+    await other.guard.admit(key, None)
+
+    rotated = await node.keys.rotate(tenant, 0.3)
+    await other.guard.look_again()
+    both = node.guard.known(key), other.guard.known(key)
+
+    for seen in both:
+        assert seen is not None
+        assert seen.expires_at == rotated.previous_expires_at.timestamp()
+    await until(lambda: node.guard.known(key) is None and other.guard.known(key) is None, within_s=1.0)
+    assert await node.refusal(key) == await other.refusal(key) == "invalid_api_key"
+    assert await other.refusal(rotated.api_key.encode()) == ""
+
+
+async def test_a_second_rotation_cannot_lengthen_an_overlap(node: Node) -> None:
+    _, tenant = await signed_up(node)
+
+    first = await node.keys.rotate(tenant, 100)
+    second = await node.keys.rotate(tenant, 1_000)
+
+    assert second.previous_expires_at == first.previous_expires_at
+
+
+async def test_rotations_of_one_key_that_race_make_one_new_key(node: Node, other: Node) -> None:
+    _, tenant = await signed_up(node)
+
+    async def rotate(by: Node) -> str:
+        try:
+            return (await by.keys.rotate(tenant, 0)).api_key
+        except ApiError as error:
+            return error.kind.code
+
+    answers = await asyncio.gather(*(rotate(by) for by in (node, other) * 4))
+
+    assert sorted(answers).count("invalid_api_key") == 7
+    assert len((await node.keys.describe(tenant.organization_id)).keys) == 1
+
+
+async def test_an_organization_is_shown_with_its_keys_in_force(node: Node) -> None:
+    _, tenant = await signed_up(node, "Ünïcode & Söhne")
+    rotated = await node.keys.rotate(tenant, 60)
+
+    shown = await node.keys.describe(tenant.organization_id)
+
+    assert (shown.name, shown.tier, shown.webhook_url) == ("Ünïcode & Söhne", "free", None)
+    assert [key.key_id for key in shown.keys] == [tenant.key_id, rotated.key_id]
+    assert [key.expires_at for key in shown.keys] == [rotated.previous_expires_at, None]
+    assert {key.name for key in shown.keys} == {"first"}
+
+
+async def test_a_name_that_postgresql_cannot_keep_is_refused_as_a_bad_request(node: Node) -> None:
+    for name in ("a\0b", "\ud800", "x" * 256):
+        with pytest.raises(ApiError) as refused:
+            await node.keys.create_organization(name, "free")
+        assert (refused.value.kind.status, refused.value.details[0].field) == (422, "organization_name")
+
+
+async def test_without_the_database_known_keys_are_good_for_two_seconds_and_no_longer(
+    databases: Databases, database: str
+) -> None:
+    name = urlsplit(database).path.removeprefix("/")
+    async with AsyncExitStack() as stack:
+        admin = await asyncpg.connect(databases.postgres.url)
+        stack.push_async_callback(admin.close)
+        node = await stack.enter_async_context(running(database))
+        key, tenant = await signed_up(node)
+        unknown = (await node.keys.create_organization("Other", "free")).api_key.encode()
+        hashes = node.hashes
+
+        await admin.execute(f"alter database {name} allow_connections false")
+        await admin.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = $1", name)
+        assert node.guard.known(key) is tenant
+        assert await node.refusal(unknown) == "database_unavailable"
+        took_s = await until(lambda: node.guard.known(key) is None, within_s=2.2)
+        assert took_s > 1.0
+        assert await node.refusal(key) == "database_unavailable"
+
+        await admin.execute(f"alter database {name} allow_connections true")
+        await until(lambda: node.guard.known(key) is not None, within_s=1.5)
+        assert node.hashes == hashes
+
+
+async def test_starts_that_race_agree_on_one_hmac_key(database: str) -> None:
+    async with AsyncExitStack() as stack:
+        cells = [await stack.enter_async_context(open_cell(database)) for _ in range(4)]
+
+        keyrings = await asyncio.gather(*(Keyring.open(cell, Vault([SECRET_KEY])) for cell in cells for _ in range(4)))
+
+    assert len({keyring.hmac_key for keyring in keyrings}) == 1
+    assert SECRET_KEY not in repr(keyrings[0])
+    assert keyrings[0].hmac_key.hex() not in repr(keyrings[0])
+
+
+async def test_the_stored_hmac_key_is_sealed(cell: Cell) -> None:
+    keyring = await Keyring.open(cell, Vault([SECRET_KEY]))
+
+    row = await cell.fetch_row("key_seal")
+
+    assert row is not None
+    assert keyring.hmac_key not in row["key_seal"]
+
+
+async def test_another_secret_key_is_refused_in_one_line_and_an_added_one_is_not(cell: Cell) -> None:
+    first = await Keyring.open(cell, Vault([SECRET_KEY]))
+    changed = "another secret key, just as long as it must be"
+
+    with pytest.raises(SecretKeyMismatch) as refused:
+        await Keyring.open(cell, Vault([changed]))
+
+    assert str(refused.value).startswith("RELAY_SECRET_KEY")
+    assert "\n" not in str(refused.value)
+    assert changed not in str(refused.value)
+    assert await Keyring.open(cell, Vault([changed, SECRET_KEY])) == first
+
+
+async def test_a_write_whose_answer_is_lost_is_sent_again_and_makes_one_key(node: Node) -> None:
+    """The second of two equal statements does nothing, so that what was lost may be sent again."""
+    _, tenant = await signed_up(node)
+    _, new = mint("c1", node.cell.clock.new(), node.keyring.hmac_key)
+    rotation = tenant.organization_id, tenant.key_id, new.key_id, bytes(32), "no hash", 0.0
+
+    (first,) = await node.cell.fetch("rotate_key", *rotation)
+    again = await node.cell.fetch("rotate_key", *rotation)
+    (told,) = await node.cell.fetch("rotated_key", *rotation[:3])
+
+    assert not again
+    assert told["expires_at"] == first["expires_at"]
+    assert [key.key_id for key in (await node.keys.describe(tenant.organization_id)).keys] == [new.key_id]
