@@ -1,0 +1,193 @@
+"""The whole service on one page: what an API process consists of, and the table of its operations."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+
+from relay.auth import Guard, Hasher, Keyring, Keys
+from relay.config import Settings
+from relay.http import schemas
+from relay.http.body import BodyClock
+from relay.http.door import Door
+from relay.http.events import GetEvent, PostEvent
+from relay.http.front import Front
+from relay.http.inbox import GetInbox, PostAck, PostAcks
+from relay.http.keys import GenerateKey, GetKeys, RotateKey
+from relay.http.openapi import document
+from relay.http.operations import Operation
+from relay.http.system import GetDocs, GetDocsFile, GetHealth, GetLive, GetMetrics, GetOpenApi
+from relay.http.webhook import PostWebhookConfig
+from relay.ingest import GroupCommit, Hint
+from relay.limits import Limiter, SignupLimiter
+from relay.store import Cell
+from relay.telemetry.metrics import Metrics
+from relay.upkeep.partitions import Partitions
+from relay.values.sealed import Vault
+
+
+class Service:
+    """One API process. Entering connects and starts everything; leaving commits what waits and closes everything.
+
+    Args:
+        settings: the operator's; `database_url` and `secret_keys` are there.
+        connections: how many connections to PostgreSQL this process may hold.
+        loopback_only: answer only requests whose Host header names the loopback.
+
+    Raises:
+        StoreError: on entering: the database does not answer, or has no tables.
+        SecretKeyMismatch: on entering: RELAY_SECRET_KEY is not the one of this database.
+    """
+
+    front: Front
+
+    def __init__(self, settings: Settings, *, connections: int, loopback_only: bool = False) -> None:
+        self._settings = settings
+        self._connections = connections
+        self._loopback_only = loopback_only
+        self._stack = AsyncExitStack()
+        self.metrics = Metrics()
+
+    async def __aenter__(self) -> Self:
+        settings, metrics = self._settings, self.metrics
+        async with AsyncExitStack() as stack:
+            self.cell = cell = await stack.enter_async_context(
+                Cell(
+                    settings.database_url or "",
+                    direct_url=settings.database_direct_url,
+                    schema=settings.schema,
+                    application="relay serve",
+                    connections=self._connections,
+                    lifetime_s=settings.db_max_lifetime_s,
+                )
+            )
+            await cell.check_durability()
+            metrics.gauge(
+                "relay_oldest_write_transaction_seconds",
+                "Age of the oldest transaction that may still write: so far behind are readers that go forward.",
+                lambda: cell.oldest_write_s,
+            )
+            vault = Vault(settings.secret_keys)
+            hasher = await stack.enter_async_context(Hasher(metrics))
+            keyring = await Keyring.open(cell, vault)
+            guard = await stack.enter_async_context(Guard(cell, keyring, hasher, metrics))
+            await stack.enter_async_context(Partitions(cell))
+            hint = await stack.enter_async_context(Hint(cell))
+            commit = await stack.enter_async_context(
+                GroupCommit(
+                    cell,
+                    dedup_window_s=settings.dedup_window_s,
+                    commit_timeout_s=settings.commit_timeout_s,
+                    queue_bytes=settings.queue_mb * 1024 * 1024,
+                    metrics=metrics,
+                    due=hint.due,
+                )
+            )
+            self._bodies = bodies = await stack.enter_async_context(BodyClock())
+            door = Door(guard, Limiter(settings.rates))
+            self.front = Front(
+                operations(
+                    settings, cell, vault, door, bodies, commit,
+                    Keys(cell, keyring, hasher, guard), metrics,
+                ),
+                metrics,
+                door=door,
+                loopback_only=self._loopback_only,
+            )  # fmt: skip
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    def stop(self) -> None:
+        """From now on every answer closes its connection, and bodies have little time."""
+        self.front.stop()
+        self._bodies.stop()
+
+
+def operations(
+    settings: Settings,
+    cell: Cell,
+    vault: Vault,
+    door: Door,
+    bodies: BodyClock,
+    commit: GroupCommit,
+    keys: Keys,
+    metrics: Metrics,
+) -> list[Operation]:
+    """Everything that can be asked of the API: routes and OpenAPI document are made from this table."""
+    table = [
+        Operation(
+            "POST", "/api/events", PostEvent(door, bodies, commit),
+            success={201: schemas.AcceptedEvent}, body=schemas.PostedEvent,
+            errors=(
+                "duplicate", "payload_too_large", "invalid_idempotency_key", "idempotency_key_reused", "unstorable",
+                "queue_full", "commit_unknown",
+            ),
+            headers={"Idempotency-Key": "1 to 255 visible ASCII characters: a repeat gets the first answer again."},
+        ),
+        Operation(
+            "GET", "/api/events/{id}", GetEvent(door, cell),
+            success={200: schemas.EventStory}, errors=("event_not_found", "invalid_request"),
+        ),
+        Operation(
+            "GET", "/api/inbox", GetInbox(door, cell),
+            success={200: schemas.InboxPage}, query=schemas.InboxQuery, errors=("invalid_request", "invalid_cursor"),
+        ),
+        Operation(
+            "POST", "/api/ack/{id}", PostAck(door, bodies, cell),
+            success={200: schemas.Acknowledged}, body=schemas.NoMembers, body_optional=True,
+            errors=("event_not_found",),
+        ),
+        Operation(
+            "POST", "/api/ack", PostAcks(door, bodies, cell),
+            success={200: schemas.AcknowledgedMany}, body=schemas.AcknowledgeMany,
+        ),
+        Operation(
+            "POST", "/api/webhook/config", PostWebhookConfig(door, bodies, cell, vault),
+            success={200: schemas.WebhookConfigured}, body=schemas.WebhookConfig, errors=("invalid_url",),
+        ),
+        Operation(
+            "POST", "/api/keys/generate",
+            GenerateKey(
+                bodies, keys, SignupLimiter(),
+                admin_token=settings.admin_token, max_tier=settings.signup_max_tier,
+            ),
+            success={201: schemas.GeneratedKey}, body=schemas.GenerateKey, key=False,
+            errors=(
+                "invalid_admin_token", "tier_not_allowed", "too_many_signups", "database_unavailable", "commit_unknown",
+                "internal_error",
+            ),
+        ),
+        Operation(
+            "GET", "/api/keys", GetKeys(door, keys, settings.rates),
+            success={200: schemas.Keys}, errors=("invalid_request",),
+        ),
+        Operation(
+            "POST", "/api/keys/rotate", RotateKey(door, bodies, keys),
+            success={200: schemas.RotatedKey}, body=schemas.RotateKey, body_optional=True, errors=("commit_unknown",),
+        ),
+        Operation(
+            "GET", "/health", GetHealth(cell),
+            success={200: schemas.Health}, key=False, errors=("invalid_request", "database_unavailable"),
+        ),
+        Operation(
+            "GET", "/health/live", GetLive(),
+            success={200: schemas.Health}, key=False, errors=("invalid_request",),
+        ),
+        Operation(
+            "GET", "/metrics", GetMetrics(metrics, settings.metrics_token),
+            success={200: None}, key=False, errors=("invalid_metrics_token", "invalid_request"),
+        ),
+        Operation(
+            "GET", "/openapi.json", GetOpenApi(lambda: document(table)),
+            success={200: None}, key=False, errors=("invalid_request",),
+        ),
+        Operation("GET", "/docs", GetDocs(), success={200: None}, key=False, errors=("invalid_request",)),
+        Operation("GET", "/docs/{file}", GetDocsFile(), success={200: None}, key=False, listed=False),
+    ]  # fmt: skip
+    return table

@@ -1,0 +1,132 @@
+"""`relay serve`: the API."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Final
+
+import click
+import uvloop
+
+from relay.app import Service
+from relay.auth import SecretKeyMismatch
+from relay.cli.exits import FAILED, UNREACHABLE, USAGE, Stop
+from relay.cli.listening import host_of, http_server, require_free, say_ready, until_it_answers
+from relay.config import Settings, load
+from relay.http.front import Front
+from relay.local.children import PythonChild
+from relay.local.failures import Unable
+from relay.local.supervisor import StopSignals, StopTimes, Supervisor
+from relay.store import StoreError
+from relay.telemetry import logs
+
+_log = logging.getLogger("relay.serve")
+
+# Granian counts open connections, idle ones and long polls too, and accepts no more than this many.
+_CONNECTIONS: Final = 16_384
+_BACKLOG: Final = 1024
+#: How long requests that are under way may take once the process was told to stop.
+DRAIN_S: Final = 20.0
+_HALF_HEADS_S: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    worker: bool
+    loopback_only: bool
+    ready_fd: int | None
+
+
+@click.command(help="Run the API.")
+@click.option("--worker", is_flag=True, hidden=True, help="Be one of several API processes.")
+@click.option("--loopback-only", is_flag=True, hidden=True, help="Answer only to loopback names.")
+@click.option("--ready-fd", type=int, hidden=True, help="Write a byte here once requests are answered.")
+def serve(worker: bool, loopback_only: bool, ready_fd: int | None) -> None:
+    """Run the API until SIGTERM or SIGINT."""
+    settings = load(os.environ)
+    logs.set_up(settings.log_level)
+    if settings.database_url is None:
+        raise Stop(USAGE, "DATABASE_URL: `relay serve` needs one, for instance postgresql://user@host/database")
+    if not settings.secret_keys:
+        raise Stop(USAGE, "RELAY_SECRET_KEY: `relay serve` needs one of at least 32 characters")
+    if settings.admin_token is None and not settings.open_signup:
+        raise Stop(
+            USAGE,
+            "RELAY_ADMIN_TOKEN: without it anybody could generate keys; set it, or RELAY_OPEN_SIGNUP=1 to allow that",
+        )
+    options = _Options(worker, loopback_only, ready_fd)
+    if not worker:
+        require_free(host_of(settings), settings.port)
+    several = settings.workers > 1 and not worker
+    uvloop.run(_supervise(settings, options) if several else _serve(settings, options))
+
+
+async def _supervise(settings: Settings, options: _Options) -> None:
+    """Several API processes behind one port; one that dies is started again."""
+    signals = StopSignals()
+    signals.listen()
+    # They are alike and answer side by side, so they stop side by side.
+    supervisor = Supervisor(times=StopTimes(next_after_s=0.0))
+    arguments = ["relay", "serve", "--worker", *(["--loopback-only"] if options.loopback_only else [])]
+    try:
+        for number in range(settings.workers):
+            await supervisor.start(PythonChild(f"api-{number + 1}", arguments, env=dict(os.environ)))
+    except Unable as unable:
+        await supervisor.stop(signals.now)
+        raise Stop(unable.code, unable.line) from None
+    say_ready(options.ready_fd)
+    await signals.stop.wait()
+    await supervisor.stop(signals.now)
+
+
+async def _serve(settings: Settings, options: _Options) -> None:
+    signals = StopSignals()
+    signals.listen()
+    async with AsyncExitStack() as stack:
+        try:
+            service = await stack.enter_async_context(
+                Service(
+                    settings,
+                    connections=max(2, settings.db_pool_max // settings.workers),
+                    loopback_only=options.loopback_only,
+                )
+            )
+        except StoreError as error:
+            raise Stop(UNREACHABLE, f"DATABASE_URL: {error}") from None
+        except SecretKeyMismatch as error:
+            raise Stop(USAGE, str(error)) from None
+        host = host_of(settings)
+        server = http_server(service.front, host, settings.port, backlog=_BACKLOG, connections=_CONNECTIONS)
+        serving = asyncio.create_task(server.serve(), name="granian")
+        stopping = asyncio.create_task(signals.stop.wait(), name="stop signal")
+        await until_it_answers(serving, host, settings.port)
+        say_ready(options.ready_fd)
+        _log.info("serving", extra={"host": host, "port": settings.port})
+        await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            serving.result()
+            raise Stop(FAILED, f"the HTTP server on port {settings.port} ended by itself")
+        # Granian tells nobody: idle connections close by themselves, and answers under way carry `Connection: close`.
+        service.stop()
+        server.stop()  # type: ignore[no-untyped-call]
+        hurry = asyncio.create_task(signals.now.wait(), name="second stop signal")
+        drained = asyncio.create_task(_drained(serving, service.front), name="drain")
+        await asyncio.wait((drained, hurry), timeout=DRAIN_S, return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        drained.cancel()
+        if signals.now.is_set():
+            sys.stderr.flush()
+            os._exit(0)
+    _log.info("stopped")
+
+
+async def _drained(serving: asyncio.Task[None], front: Front) -> None:
+    """Wait for the last answer, then a moment for Granian, which would wait for whoever has sent half a head."""
+    await front.quiet()
+    await asyncio.wait((serving,), timeout=_HALF_HEADS_S)
+    await front.quiet()

@@ -1,0 +1,1 @@
+"""The door: a file per resource. Knows ASGI, and no SQL."""

@@ -1,0 +1,207 @@
+"""Reading a request's body: how much, of what kind, and how slowly."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from types import TracebackType
+from typing import Any, Final, Self
+
+import msgspec
+
+from relay.errors import ApiError, refused
+from relay.http.exchange import Exchange
+
+BETWEEN_BYTES_S: Final = 10.0
+WHOLE_BODY_S: Final = 30.0
+_LOOK_EVERY_S: Final = 0.5
+
+SMALL_BODY_BYTES: Final = 64 * 1024
+DROPPED_BYTES: Final = 8 * 1024 * 1024
+DROPPED_S: Final = 2.0
+# A body that was too slow before is not waited for as long.
+SLOW_DROPPED_S: Final = 0.5
+
+# What is left to bodies under way once the process was told to stop.
+_LAST_BETWEEN_BYTES_S: Final = 1.0
+_LAST_S: Final = 5.0
+
+
+class _Reading:
+    __slots__ = ("began", "last", "overdue", "task")
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[Any] | None = asyncio.current_task()
+        self.began = self.last = time.monotonic()
+        self.overdue = False
+
+
+class BodyClock:
+    """Ends bodies that come too slowly: one look at all of them twice a second, because a timer a request costs more
+    than the rest of reading a small body. Entering starts it; leaving stops it.
+    """
+
+    def __init__(self, *, between_bytes_s: float = BETWEEN_BYTES_S, whole_body_s: float = WHOLE_BODY_S) -> None:
+        self._between_bytes_s = between_bytes_s
+        self._whole_body_s = whole_body_s
+        self._ends_at = math.inf
+        self._readings: set[_Reading] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run(), name="body clock")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+
+    def stop(self) -> None:
+        """From now on bodies have little time, so that a client that sends nothing does not hold up the stop."""
+        self._between_bytes_s = min(self._between_bytes_s, _LAST_BETWEEN_BYTES_S)
+        self._ends_at = time.monotonic() + _LAST_S
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            now = time.monotonic()
+            for reading in self._readings:
+                silent = now - reading.last > self._between_bytes_s
+                late = now - reading.began > self._whole_body_s or now > self._ends_at
+                if (silent or late) and not reading.overdue and reading.task is not None:
+                    reading.overdue = True
+                    reading.task.cancel()
+
+    async def read(self, exchange: Exchange, limit_bytes: int, media_types: frozenset[bytes] | None = None) -> bytes:
+        """The whole body of a request.
+
+        Args:
+            exchange: whose.
+            limit_bytes: the most that is taken; a declared length beyond it is refused before a byte is read.
+            media_types: what `Content-Type` may be when there is a body; JSON without it.
+
+        Raises:
+            ApiError: `body_too_large`, `body_timeout`, `body_incomplete`, `unsupported_media_type`,
+                `unsupported_encoding` or `shutting_down`.
+        """
+        headers = exchange.headers
+        declared = _declared_length(headers)
+        if declared is not None and declared > limit_bytes:
+            raise ApiError("body_too_large")
+        if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+            raise ApiError("unsupported_encoding")
+        kind_ok = _is_media_type(headers.get(b"content-type"), media_types or JSON_TYPES)
+        if not kind_ok and declared:
+            raise ApiError("unsupported_media_type")
+        body = await self._read(exchange, limit_bytes if kind_ok else 0)
+        return body
+
+    async def _read(self, exchange: Exchange, limit_bytes: int) -> bytes:
+        reading = _Reading()
+        self._readings.add(reading)
+        try:
+            message = await exchange.receive()
+            if message["type"] == "http.disconnect":
+                raise _incomplete(exchange)
+            body: bytes = message.get("body", b"")
+            if len(body) > limit_bytes:
+                raise _too_much(limit_bytes)
+            if not message.get("more_body", False):
+                exchange.body_ended = True
+                return body
+            chunks = [body]
+            size = len(body)
+            while message.get("more_body", False):
+                message = await exchange.receive()
+                if message["type"] == "http.disconnect":
+                    raise _incomplete(exchange)
+                chunk = message.get("body", b"")
+                if chunk:
+                    reading.last = time.monotonic()
+                size += len(chunk)
+                if size > limit_bytes:
+                    raise _too_much(limit_bytes)
+                chunks.append(chunk)
+            exchange.body_ended = True
+            return b"".join(chunks)
+        except asyncio.CancelledError:
+            if not reading.overdue:
+                raise
+            if reading.task is not None:
+                reading.task.uncancel()
+            code = "body_timeout" if self._ends_at == math.inf else "shutting_down"
+            raise ApiError(code, close=True) from None
+        finally:
+            self._readings.discard(reading)
+
+
+JSON_TYPES: Final = frozenset((b"application/json",))
+
+
+def _incomplete(exchange: Exchange) -> ApiError:
+    # The client may have closed its half only, or sent a chunk that is none: it still reads our answer.
+    exchange.body_ended = True
+    return ApiError("body_incomplete", close=True)
+
+
+def _too_much(limit_bytes: int) -> ApiError:
+    # With no room at all the body was of a kind that is not taken, and only an empty one would have passed.
+    return ApiError("body_too_large" if limit_bytes else "unsupported_media_type")
+
+
+def _declared_length(headers: dict[bytes, bytes]) -> int | None:
+    given = headers.get(b"content-length")
+    if given is None:
+        return None if b"transfer-encoding" in headers else 0
+    return int(given) if given.isdigit() and len(given) < 19 else None
+
+
+def _is_media_type(given: bytes | None, taken: frozenset[bytes]) -> bool:
+    if given is None or given in taken:
+        return True
+    return given.partition(b";")[0].strip().lower() in taken
+
+
+async def drop_rest(exchange: Exchange, within_s: float = DROPPED_S) -> None:
+    """Read and drop what is left of a refused body, up to 8 MiB or `within_s`, so that the client sees the answer and
+    not a broken pipe. With `Expect: 100-continue` the client waits for our word and never sends it.
+    """
+    headers = exchange.headers
+    declared = _declared_length(headers)
+    if exchange.body_ended or declared == 0 or b"expect" in headers:
+        return
+    dropped = 0
+    try:
+        async with asyncio.timeout(within_s):
+            while dropped <= DROPPED_BYTES:
+                message = await exchange.receive()
+                dropped += len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return
+
+
+def decode(body: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:
+    """A body as the type that a decoder stands for.
+
+    Raises:
+        ApiError: `invalid_utf8`, `malformed_json`, `invalid_request` or `too_deep`.
+    """
+    if not body.isascii():
+        try:
+            body.decode("utf-8")
+        except UnicodeDecodeError:
+            raise ApiError("invalid_utf8") from None
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise refused(str(error)) from None
+    except RecursionError:
+        raise ApiError("too_deep") from None
+    except msgspec.DecodeError:
+        raise ApiError("malformed_json") from None

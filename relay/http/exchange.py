@@ -1,0 +1,129 @@
+"""One request and its answer."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import secrets
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from relay.errors import ApiError
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Header = tuple[bytes, bytes]
+
+JSON: Final = (b"content-type", b"application/json")
+_VISIBLE: Final = re.compile(rb"[\x21-\x7e]{1,128}")
+
+
+class RequestIds:
+    """Ids for requests that bring none: a prefix of this process and a counter."""
+
+    def __init__(self) -> None:
+        self._prefix = secrets.token_hex(6)
+        self._next = itertools.count(1).__next__
+
+    def of(self, given: bytes | None) -> bytes:
+        """The caller's id if it is 1 to 128 visible ASCII characters, else a new one."""
+        if given is not None and _VISIBLE.fullmatch(given):
+            return given
+        return b"%s-%x" % (self._prefix.encode("ascii"), self._next())
+
+
+class Exchange:
+    """What the pieces that handle one request share. The endpoint finds it in the scope under `relay`.
+
+    It does not hold the scope: in a circle the server's end of the request would live until the garbage collector comes
+    by, and with it the connection of a body that was not read.
+    """
+
+    __slots__ = (
+        "answered",
+        "body_ended",
+        "closing",
+        "headers",
+        "limit_headers",
+        "receive",
+        "request_id",
+        "send",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, ids: RequestIds) -> None:
+        self.receive = receive
+        self.send = send
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.request_id = ids.of(self.headers.get(b"x-request-id"))
+        #: The RateLimit headers, once the caller's key is known.
+        self.limit_headers: Sequence[Header] = ()
+        #: The status that was answered, or 0.
+        self.answered = 0
+        #: Whether the request's body has been read to its end.
+        self.body_ended = False
+        #: Whether the connection ends with this answer.
+        self.closing = False
+
+    async def answer(self, status: int, body: bytes, *headers: Header) -> None:
+        """Send a whole answer."""
+        self.answered = status
+        fields = [(b"x-request-id", self.request_id), *self.limit_headers, *headers]
+        if status != 204:
+            fields.append((b"content-length", b"%d" % len(body)))
+        if self.closing:
+            fields.append((b"connection", b"close"))
+        await self.send({"type": "http.response.start", "status": status, "headers": fields})
+        await self.send({"type": "http.response.body", "body": body})
+
+    async def answer_json(self, status: int, value: object, *headers: Header) -> None:
+        """Send a value as compact JSON."""
+        await self.answer(status, msgspec.json.encode(value), JSON, *headers)
+
+    async def fail(self, error: ApiError) -> None:
+        """Send the answer that an error stands for: the one place where errors become answers."""
+        kind = error.kind
+        body: dict[str, object] = {
+            "error": kind.sentence,
+            "code": kind.code,
+            "request_id": self.request_id.decode("ascii"),
+            **error.extra,
+        }
+        if error.details:
+            body["details"] = [{"field": detail.field, "message": detail.message} for detail in error.details]
+        elif kind.status == 422:
+            body["details"] = [{"field": _FIELDS.get(kind.code, "body"), "message": kind.sentence}]
+        headers = list(error.headers)
+        if error.retry_after_s is not None:
+            headers.append((b"retry-after", b"%d" % error.retry_after_s))
+        if kind.status == 401:
+            headers.append((b"www-authenticate", _CHALLENGES[kind.code]))
+        self.closing = self.closing or error.close
+        await self.answer(kind.status, msgspec.json.encode(body), JSON, *headers)
+
+
+def of(scope: Scope) -> Exchange:
+    """The exchange that a scope belongs to."""
+    exchange: Exchange = scope["relay"]
+    return exchange
+
+
+# Which member a 422 without details of its own is about.
+_FIELDS: Final = {
+    "too_deep": "payload",
+    "invalid_cursor": "cursor",
+    "invalid_idempotency_key": "Idempotency-Key",
+    "idempotency_key_reused": "Idempotency-Key",
+    "tier_not_allowed": "tier",
+    "invalid_url": "webhook_url",
+}
+# RFC 9110, section 11.6.1: a 401 names a way to authenticate.
+_CHALLENGES: Final = {
+    "missing_api_key": b'ApiKey realm="relay"',
+    "invalid_api_key": b'ApiKey realm="relay"',
+    "invalid_admin_token": b'Bearer realm="relay"',
+    "invalid_metrics_token": b'Bearer realm="relay"',
+}

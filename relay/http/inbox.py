@@ -1,0 +1,100 @@
+"""GET /api/inbox, POST /api/ack and /api/ack/{id}: how consumers pull."""
+
+from __future__ import annotations
+
+from typing import Final
+from uuid import UUID
+
+import msgspec
+
+from relay.errors import ApiError, invalid
+from relay.http import exchange as exchanges
+from relay.http import schemas
+from relay.http.body import SMALL_BODY_BYTES, BodyClock, decode
+from relay.http.door import Door
+from relay.http.exchange import Receive, Scope, Send
+from relay.http.query import read_query, refuse_query
+from relay.inbox import InboxQuery, acknowledge, read_page
+from relay.store import Cell, Row
+from relay.values import uuid7
+from relay.values.times import rfc3339
+
+_many: Final = msgspec.json.Decoder(schemas.AcknowledgeMany)
+_nothing: Final = msgspec.json.Decoder(schemas.NoMembers)
+
+
+class GetInbox:
+    """A page of the organization's events."""
+
+    def __init__(self, door: Door, cell: Cell) -> None:
+        self._door = door
+        self._cell = cell
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchanges.of(scope)
+        tenant = await self._door.admit(exchange, "consume")
+        asked = read_query(scope, schemas.InboxQuery)
+        query = InboxQuery(tenant.organization_id, asked.status, asked.type, asked.order, asked.limit, asked.cursor)
+        page = await read_page(self._cell, query)
+        events = [inbox_event(row, row["event_id"]) for row in page.events]
+        await exchange.answer_json(200, schemas.InboxPage(events, page.next_cursor))
+
+
+def inbox_event(row: Row, event_id: UUID) -> schemas.InboxEvent:
+    """An event as the API shows it."""
+    return schemas.InboxEvent(
+        id=str(event_id),
+        type=row["type"],
+        event_type=row["type"],
+        payload=msgspec.Raw(row["payload"]),
+        created_at=rfc3339(uuid7.created_at(event_id)),
+        status=row["status"],
+        delivery_status=row["status"],
+        attempts=row["attempts"],
+        dedup_id=row["dedup_id"],
+    )
+
+
+class PostAck:
+    """Mark one event as seen."""
+
+    def __init__(self, door: Door, bodies: BodyClock, cell: Cell) -> None:
+        self._door = door
+        self._bodies = bodies
+        self._cell = cell
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchanges.of(scope)
+        tenant = await self._door.admit(exchange, "consume")
+        refuse_query(scope)
+        body = await self._bodies.read(exchange, SMALL_BODY_BYTES)
+        if body:
+            decode(body, _nothing)
+        event_id = uuid7.parse(scope["path_params"]["id"])
+        if event_id is None or not await acknowledge(self._cell, tenant.organization_id, (event_id,)):
+            raise ApiError("event_not_found")
+        await exchange.answer_json(200, schemas.Acknowledged(success=True))
+
+
+class PostAcks:
+    """Mark many events as seen."""
+
+    def __init__(self, door: Door, bodies: BodyClock, cell: Cell) -> None:
+        self._door = door
+        self._bodies = bodies
+        self._cell = cell
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchanges.of(scope)
+        tenant = await self._door.admit(exchange, "consume")
+        refuse_query(scope)
+        asked: schemas.AcknowledgeMany = decode(await self._bodies.read(exchange, SMALL_BODY_BYTES), _many)
+        wanted: dict[str, UUID] = {}
+        for place, text in enumerate(asked.ids):
+            event_id = uuid7.parse(text)
+            if event_id is None:
+                raise invalid(f"ids[{place}]", "Not the id of an event: a UUIDv7.")
+            wanted[text] = event_id
+        known = await acknowledge(self._cell, tenant.organization_id, list(wanted.values())) if wanted else set()
+        not_found = [text for text, event_id in wanted.items() if event_id not in known]
+        await exchange.answer_json(200, schemas.AcknowledgedMany(len(known), not_found))

@@ -1,0 +1,139 @@
+"""Organizations and their keys."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from relay.auth import Keys as KeyRegister
+from relay.config import TIERS, Rate
+from relay.errors import ApiError, Detail, invalid
+from relay.http import exchange as exchanges
+from relay.http import schemas
+from relay.http.body import SMALL_BODY_BYTES, BodyClock, decode
+from relay.http.door import Door
+from relay.http.exchange import Exchange, Receive, Scope, Send
+from relay.http.query import refuse_query
+from relay.limits import SignupLimiter
+from relay.values.times import rfc3339, rfc3339_or_none
+
+_generate: Final = msgspec.json.Decoder(schemas.GenerateKey)
+_rotate: Final = msgspec.json.Decoder(schemas.RotateKey)
+# Keys are shown once, and kept by nobody on the way (RFC 9111, section 5.2.2.5).
+_NO_STORE: Final = (b"cache-control", b"no-store")
+
+
+def bears(exchange: Exchange, token: str) -> bool:
+    """Whether a request carries `token` as its bearer token (RFC 6750, section 2.1)."""
+    scheme, _, given = exchange.headers.get(b"authorization", b"").partition(b" ")
+    return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), token.encode())
+
+
+class GenerateKey:
+    """A new organization with its first key, for whoever may sign up."""
+
+    def __init__(
+        self,
+        bodies: BodyClock,
+        keys: KeyRegister,
+        signups: SignupLimiter,
+        *,
+        admin_token: str | None,
+        max_tier: str,
+    ) -> None:
+        self._bodies = bodies
+        self._keys = keys
+        self._signups = signups
+        self._admin_token = admin_token
+        self._max_tier = max_tier
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchanges.of(scope)
+        refuse_query(scope)
+        if self._admin_token is not None:
+            if not bears(exchange, self._admin_token):
+                raise ApiError("invalid_admin_token")
+        else:
+            client = scope.get("client")
+            allowance = self._signups.spend(client[0] if client else "")
+            if not allowance.allowed:
+                raise ApiError("too_many_signups", retry_after_s=allowance.retry_after_s)
+        asked: schemas.GenerateKey = decode(await self._bodies.read(exchange, SMALL_BODY_BYTES), _generate)
+        name = _organization_name(asked)
+        if self._admin_token is None and TIERS.index(asked.tier) > TIERS.index(self._max_tier):
+            raise ApiError("tier_not_allowed", details=(Detail("tier", f"At most {self._max_tier}."),))
+        made = await self._keys.create_organization(name, asked.tier)
+        await exchange.answer_json(
+            201, schemas.GeneratedKey(made.api_key, str(made.organization_id), name, asked.tier), _NO_STORE
+        )
+
+
+def _organization_name(asked: schemas.GenerateKey) -> str:
+    name = asked.organization_name if asked.organization_name is not None else asked.org_name
+    if name is None or (asked.org_name is not None and asked.org_name != name):
+        raise invalid("organization_name", "1 to 255 characters, given once.")
+    if "\x00" in name:
+        raise invalid("organization_name", "No NUL characters.")
+    return name
+
+
+class GetKeys:
+    """The caller's organization and its keys, without their secrets."""
+
+    def __init__(self, door: Door, keys: KeyRegister, rates: Mapping[str, Rate]) -> None:
+        self._door = door
+        self._keys = keys
+        self._rates = rates
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchanges.of(scope)
+        tenant = await self._door.admit(exchange, None)
+        refuse_query(scope)
+        organization = await self._keys.describe(tenant.organization_id)
+        await exchange.answer_json(
+            200,
+            schemas.Keys(
+                organization_id=str(organization.organization_id),
+                organization_name=organization.name,
+                tier=msgspec.convert(organization.tier, schemas.Tier),
+                rate_limit_per_minute=self._rates[organization.tier].per_minute,
+                webhook_url=organization.webhook_url,
+                keys=[
+                    schemas.Key(
+                        key_id=str(key.key_id),
+                        name=key.name,
+                        scopes=list(key.scopes),
+                        created_at=rfc3339(key.created_at),
+                        last_used_at=rfc3339_or_none(key.last_used_at),
+                        expires_at=rfc3339_or_none(key.expires_at),
+                    )
+                    for key in organization.keys
+                ],
+            ),
+            _NO_STORE,
+        )
+
+
+class RotateKey:
+    """A new key in the place of the caller's."""
+
+    def __init__(self, door: Door, bodies: BodyClock, keys: KeyRegister) -> None:
+        self._door = door
+        self._bodies = bodies
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchanges.of(scope)
+        tenant = await self._door.admit(exchange, "manage")
+        refuse_query(scope)
+        body = await self._bodies.read(exchange, SMALL_BODY_BYTES)
+        asked: schemas.RotateKey = decode(body, _rotate) if body else schemas.RotateKey()
+        rotated = await self._keys.rotate(tenant, asked.overlap_s)
+        await exchange.answer_json(
+            200,
+            schemas.RotatedKey(rotated.api_key, str(rotated.key_id), rfc3339(rotated.previous_expires_at)),
+            _NO_STORE,
+        )

@@ -1,0 +1,241 @@
+"""What goes in and out, as types: requests are decoded by them, answers encoded, and OpenAPI is made from them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+Uuid = Annotated[str, Meta(extra_json_schema={"format": "uuid"}, description="A UUIDv7.")]
+Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"}, description="RFC 3339, UTC, with microseconds.")]
+Tier = Literal["free", "pro", "business", "enterprise"]
+Status = Literal["pending", "delivered", "failed"]
+DeliveryStatus = Literal["pending", "held", "delivered", "failed", "cancelled"]
+ErrorClass = Literal["dns", "connect", "tls", "timeout", "blocked", "protocol", "http"]
+
+
+class Detail(Struct):
+    """What is wrong with one member."""
+
+    field: str
+    message: str
+
+
+class Error(Struct, omit_defaults=True):
+    """Every error that relay itself produces."""
+
+    error: str
+    code: str
+    request_id: str
+    details: list[Detail] | UnsetType = UNSET
+
+
+class DuplicateError(Struct, omit_defaults=True):
+    """An event that was accepted before."""
+
+    error: str
+    code: Literal["duplicate"]
+    request_id: str
+    id: Annotated[Uuid, Meta(description="The id of the first event.")]
+    conflict: Literal["payload"] | UnsetType = UNSET
+
+
+class PostedEvent(Struct, forbid_unknown_fields=True):
+    """An event to accept. It is decoded by `relay.ingest.parse`, which keeps the payload's bytes; this describes it."""
+
+    type: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=255,
+            pattern=r"^(?!relay\.)[^\u0000-\u001f\u007f-\u009f]+$",
+            description="What happened, such as `order.created`. Types that begin with `relay.` are ours.",
+        ),
+    ]
+    payload: Annotated[
+        msgspec.Raw, Meta(description="Any JSON value of at most 262,144 bytes, nested at most 512 levels deep.")
+    ]
+    dedup_id: (
+        Annotated[
+            str,
+            Meta(
+                min_length=1,
+                max_length=255,
+                pattern=r"^[^\u0000-\u001f\u007f-\u009f]+$",
+                description="The same dedup_id within 24 hours is the same event.",
+            ),
+        ]
+        | None
+    ) = None
+
+
+class AcceptedEvent(Struct):
+    """An event that is committed."""
+
+    id: Uuid
+    status: Literal["accepted"]
+
+
+class InboxQuery(Struct, forbid_unknown_fields=True):
+    """How to read the inbox."""
+
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
+    status: Literal["pending", "delivered", "failed", "all"] = "pending"
+    cursor: Annotated[str, Meta(max_length=200)] | None = None
+    type: (
+        Annotated[
+            str, Meta(min_length=1, max_length=255, description="An exact type, or `order.*` for all that begin so.")
+        ]
+        | None
+    ) = None
+    order: Literal["desc", "asc"] = "desc"
+
+
+class InboxEvent(Struct):
+    """An event in the inbox; `event_type` and `delivery_status` repeat `type` and `status`."""
+
+    id: Uuid
+    type: str
+    event_type: str
+    payload: Annotated[msgspec.Raw, Meta(description="The JSON value, byte for byte as it was posted.")]
+    created_at: Time
+    status: Status
+    delivery_status: Status
+    attempts: int
+    dedup_id: str | None
+
+
+class InboxPage(Struct):
+    """A page of events."""
+
+    events: list[InboxEvent]
+    next_cursor: str | None
+
+
+class Attempt(Struct):
+    """One attempt at one delivery."""
+
+    number: int
+    at: Time
+    status_code: int | None
+    latency_ms: int
+    error_class: ErrorClass | None
+    response: Annotated[str, Meta(description="The first KiB of the answer, escaped.")] | None
+
+
+class Delivery(Struct):
+    """What has become of an event at one endpoint."""
+
+    id: Uuid
+    event_id: Uuid
+    endpoint_id: Uuid
+    status: DeliveryStatus
+    attempts: int
+    next_attempt_at: Time | None
+    last_error_class: ErrorClass | None
+    created_at: Time
+    attempt_log: list[Attempt]
+
+
+class EventStory(InboxEvent):
+    """An event with everything that has happened to it."""
+
+    deliveries: list[Delivery]
+
+
+class NoMembers(Struct, forbid_unknown_fields=True):
+    """An empty object."""
+
+
+class Acknowledged(Struct):
+    """The event is marked as seen."""
+
+    success: Literal[True]
+
+
+class AcknowledgeMany(Struct, forbid_unknown_fields=True):
+    """Events to mark as seen."""
+
+    ids: Annotated[list[Uuid], Meta(max_length=1000)]
+
+
+class AcknowledgedMany(Struct):
+    """How many of them there are, and which there are not."""
+
+    acknowledged: int
+    not_found: list[str]
+
+
+class WebhookConfig(Struct, forbid_unknown_fields=True):
+    """Where the organization's events are pushed to."""
+
+    webhook_url: Annotated[str, Meta(min_length=1, max_length=2048, extra_json_schema={"format": "uri"})]
+
+
+class WebhookConfigured(Struct):
+    """The organization's default endpoint."""
+
+    success: Literal[True]
+    endpoint_id: Uuid
+    secret: Annotated[str, Meta(description="Verifies signatures as Standard Webhooks defines them.")]
+
+
+class GenerateKey(Struct, forbid_unknown_fields=True):
+    """A new organization; `org_name` is another name for `organization_name`."""
+
+    organization_name: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
+    org_name: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
+    tier: Tier = "free"
+
+
+class GeneratedKey(Struct):
+    """The organization and its key, which is shown this once."""
+
+    api_key: str
+    organization_id: Uuid
+    organization_name: str
+    tier: Tier
+
+
+class Key(Struct):
+    """A key, without its secret."""
+
+    key_id: Uuid
+    name: str
+    scopes: list[str]
+    created_at: Time
+    last_used_at: Time | None
+    expires_at: Time | None
+
+
+class Keys(Struct):
+    """The caller's organization."""
+
+    organization_id: Uuid
+    organization_name: str
+    tier: Tier
+    rate_limit_per_minute: int
+    webhook_url: str | None
+    keys: list[Key]
+
+
+class RotateKey(Struct, forbid_unknown_fields=True):
+    """How long the old key still works beside the new one."""
+
+    overlap_s: Annotated[int, Meta(ge=0, le=604_800)] = 0
+
+
+class RotatedKey(Struct):
+    """The new key, which is shown this once."""
+
+    api_key: str
+    key_id: Uuid
+    previous_expires_at: Time
+
+
+class Health(Struct):
+    """The service works."""
+
+    status: Literal["healthy"]
+    version: str

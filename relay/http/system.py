@@ -1,0 +1,122 @@
+"""What operators and their tools ask: health, metrics, the OpenAPI document and its page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import relay
+from relay.errors import ApiError
+from relay.http import exchange as exchanges
+from relay.http import schemas
+from relay.http.exchange import JSON, Receive, Scope, Send
+from relay.http.keys import bears
+from relay.http.query import refuse_query
+from relay.store import Cell
+from relay.telemetry.metrics import CONTENT_TYPE, Metrics
+
+_HEALTH_TIMEOUT_S: Final = 1.0
+_SWAGGER: Final = Path(__file__).parent / "swagger"
+_FILE: Final = re.compile(r"[a-z0-9-]+\.(?:css|js|png)")
+_TYPES: Final = {"css": b"text/css", "js": b"text/javascript", "png": b"image/png"}
+_PAGE: Final = b"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>relay</title>
+<link rel="stylesheet" href="/docs/swagger-ui.css">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="/docs/swagger-ui-bundle.js"></script>
+<script src="/docs/start.js"></script>
+</body>
+</html>
+"""
+_START: Final = (
+    b'SwaggerUIBundle({url: "/openapi.json", dom_id: "#swagger-ui", validatorUrl: null, deepLinking: true});\n'
+)
+# Nothing is loaded from anywhere else. Swagger UI sets styles on its elements and draws icons from data: URLs.
+_POLICY: Final = (
+    b"content-security-policy",
+    b"default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+)
+
+
+class GetHealth:
+    """Whether this process can do its work: PostgreSQL answers within a second."""
+
+    def __init__(self, cell: Cell) -> None:
+        self._cell = cell
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refuse_query(scope)
+        await self._cell.fetch("server_clock", timeout_s=_HEALTH_TIMEOUT_S)
+        await exchanges.of(scope).answer_json(200, schemas.Health("healthy", relay.__version__))
+
+
+class GetLive:
+    """Whether this process runs at all."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refuse_query(scope)
+        await exchanges.of(scope).answer_json(200, schemas.Health("healthy", relay.__version__))
+
+
+class GetMetrics:
+    """The counters of this process as Prometheus text."""
+
+    def __init__(self, metrics: Metrics, token: str | None) -> None:
+        self._metrics = metrics
+        self._token = token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchanges.of(scope)
+        if self._token is not None and not bears(exchange, self._token):
+            raise ApiError("invalid_metrics_token")
+        refuse_query(scope)
+        await exchange.answer(200, self._metrics.render(), (b"content-type", CONTENT_TYPE))
+
+
+class GetOpenApi:
+    """The OpenAPI document, made when it is first asked for."""
+
+    def __init__(self, make: Callable[[], bytes]) -> None:
+        self._make = make
+        self._document: bytes | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refuse_query(scope)
+        if self._document is None:
+            self._document = self._make()
+        await exchanges.of(scope).answer(200, self._document, JSON)
+
+
+class GetDocs:
+    """Swagger UI, from this package."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refuse_query(scope)
+        await exchanges.of(scope).answer(200, _PAGE, (b"content-type", b"text/html; charset=utf-8"), _POLICY)
+
+
+class GetDocsFile:
+    """What the page of Swagger UI loads."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchanges.of(scope)
+        refuse_query(scope)
+        name = scope["path_params"]["file"]
+        if name == "start.js":
+            await exchange.answer(200, _START, (b"content-type", b"text/javascript"))
+            return
+        if not _FILE.fullmatch(name) or not (_SWAGGER / name).is_file():
+            raise ApiError("not_found")
+        content = (_SWAGGER / name).read_bytes()
+        await exchange.answer(
+            200, content, (b"content-type", _TYPES[name.rpartition(".")[2]]), (b"cache-control", b"max-age=86400")
+        )

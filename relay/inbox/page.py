@@ -1,0 +1,101 @@
+"""Reading the inbox: one page at a time, in the order of commits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+from uuid import UUID
+
+from relay.errors import ApiError
+from relay.store import Cell, Row
+from relay.values import cursor
+from relay.values.cursor import Position
+
+#: One request examines at most this many rows; the queries say the same number.
+EXAMINED_ROWS: Final = 10_000
+
+Order = Literal["asc", "desc"]
+Status = Literal["pending", "delivered", "failed", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class InboxQuery:
+    """What a reader asks for.
+
+    Args:
+        organization_id: whose inbox.
+        status: which events.
+        type: an exact type, or `order.*` for every type that begins with `order.`.
+        order: `desc` for the newest first, `asc` to follow.
+        limit: how many at most.
+        cursor: where the page before has ended.
+    """
+
+    organization_id: UUID
+    status: Status
+    type: str | None
+    order: Order
+    limit: int
+    cursor: str | None
+
+    @property
+    def _identity(self) -> tuple[str, ...]:
+        return ("inbox", str(self.organization_id), self.status, self.order, self.type or "")
+
+    def start(self) -> Position:
+        """After which position the page begins.
+
+        Raises:
+            ApiError: `invalid_cursor`.
+        """
+        if self.cursor is None:
+            return cursor.LAST if self.order == "desc" else cursor.FIRST
+        position = cursor.read(self.cursor, self._identity)
+        if position is None:
+            raise ApiError("invalid_cursor")
+        return position
+
+    def cursor_at(self, position: Position) -> str:
+        """The cursor that goes on after `position`."""
+        return cursor.write(position, self._identity)
+
+    def types(self) -> tuple[str | None, str | None]:
+        """The type filter as (exact type, prefix)."""
+        if self.type is not None and self.type.endswith(".*"):
+            return None, self.type[:-1]
+        return self.type, None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Events as rows of `inbox_*`, and the cursor after them."""
+
+    events: Sequence[Row]
+    next_cursor: str | None
+
+
+async def read_page(cell: Cell, query: InboxQuery) -> Page:
+    """Read one page.
+
+    Raises:
+        ApiError: `invalid_cursor`.
+        StoreError: the database does not answer.
+    """
+    start = query.start()
+    parameters: list[object] = [query.organization_id, *start, query.limit, *query.types()]
+    if query.status == "pending":
+        name = "inbox_pending_asc" if query.order == "asc" else "inbox_pending_desc"
+    else:
+        name = "inbox_all_asc" if query.order == "asc" else "inbox_all_desc"
+        parameters.append(None if query.status == "all" else query.status)
+    rows = await cell.fetch(name, *parameters)
+    events = [row for row in rows if row["event_id"] is not None]
+    if len(events) == query.limit:
+        last = events[-1]
+        return Page(events, query.cursor_at(Position(last["epoch"], last["xid"], last["event_id"])))
+    # The page is short: the last row, when there is one, says how far the walk has come.
+    walked = rows[-1] if len(rows) > len(events) else None
+    if walked is not None and (query.order == "asc" or walked["walked"] == EXAMINED_ROWS):
+        return Page(events, query.cursor_at(Position(walked["epoch"], walked["xid"], UUID(walked["status"]))))
+    return Page(events, query.cursor_at(start) if query.order == "asc" else None)

@@ -1,0 +1,248 @@
+"""Group commit: requests that arrive while a flush is under way are all written by the next one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Final, Self
+from uuid import UUID
+
+from relay.errors import ApiError
+from relay.ingest.flush import Key, Waiting, part_followers
+from relay.ingest.outcome import Outcome
+from relay.ingest.parse import PostedEvent
+from relay.store import Cell, DatabaseUnavailable, OutcomeUnknown, RowRefused, StoreError
+from relay.telemetry.metrics import Metrics
+
+_log = logging.getLogger("relay.ingest")
+
+MAX_FLUSH_BYTES: Final = 8 * 1024 * 1024
+MAX_FLUSH_EVENTS: Final = 1000
+
+
+class GroupCommit:
+    """Commits events in groups and answers each request after the COMMIT that holds its event.
+
+    There is no timer: the flush under way is the clock. One connection is enough, and two are slower in a closed loop
+    (DESIGN section 6). Entering starts the loop; leaving refuses newcomers and writes what waits.
+
+    Args:
+        cell: where events go.
+        dedup_window_s: how long a key makes two requests one event.
+        commit_timeout_s: after which a flush is given up and sent once more on another connection.
+        queue_bytes: how much may wait; past that, `queue_full`.
+        metrics: where to count.
+        due: called after a commit that opened deliveries which are due.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        *,
+        dedup_window_s: float,
+        commit_timeout_s: float,
+        queue_bytes: int,
+        metrics: Metrics,
+        due: Callable[[], None],
+    ) -> None:
+        self._cell = cell
+        self._connection = cell.owned_connection()
+        self._dedup_window_s = dedup_window_s
+        self._commit_timeout_s = commit_timeout_s
+        self._queue_bytes = queue_bytes
+        self._due = due
+        self._waiting: deque[Waiting] = deque()
+        self._waiting_bytes = 0
+        self._arrived = asyncio.Event()
+        self._closing = False
+        self._task: asyncio.Task[None] | None = None
+        self._accepted = metrics.counter("relay_events_accepted", "Events committed.")
+        self._lost = metrics.counter("relay_events_duplicate", "Events whose key was accepted before.")
+        self._failed = metrics.counter(
+            "relay_events_failed", "Events not committed, by the code of the answer.", "code"
+        )
+        self._sizes = metrics.histogram(
+            "relay_flush_events", "Events in a flush.", (1, 2, 5, 10, 20, 50, 100, 200, 500)
+        )
+        self._times = metrics.histogram(
+            "relay_flush_duration_seconds", "Time of a flush.", (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5)
+        )
+        metrics.gauge("relay_ingest_queue_events", "Events that wait for their commit.", lambda: len(self._waiting))
+        metrics.gauge("relay_ingest_queue_bytes", "Bytes that wait for their commit.", lambda: self._waiting_bytes)
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run(), name="group commit")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._closing = True
+        self._arrived.set()
+        if self._task is not None:
+            await self._task
+
+    def join(
+        self, organization_id: UUID, event: PostedEvent, idempotency_key: str | None = None
+    ) -> asyncio.Future[Outcome]:
+        """Put an event into the next flush; the future ends after its COMMIT. Who stops waiting takes nothing along.
+
+        Raises:
+            ApiError: at once `queue_full` or `shutting_down`; from the future `database_unavailable`, `commit_unknown`
+                or `unstorable`.
+        """
+        if self._closing:
+            raise ApiError("shutting_down")
+        if self._waiting_bytes > self._queue_bytes:
+            self._failed.add(1, "queue_full")
+            raise ApiError("queue_full")
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        waiting = Waiting(organization_id, self._cell.clock.new(), event, idempotency_key, future)
+        self._waiting.append(waiting)
+        self._waiting_bytes += waiting.size
+        self._arrived.set()
+        return future
+
+    async def _run(self) -> None:
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._waiting:
+                events = self._take()
+                begun = time.perf_counter()
+                try:
+                    await self._flush(events)
+                except Exception:
+                    # Nothing below is expected to raise; whatever it was, no request may wait for ever.
+                    _log.exception("flush_failed")
+                    for event in events:
+                        event.fail("internal_error")
+                self._times.observe(time.perf_counter() - begun)
+                self._sizes.observe(len(events))
+                self._waiting_bytes -= sum(event.size for event in events)
+            if self._closing:
+                return
+
+    def _take(self) -> list[Waiting]:
+        taken: list[Waiting] = []
+        taken_bytes = 0
+        waiting = self._waiting
+        while waiting and len(taken) < MAX_FLUSH_EVENTS and taken_bytes < MAX_FLUSH_BYTES:
+            event = waiting.popleft()
+            taken.append(event)
+            taken_bytes += event.size
+        return taken
+
+    async def _flush(self, events: list[Waiting]) -> None:
+        leaders, followers = part_followers(events)
+        await self._commit(leaders, sent_before=False)
+        for leader in leaders:
+            if leader.key is not None and leader.key in followers:
+                self._let_follow(leader, followers[leader.key])
+
+    def _let_follow(self, leader: Waiting, followers: Sequence[Waiting]) -> None:
+        """Answer those whose key stood in the same flush; where the first failed for its own reasons they try again."""
+        if leader.first is None:
+            self._again(followers)
+            return
+        for follower in followers:
+            follower.lost_to(*leader.first)
+        self._lost.add(len(followers))
+
+    def _again(self, events: Sequence[Waiting]) -> None:
+        for event in reversed(events):
+            if not event.future.done():
+                self._waiting.appendleft(event)
+                self._waiting_bytes += event.size
+
+    async def _commit(self, events: Sequence[Waiting], *, sent_before: bool) -> None:
+        """Write events and answer them. A statement that one row spoils is split in halves until that row is alone."""
+        try:
+            won = await self._write(events)
+        except RowRefused as refused:
+            if len(events) == 1:
+                _log.warning("event_unstorable", extra={"sqlstate": refused.sqlstate})
+                self._fail(events, "unstorable")
+                return
+            middle = len(events) // 2
+            await self._commit(events[:middle], sent_before=sent_before)
+            await self._commit(events[middle:], sent_before=sent_before)
+            return
+        except OutcomeUnknown as unknown:
+            _log.warning("flush_outcome_unknown", extra={"events": len(events), "reason": str(unknown)})
+            if sent_before:
+                self._fail(events, "commit_unknown")
+            else:
+                await self._commit(events, sent_before=True)
+            return
+        except DatabaseUnavailable as unavailable:
+            _log.warning("flush_not_stored", extra={"events": len(events), "reason": str(unavailable)})
+            self._fail(events, "commit_unknown" if sent_before else "database_unavailable")
+            return
+        losers = [event for event in events if event.key is not None and event.event_id not in won]
+        for event in events:
+            if event.key is None or event.event_id in won:
+                event.accept()
+        self._accepted.add(len(events) - len(losers))
+        if losers:
+            await self._answer_losers(losers)
+
+    def _fail(self, events: Sequence[Waiting], code: str) -> None:
+        self._failed.add(len(events), code)
+        for event in events:
+            event.fail(code)
+
+    async def _write(self, events: Sequence[Waiting]) -> frozenset[UUID]:
+        """One statement, one commit; gives the ids of the events that won their keys."""
+        columns = (
+            [event.organization_id for event in events],
+            [event.event_id for event in events],
+            [event.type for event in events],
+            [event.payload for event in events],
+        )
+        keyed = [(event, event.key) for event in events if event.key is not None]
+        if not keyed:
+            (row,) = await self._connection.fetch("commit_events", *columns, timeout_s=self._commit_timeout_s)
+            won: frozenset[UUID] = frozenset()
+        else:
+            (row,) = await self._connection.fetch(
+                "commit_events_with_keys",
+                *columns,
+                [event.dedup_id for event in events],
+                *_key_columns([key for _, key in keyed]),
+                [event.event_id for event, _ in keyed],
+                [event.digest for event, _ in keyed],
+                self._dedup_window_s,
+                timeout_s=self._commit_timeout_s,
+            )
+            won = frozenset(row["won"])
+        if row["due"]:
+            self._due()
+        return won
+
+    async def _answer_losers(self, losers: Sequence[Waiting]) -> None:
+        """Tell those who lost a key who holds it. Nothing of theirs was stored, so a failure here is no unknown."""
+        keys = [event.key for event in losers if event.key is not None]
+        try:
+            rows = await self._connection.fetch("first_holders", *_key_columns(keys), timeout_s=self._commit_timeout_s)
+        except StoreError as error:
+            _log.warning("first_holders_not_read", extra={"reason": str(error)})
+            self._fail(losers, "database_unavailable")
+            return
+        holders = {(row["organization_id"], row["kind"], row["key"]): row for row in rows}
+        for event in losers:
+            holder = holders.get(event.key) if event.key is not None else None
+            if holder is None:
+                # The holder ran out between the two statements: the key is free now.
+                self._again((event,))
+            else:
+                event.lost_to(holder["event_id"], holder["digest"])
+                self._lost.add()
+
+
+def _key_columns(keys: Sequence[Key]) -> tuple[list[UUID], list[str], list[str]]:
+    return [key[0] for key in keys], [key[1] for key in keys], [key[2] for key in keys]

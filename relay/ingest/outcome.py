@@ -1,0 +1,34 @@
+"""What becomes of an event that was posted."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+from uuid import UUID
+
+
+class Accepted(NamedTuple):
+    """Committed under this id."""
+
+    event_id: UUID
+
+
+class Duplicate(NamedTuple):
+    """Its dedup_id was accepted before; `differs` when type or payload were others."""
+
+    first_id: UUID
+    differs: bool
+
+
+class Replayed(NamedTuple):
+    """The answer to the first request with this Idempotency-Key, once more."""
+
+    first_id: UUID
+
+
+class KeyReused(NamedTuple):
+    """The Idempotency-Key came before with another type or payload."""
+
+    first_id: UUID
+
+
+Outcome = Accepted | Duplicate | Replayed | KeyReused

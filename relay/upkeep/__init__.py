@@ -1,0 +1,1 @@
+"""What must be done from time to time."""

@@ -1,0 +1,344 @@
+-- name: inbox_pending_desc
+-- A page of the events that wait, newest first. It walks the primary key of `open`, which holds nothing
+-- but what is open, and examines 10,000 rows at most. An event with several open deliveries has a row for each, so rows
+-- are grouped. The row without an event id, last and only when the page is short, says how far the walk has come.
+-- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid: the position after which to read,
+-- $5 limit int, $6 exact type text or null, $7 type prefix text or null
+-- gives: epoch int4, xid int8, event_id uuid, type text, payload bytea, dedup_id text, status text, attempts int4,
+-- walked int4
+with page as materialized (
+    select x.epoch, x.xid, x.event_id
+    from (
+        select o.epoch, o.xid, o.event_id, o.acknowledged
+        from relay.open as o
+        where o.organization_id = $1::uuid
+            and (o.epoch, o.xid, o.event_id) < ($2::int, $3::int8, $4::uuid)
+        order by o.epoch desc, o.xid desc, o.event_id desc
+        limit 10000
+    ) as x
+    cross join lateral (
+        select
+        from relay.events as e
+        where e.organization_id = $1::uuid and e.id = x.event_id
+            and ($6::text is null or e.type = $6::text)
+            and ($7::text is null or starts_with(e.type, $7::text))
+        limit 1
+    ) as wanted
+    where not x.acknowledged
+    group by x.epoch, x.xid, x.event_id
+    order by x.epoch desc, x.xid desc, x.event_id desc
+    limit $5::int
+),
+walked as materialized (
+    select o.epoch, o.xid, o.event_id
+    from relay.open as o
+    where (select count(*) from page) < $5::int
+        and o.organization_id = $1::uuid
+        and (o.epoch, o.xid, o.event_id) < ($2::int, $3::int8, $4::uuid)
+    order by o.epoch desc, o.xid desc, o.event_id desc
+    limit 10000
+)
+(
+    select p.epoch, p.xid, p.event_id, e.type, e.payload, e.dedup_id, 'pending' as status, a.attempts, null::int as walked
+    from page as p
+    cross join lateral (
+        select e.type, e.payload, e.dedup_id
+        from relay.events as e
+        where e.organization_id = $1::uuid and e.id = p.event_id
+        limit 1
+    ) as e
+    cross join lateral (
+        select
+            coalesce((
+                select sum(o.attempts)
+                from relay.open as o
+                where o.organization_id = $1::uuid and o.epoch = p.epoch and o.xid = p.xid and o.event_id = p.event_id
+            ), 0)::int + coalesce((
+                select sum(d.attempts)
+                from relay.deliveries as d
+                where d.organization_id = $1::uuid and d.event_id = p.event_id
+            ), 0)::int as attempts
+    ) as a
+    order by p.epoch desc, p.xid desc, p.event_id desc
+)
+union all
+(
+    select w.epoch, w.xid, null, null, null, null, w.event_id::text, null, (select count(*) from walked)::int
+    from walked as w
+    order by w.epoch, w.xid, w.event_id
+    limit 1
+);
+
+-- name: inbox_pending_asc
+-- A page of the events that wait, oldest first and never ahead of a commit. It walks the primary key of `open`, which holds nothing
+-- but what is open, and examines 10,000 rows at most. An event with several open deliveries has a row for each, so rows
+-- are grouped. The row without an event id, last and only when the page is short, says how far the walk has come.
+-- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid: the position after which to read,
+-- $5 limit int, $6 exact type text or null, $7 type prefix text or null
+-- gives: epoch int4, xid int8, event_id uuid, type text, payload bytea, dedup_id text, status text, attempts int4,
+-- walked int4
+with page as materialized (
+    select x.epoch, x.xid, x.event_id
+    from (
+        select o.epoch, o.xid, o.event_id, o.acknowledged
+        from relay.open as o
+        where o.organization_id = $1::uuid
+            and (o.epoch, o.xid, o.event_id) > ($2::int, $3::int8, $4::uuid)
+            and (o.epoch, o.xid) < ((select epoch from relay.cell), relay.horizon())
+        order by o.epoch, o.xid, o.event_id
+        limit 10000
+    ) as x
+    cross join lateral (
+        select
+        from relay.events as e
+        where e.organization_id = $1::uuid and e.id = x.event_id
+            and ($6::text is null or e.type = $6::text)
+            and ($7::text is null or starts_with(e.type, $7::text))
+        limit 1
+    ) as wanted
+    where not x.acknowledged
+    group by x.epoch, x.xid, x.event_id
+    order by x.epoch, x.xid, x.event_id
+    limit $5::int
+),
+walked as materialized (
+    select o.epoch, o.xid, o.event_id
+    from relay.open as o
+    where (select count(*) from page) < $5::int
+        and o.organization_id = $1::uuid
+        and (o.epoch, o.xid, o.event_id) > ($2::int, $3::int8, $4::uuid)
+            and (o.epoch, o.xid) < ((select epoch from relay.cell), relay.horizon())
+    order by o.epoch, o.xid, o.event_id
+    limit 10000
+)
+(
+    select p.epoch, p.xid, p.event_id, e.type, e.payload, e.dedup_id, 'pending' as status, a.attempts, null::int as walked
+    from page as p
+    cross join lateral (
+        select e.type, e.payload, e.dedup_id
+        from relay.events as e
+        where e.organization_id = $1::uuid and e.id = p.event_id
+        limit 1
+    ) as e
+    cross join lateral (
+        select
+            coalesce((
+                select sum(o.attempts)
+                from relay.open as o
+                where o.organization_id = $1::uuid and o.epoch = p.epoch and o.xid = p.xid and o.event_id = p.event_id
+            ), 0)::int + coalesce((
+                select sum(d.attempts)
+                from relay.deliveries as d
+                where d.organization_id = $1::uuid and d.event_id = p.event_id
+            ), 0)::int as attempts
+    ) as a
+    order by p.epoch, p.xid, p.event_id
+)
+union all
+(
+    select w.epoch, w.xid, null, null, null, null, w.event_id::text, null, (select count(*) from walked)::int
+    from walked as w
+    order by w.epoch desc, w.xid desc, w.event_id desc
+    limit 1
+);
+
+-- name: inbox_all_desc
+-- A page of events in whatever state or, with $8, in one, newest first. It walks the index by position
+-- and examines 10,000 events at most. The row without an event id says how far the walk has come, as above.
+-- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid: the position after which to read,
+-- $5 limit int, $6 exact type text or null, $7 type prefix text or null, $8 status text or null
+-- gives: epoch int4, xid int8, event_id uuid, type text, payload bytea, dedup_id text, status text, attempts int4,
+-- walked int4
+with page as materialized (
+    select x.epoch, x.xid, x.id, s.status, s.attempts
+    from (
+        select e.epoch, e.xid, e.id, e.type
+        from relay.events as e
+        where e.organization_id = $1::uuid
+            and (e.epoch, e.xid, e.id) < ($2::int, $3::int8, $4::uuid)
+        order by e.epoch desc, e.xid desc, e.id desc
+        limit 10000
+    ) as x
+    cross join lateral relay.event_status($1::uuid, x.epoch, x.xid, x.id) as s
+    where ($6::text is null or x.type = $6::text)
+        and ($7::text is null or starts_with(x.type, $7::text))
+        and ($8::text is null or s.status = $8::text)
+    order by x.epoch desc, x.xid desc, x.id desc
+    limit $5::int
+),
+walked as materialized (
+    select e.epoch, e.xid, e.id
+    from relay.events as e
+    where (select count(*) from page) < $5::int
+        and e.organization_id = $1::uuid
+        and (e.epoch, e.xid, e.id) < ($2::int, $3::int8, $4::uuid)
+    order by e.epoch desc, e.xid desc, e.id desc
+    limit 10000
+)
+(
+    select p.epoch, p.xid, p.id as event_id, e.type, e.payload, e.dedup_id, p.status, p.attempts, null::int as walked
+    from page as p
+    cross join lateral (
+        select e.type, e.payload, e.dedup_id
+        from relay.events as e
+        where e.organization_id = $1::uuid and e.id = p.id
+        limit 1
+    ) as e
+    order by p.epoch desc, p.xid desc, p.id desc
+)
+union all
+(
+    select w.epoch, w.xid, null, null, null, null, w.id::text, null, (select count(*) from walked)::int
+    from walked as w
+    order by w.epoch, w.xid, w.id
+    limit 1
+);
+
+-- name: inbox_all_asc
+-- A page of events in whatever state or, with $8, in one, oldest first and never ahead of a commit. It walks the index by position
+-- and examines 10,000 events at most. The row without an event id says how far the walk has come, as above.
+-- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid: the position after which to read,
+-- $5 limit int, $6 exact type text or null, $7 type prefix text or null, $8 status text or null
+-- gives: epoch int4, xid int8, event_id uuid, type text, payload bytea, dedup_id text, status text, attempts int4,
+-- walked int4
+with page as materialized (
+    select x.epoch, x.xid, x.id, s.status, s.attempts
+    from (
+        select e.epoch, e.xid, e.id, e.type
+        from relay.events as e
+        where e.organization_id = $1::uuid
+            and (e.epoch, e.xid, e.id) > ($2::int, $3::int8, $4::uuid)
+            and (e.epoch, e.xid) < ((select epoch from relay.cell), relay.horizon())
+        order by e.epoch, e.xid, e.id
+        limit 10000
+    ) as x
+    cross join lateral relay.event_status($1::uuid, x.epoch, x.xid, x.id) as s
+    where ($6::text is null or x.type = $6::text)
+        and ($7::text is null or starts_with(x.type, $7::text))
+        and ($8::text is null or s.status = $8::text)
+    order by x.epoch, x.xid, x.id
+    limit $5::int
+),
+walked as materialized (
+    select e.epoch, e.xid, e.id
+    from relay.events as e
+    where (select count(*) from page) < $5::int
+        and e.organization_id = $1::uuid
+        and (e.epoch, e.xid, e.id) > ($2::int, $3::int8, $4::uuid)
+            and (e.epoch, e.xid) < ((select epoch from relay.cell), relay.horizon())
+    order by e.epoch, e.xid, e.id
+    limit 10000
+)
+(
+    select p.epoch, p.xid, p.id as event_id, e.type, e.payload, e.dedup_id, p.status, p.attempts, null::int as walked
+    from page as p
+    cross join lateral (
+        select e.type, e.payload, e.dedup_id
+        from relay.events as e
+        where e.organization_id = $1::uuid and e.id = p.id
+        limit 1
+    ) as e
+    order by p.epoch, p.xid, p.id
+)
+union all
+(
+    select w.epoch, w.xid, null, null, null, null, w.id::text, null, (select count(*) from walked)::int
+    from walked as w
+    order by w.epoch desc, w.xid desc, w.id desc
+    limit 1
+);
+
+-- name: event_by_id
+-- One event with its status.
+-- $1 organization_id uuid, $2 event_id uuid
+-- gives: epoch int4, xid int8, id uuid, type text, payload bytea, dedup_id text, status text, attempts int4
+select e.epoch, e.xid, e.id, e.type, e.payload, e.dedup_id, s.status, s.attempts
+from relay.events as e
+cross join lateral relay.event_status(e.organization_id, e.epoch, e.xid, e.id) as s
+where e.organization_id = $1::uuid and e.id = $2::uuid;
+
+-- name: deliveries_of_event
+-- The deliveries of one event, open and ended. `status` of an open one is held when it has no due time.
+-- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid
+-- gives: endpoint_id uuid, status text, attempts int4, next_attempt_at timestamptz, last_error_class text
+select
+    o.endpoint_id,
+    case when o.due_at is null then 'held' else 'pending' end as status,
+    o.attempts,
+    o.due_at as next_attempt_at,
+    o.last_error_class
+from relay.open as o
+where o.organization_id = $1::uuid and o.epoch = $2::int and o.xid = $3::int8 and o.event_id = $4::uuid
+    and o.endpoint_id <> '00000000-0000-0000-0000-000000000000'
+union all
+select d.endpoint_id, d.status, d.attempts, null, d.last_error_class
+from relay.deliveries as d
+where d.organization_id = $1::uuid and d.event_id = $4::uuid
+order by endpoint_id;
+
+-- name: attempts_of_event
+-- Every attempt at delivering one event, in order.
+-- $1 organization_id uuid, $2 event_id uuid
+-- gives: endpoint_id uuid, number int4, at timestamptz, status_code int4, latency_ms int4, error_class text, response
+-- bytea
+select a.endpoint_id, a.number, a.at, a.status_code, a.latency_ms, a.error_class, a.response
+from relay.attempts as a
+where a.organization_id = $1::uuid and a.event_id = $2::uuid
+order by a.endpoint_id, a.number;
+
+-- name: acknowledge
+-- Mark events as seen by their organization, and end what is open for its default endpoint: another team's endpoint is
+-- not silenced by one reader. Gives the events that exist; marking one twice changes nothing.
+-- $1 organization_id uuid, $2 event_id uuid[]
+-- gives: id uuid
+with wanted as materialized (
+    select distinct w.event_id
+    from unnest($2::uuid[]) as w (event_id)
+),
+known as materialized (
+    select e.organization_id, e.epoch, e.xid, e.id
+    from wanted as w
+    cross join lateral (
+        select e.organization_id, e.epoch, e.xid, e.id
+        from relay.events as e
+        where e.organization_id = $1::uuid and e.id = w.event_id
+        limit 1
+    ) as e
+),
+silenced as materialized (
+    select e.id as endpoint_id
+    from relay.endpoints as e
+    where e.organization_id = $1::uuid and e.is_default
+    union all
+    select '00000000-0000-0000-0000-000000000000'
+),
+acknowledged as (
+    insert into relay.acknowledgements (organization_id, event_id)
+    select organization_id, id
+    from known
+    on conflict (organization_id, event_id) do nothing
+),
+ended as (
+    delete from relay.open as o
+    using known as k, silenced as s
+    where o.organization_id = k.organization_id and o.epoch = k.epoch and o.xid = k.xid and o.event_id = k.id
+        and o.endpoint_id = s.endpoint_id
+    returning o.organization_id, o.event_id, o.endpoint_id, o.attempts, o.last_error_class
+),
+marked as (
+    update relay.open as o
+    set acknowledged = true
+    from known as k
+    where o.organization_id = k.organization_id and o.epoch = k.epoch and o.xid = k.xid and o.event_id = k.id
+        and o.endpoint_id not in (select endpoint_id from silenced)
+        and not o.acknowledged
+),
+cancelled as (
+    insert into relay.deliveries (organization_id, event_id, endpoint_id, status, attempts, last_error_class)
+    select organization_id, event_id, endpoint_id, 'cancelled', attempts, last_error_class
+    from ended
+    where endpoint_id <> '00000000-0000-0000-0000-000000000000'
+    on conflict (organization_id, event_id, endpoint_id) do nothing
+)
+select id
+from known;
