@@ -1,0 +1,120 @@
+"""`relay deliver`: the delivery loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
+
+import click
+import uvloop
+
+from relay.cli.exits import FAILED, UNREACHABLE, USAGE, Stop
+from relay.cli.listening import host_of, http_server, require_free, say_ready
+from relay.config import Settings, load
+from relay.delivery.loop import DeliveryLoop
+from relay.delivery.presence import Presence
+from relay.local.supervisor import StopSignals
+from relay.store import Cell, StoreError
+from relay.telemetry import logs
+from relay.telemetry.metrics import Metrics
+from relay.upkeep.partitions import Partitions
+from relay.values.sealed import Vault
+
+_log = logging.getLogger("relay.deliver")
+
+_OPS_BACKLOG: Final = 128
+_OPS_CONNECTIONS: Final = 256
+_OPS_CLOSE_S: Final = 0.5
+
+
+@click.command(help="Run the delivery loop.")
+@click.option("--no-ops", is_flag=True, hidden=True, help="Open no port.")
+@click.option("--ready-fd", type=int, hidden=True, help="Write a byte here once deliveries are claimed.")
+def deliver(no_ops: bool, ready_fd: int | None) -> None:
+    """Deliver until SIGTERM or SIGINT."""
+    settings = load(os.environ)
+    logs.set_up(settings.log_level)
+    if settings.database_url is None:
+        raise Stop(USAGE, "DATABASE_URL: `relay deliver` needs one, for instance postgresql://user@host/database")
+    if not settings.secret_keys:
+        raise Stop(USAGE, "RELAY_SECRET_KEY: `relay deliver` needs one of at least 32 characters")
+    if not no_ops:
+        require_free(host_of(settings), settings.ops_port)
+    uvloop.run(_deliver(settings, settings.database_url, no_ops, ready_fd))
+
+
+async def _deliver(settings: Settings, database_url: str, no_ops: bool, ready_fd: int | None) -> None:
+    signals = StopSignals()
+    signals.listen()
+    metrics = Metrics()
+    async with AsyncExitStack() as stack:
+        hurry = asyncio.create_task(_end_at_once(signals), name="second stop signal")
+        stack.callback(hurry.cancel)
+        try:
+            cell = await stack.enter_async_context(
+                Cell(
+                    database_url,
+                    direct_url=settings.database_direct_url,
+                    schema=settings.schema,
+                    application="relay deliver",
+                    connections=settings.db_pool_max,
+                    lifetime_s=settings.db_max_lifetime_s,
+                )
+            )
+        except StoreError as error:
+            raise Stop(UNREACHABLE, f"DATABASE_URL: {error}") from None
+        await stack.enter_async_context(Partitions(cell))
+        await stack.enter_async_context(Presence(cell))
+        if not no_ops:
+            await stack.enter_async_context(_ops_port(settings, cell, metrics))
+        loop = await stack.enter_async_context(DeliveryLoop(cell, settings, Vault(settings.secret_keys), metrics))
+        if await _first(loop.ready, loop.broken, signals.stop) is loop.ready:
+            _log.info("delivering", extra={"cell": cell.id})
+            say_ready(ready_fd)
+            await _first(loop.broken, signals.stop)
+    if loop.broken.is_set():
+        raise Stop(FAILED, "the delivery loop ended by itself; the log says why")
+    _log.info("stopped")
+
+
+async def _first(*events: asyncio.Event) -> asyncio.Event:
+    """Wait for any of these; the first of them that is set."""
+    waiting = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for task in waiting:
+        task.cancel()
+    return next(event for event in events if event.is_set())
+
+
+async def _end_at_once(signals: StopSignals) -> None:
+    await signals.now.wait()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+@asynccontextmanager
+async def _ops_port(settings: Settings, cell: Cell, metrics: Metrics) -> AsyncIterator[None]:
+    # Imported here: `relay up` has no use for a second server.
+    from relay.http.ops import ops
+
+    server = http_server(
+        ops(cell, metrics, settings.metrics_token),
+        host_of(settings),
+        settings.ops_port,
+        backlog=_OPS_BACKLOG,
+        connections=_OPS_CONNECTIONS,
+    )
+    serving = asyncio.create_task(server.serve(), name="ops port")
+    try:
+        yield
+    finally:
+        server.stop()  # type: ignore[no-untyped-call]
+        # It would wait for the connections that scrapers keep open.
+        await asyncio.wait((serving,), timeout=_OPS_CLOSE_S)
+        serving.cancel()
+        await asyncio.wait((serving,))

@@ -1,0 +1,117 @@
+"""Taking due deliveries, fairly over endpoints."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from msgspec import Struct
+
+from relay.delivery.slots import Offer
+from relay.store import HotConnection, Row
+
+_NIL: Final = UUID(int=0)
+# Before every endpoint: buckets begin at 0.
+_START: Final = (-1, _NIL)
+_TIMEOUT_S: Final = 10.0
+
+
+class Held(Struct, eq=False):
+    """The row of an open delivery and the token that says it is ours."""
+
+    organization_id: UUID
+    epoch: int
+    xid: int
+    event_id: UUID
+    endpoint_id: UUID
+    claim_token: UUID
+
+
+class Claimed(NamedTuple):
+    """A delivery to attempt: how often it has been, and what to send where."""
+
+    held: Held
+    attempts: int
+    type: str
+    payload: bytes
+    url: str
+    secret_seal: bytes
+
+
+class Claim(NamedTuple):
+    """What one claim took, and whether its lap goes on: there may be more that can be taken at once."""
+
+    deliveries: list[Claimed]
+    more: bool
+
+
+class Claimer:
+    """Claims in laps around the ring of endpoints, each claim from after the endpoint where the last one stopped.
+
+    A lap ends when every endpoint has been looked at since the last claim that came back full.
+
+    Args:
+        connection: its own.
+        lease_s: how long a claim is ours unless it is renewed.
+        visits: how many endpoints one claim looks at, at some 10 microseconds each.
+    """
+
+    def __init__(self, connection: HotConnection, lease_s: float, visits: int = 500) -> None:
+        self._connection = connection
+        self._lease_s = lease_s
+        self._visits = visits
+        self._after: tuple[int, UUID] = _START
+        self._origin = _START
+        self._wrapped = False
+
+    def begin_lap(self) -> None:
+        """Every endpoint is to be looked at once more."""
+        self._origin = self._after
+        self._wrapped = False
+
+    async def claim(self, offer: Offer) -> Claim:
+        """Take what `offer` allows.
+
+        Raises:
+            StoreError: nothing is known to have been taken; what was taken all the same comes back when its lease ends.
+        """
+        token = uuid.uuid4()
+        rows = await self._connection.fetch(
+            "claim_due",
+            token,
+            offer.batch,
+            self._lease_s,
+            *self._after,
+            offer.endpoint_ids,
+            offer.free,
+            offer.first,
+            self._visits,
+            timeout_s=_TIMEOUT_S,
+        )
+        deliveries = []
+        last_taken = _START
+        for row in rows:
+            # A claim that took nothing has one row, which says only what was visited.
+            if row["event_id"] is None:
+                break
+            last_taken = max(last_taken, (row["bucket"], row["endpoint_id"]))
+            held = Held(row["organization_id"], row["epoch"], row["xid"], row["event_id"], row["endpoint_id"], token)
+            deliveries.append(
+                Claimed(held, row["attempts"], row["type"], row["payload"], row["url"], row["secret_seal"])
+            )
+        if len(deliveries) >= offer.batch:
+            self._after = last_taken
+            self.begin_lap()
+            return Claim(deliveries, True)
+        return Claim(deliveries, self._go_on(rows[0]))
+
+    def _go_on(self, visited: Row) -> bool:
+        if visited["visits"] >= self._visits:
+            self._after = (visited["last_bucket"], visited["last_endpoint_id"])
+            return not self._wrapped or self._after < self._origin
+        self._after = _START
+        if self._wrapped or self._origin == _START:
+            return False
+        self._wrapped = True
+        return True

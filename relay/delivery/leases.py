@@ -1,0 +1,97 @@
+"""Keeping the leases of what is in flight, and giving back what is not attempted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from itertools import islice
+from types import TracebackType
+from typing import Final, Self
+
+from relay.delivery.claims import Held
+from relay.store import HotConnection, StoreError
+
+_log = logging.getLogger("relay.delivery")
+
+_BATCH: Final = 1_000
+_RELEASE_S: Final = 2.0
+
+
+class Leases:
+    """Renews every lease that is held each third of its length; leaving releases those that are still held.
+
+    Args:
+        connection: its own.
+        lease_s: the length of a lease.
+    """
+
+    def __init__(self, connection: HotConnection, lease_s: float) -> None:
+        self._connection = connection
+        self._free = asyncio.Lock()
+        self._lease_s = lease_s
+        self._held: set[Held] = set()
+        #: Runs until this is left; it ends by itself only where there is a mistake in here.
+        self.task: asyncio.Task[None] | None = None
+
+    def hold(self, claims: Iterable[Held]) -> None:
+        """These have been claimed."""
+        self._held.update(claims)
+
+    def drop(self, claims: Iterable[Held]) -> None:
+        """These have been recorded, or are left to their leases."""
+        self._held.difference_update(claims)
+
+    async def release(self, claims: Sequence[Held]) -> None:
+        """Give these back at once; where that fails their leases run out."""
+        self.drop(claims)
+        try:
+            for batch in _batches(claims):
+                async with self._free:
+                    await self._connection.fetch("release_claims", *_columns(batch), timeout_s=_RELEASE_S)
+        except StoreError as reason:
+            _log.warning("claims_not_released", extra={"claims": len(claims), "reason": str(reason)})
+
+    async def __aenter__(self) -> Self:
+        self.task = asyncio.create_task(self._run(), name="leases")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.task is not None:
+            self.task.cancel()
+            await asyncio.wait((self.task,))
+        if self._held:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_RELEASE_S):
+                    await self.release(list(self._held))
+
+    async def _run(self) -> None:
+        third_s = self._lease_s / 3
+        while True:
+            await asyncio.sleep(third_s)
+            try:
+                for batch in _batches(list(self._held)):
+                    async with self._free:
+                        await self._connection.fetch("renew_leases", *_columns(batch), self._lease_s, timeout_s=third_s)
+            except StoreError as reason:
+                _log.warning("leases_not_renewed", extra={"leases": len(self._held), "reason": str(reason)})
+
+
+def _batches(claims: Sequence[Held]) -> Iterable[list[Held]]:
+    rest = iter(claims)
+    while batch := list(islice(rest, _BATCH)):
+        yield batch
+
+
+def _columns(claims: Sequence[Held]) -> list[list[object]]:
+    return [
+        [held.organization_id for held in claims],
+        [held.epoch for held in claims],
+        [held.xid for held in claims],
+        [held.event_id for held in claims],
+        [held.endpoint_id for held in claims],
+        [held.claim_token for held in claims],
+    ]

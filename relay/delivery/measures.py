@@ -1,0 +1,44 @@
+"""The metrics of delivery."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from relay.delivery.sender import Answer
+from relay.telemetry.metrics import Metrics
+
+_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Measures:
+    """Counts claims, attempts and their ends.
+
+    Args:
+        metrics: of the process.
+        in_flight: reads how many deliveries are on the wire.
+    """
+
+    def __init__(self, metrics: Metrics, in_flight: Callable[[], int]) -> None:
+        self._claims = metrics.counter("relay_delivery_claims", "Claim statements that succeeded.")
+        self._claimed = metrics.counter("relay_delivery_claimed", "Deliveries claimed.")
+        self._attempts = metrics.counter(
+            "relay_delivery_attempts", "Attempts by result: delivered, or the class of the error.", "result"
+        )
+        self._ended = metrics.counter("relay_deliveries_ended", "Deliveries that ended, by status.", "status")
+        self._seconds = metrics.histogram(
+            "relay_delivery_duration_seconds", "From the start of an attempt to the head of its answer.", _SECONDS
+        )
+        metrics.gauge("relay_delivery_in_flight", "Deliveries on the wire.", in_flight)
+
+    def claimed(self, deliveries: int) -> None:
+        """A claim has succeeded."""
+        self._claims.add()
+        self._claimed.add(deliveries)
+
+    def attempted(self, answer: Answer, outcome: str) -> None:
+        """An attempt has come to its end, and perhaps its delivery."""
+        self._attempts.add(1, answer.error_class or "delivered")
+        self._seconds.observe(answer.latency_s)
+        if outcome != "retry":
+            self._ended.add(1, outcome)

@@ -1,0 +1,158 @@
+"""Writing results in batches: those that come while a flush is under way join the next."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import logging
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+from relay.delivery.answers import ErrorClass
+from relay.delivery.claims import Held
+from relay.store import HotConnection, RowRefused, StoreError
+
+_log = logging.getLogger("relay.delivery")
+
+_BATCH: Final = 500
+_TIMEOUT_S: Final = 10.0
+_FIRST_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 2.0
+# How long the results of a process that stops may take; what is not written by then is attempted again by another.
+_DRAIN_S: Final = 3.0
+_LARGEST_INT4: Final = 2**31 - 1
+
+
+class Result(NamedTuple):
+    """One attempt and what it does to its delivery: `outcome` is delivered, failed or retry."""
+
+    held: Held
+    number: int
+    at: datetime.datetime
+    status_code: int | None
+    latency_ms: int
+    error_class: ErrorClass | None
+    response: bytes | None
+    outcome: str
+    retry_s: float | None
+
+
+class Recorder:
+    """Keeps results until they are recorded, through an outage too; entering starts it, leaving drains it.
+
+    Args:
+        connection: its own.
+        recorded: called with what has just been written, or given up as unwritable.
+    """
+
+    def __init__(self, connection: HotConnection, recorded: Callable[[Sequence[Result]], None]) -> None:
+        self._connection = connection
+        self._recorded = recorded
+        self._waiting: list[Result] = []
+        self._under_way: list[Result] = []
+        self._arrived = asyncio.Event()
+        self._stopping = False
+        #: Runs until this is left; it ends by itself only where there is a mistake in here.
+        self.task: asyncio.Task[None] | None = None
+        #: Whether results cannot be written at the moment.
+        self.failing = False
+
+    @property
+    def backlog(self) -> int:
+        """How many results are not written yet."""
+        return len(self._waiting) + len(self._under_way)
+
+    def add(self, result: Result) -> None:
+        """Record this with the next flush."""
+        self._waiting.append(result)
+        self._arrived.set()
+
+    async def __aenter__(self) -> Self:
+        self.task = asyncio.create_task(self._run(), name="recorder")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stopping = True
+        self._arrived.set()
+        if self.task is None:
+            return
+        await asyncio.wait((self.task,), timeout=_DRAIN_S)
+        if not self.task.done():
+            _log.warning("results_not_recorded", extra={"results": self.backlog})
+            self.task.cancel()
+            await asyncio.wait((self.task,))
+
+    async def _run(self) -> None:
+        while not self._stopping or self._waiting:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._waiting:
+                self._under_way, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
+                await self._flush(self._under_way)
+                written, self._under_way = self._under_way, []
+                self._recorded(written)
+
+    async def _flush(self, results: list[Result]) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                await self._write(results)
+            except StoreError as reason:
+                # Unknown or not done, it is sent again: an attempt is written once, and a token that is spent
+                # matches no row.
+                self.failing = True
+                _log.warning("results_wait_for_database", extra={"results": self.backlog, "reason": str(reason)})
+                await asyncio.sleep(pause_s)
+                pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
+            else:
+                self.failing = False
+                return
+
+    async def _write(self, results: list[Result]) -> None:
+        try:
+            await self._connection.fetch("record_attempts", *_columns(results), timeout_s=_TIMEOUT_S)
+        except RowRefused as refused:
+            if len(results) > 1:
+                middle = len(results) // 2
+                await self._write(results[:middle])
+                await self._write(results[middle:])
+                return
+            await self._write_without_response(results[0], refused)
+
+    async def _write_without_response(self, result: Result, refused: RowRefused) -> None:
+        facts = {
+            "event_id": str(result.held.event_id),
+            "endpoint_id": str(result.held.endpoint_id),
+            "attempt": result.number,
+            "sqlstate": refused.sqlstate,
+        }
+        _log.error("attempt_refused_by_database", extra=facts)
+        try:
+            bare = result._replace(response=None)
+            await self._connection.fetch("record_attempts", *_columns([bare]), timeout_s=_TIMEOUT_S)
+        except RowRefused:
+            # Its lease runs out, and it is attempted again.
+            _log.error("attempt_not_recorded", extra=facts)
+
+
+def _columns(results: Sequence[Result]) -> list[list[object]]:
+    helds = [result.held for result in results]
+    return [
+        [held.organization_id for held in helds],
+        [held.epoch for held in helds],
+        [held.xid for held in helds],
+        [held.event_id for held in helds],
+        [held.endpoint_id for held in helds],
+        [held.claim_token for held in helds],
+        [result.number for result in results],
+        [result.at for result in results],
+        [result.status_code for result in results],
+        [min(result.latency_ms, _LARGEST_INT4) for result in results],
+        [result.error_class for result in results],
+        [result.response for result in results],
+        [result.outcome for result in results],
+        [result.retry_s for result in results],
+    ]

@@ -1,0 +1,97 @@
+"""The pooled HTTP client, set up for requests to strangers."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from contextvars import ContextVar
+from typing import Any, Final
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+
+from relay.delivery.guard import Guard
+from relay.delivery.resolver import Resolver
+
+# Node closes idle connections after 5 s, gunicorn after 2 s: one that is kept longer is more often dead than alive.
+_KEEP_ALIVE_S: Final = 4.0
+_DNS_CACHE_S: Final = 10
+# aiohttp rounds timeouts above this up to whole seconds.
+_NEVER_ROUND: Final = 1e9
+# What is read ahead of us; more than a KiB of an answer is never used.
+_READ_AHEAD_BYTES: Final = 2048
+
+_exchange: ContextVar[_Connection | None] = ContextVar("exchange", default=None)
+
+
+class _Connection(ResponseHandler):
+    """A connection that knows whether it was kept from an earlier exchange, and whether it has been answered on."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self.exchanges = 0
+        self.heard = False
+
+    def set_response_params(self, **params: Any) -> None:
+        """An exchange begins; aiohttp calls it in the task of the request."""
+        if self.exchanges and self.should_close:
+            # Something came unasked after the last answer, and would be taken for the answer to this request.
+            self._buffer.clear()
+            self.abort()
+        self.exchanges += 1
+        self.heard = False
+        _exchange.set(self)
+        super().set_response_params(**params)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of the answer, or none when reading goes on after a pause."""
+        if data:
+            self.heard = True
+        super().data_received(data)
+
+
+def open_session(guard: Guard, timeout_s: float, *, keep: bool) -> aiohttp.ClientSession:
+    """A session without limits of its own (slots bound what is on the wire), without cookies, decompression, proxies.
+
+    Args:
+        guard: makes the sockets.
+        timeout_s: for everything up to the head of the answer.
+        keep: whether connections are kept for the next request.
+    """
+    connector = aiohttp.TCPConnector(
+        limit=0,
+        limit_per_host=0,
+        keepalive_timeout=_KEEP_ALIVE_S if keep else None,
+        force_close=not keep,
+        ttl_dns_cache=_DNS_CACHE_S,
+        resolver=Resolver(),
+        socket_factory=guard,
+        timeout_ceil_threshold=_NEVER_ROUND,
+    )
+    # The one private name used here; a test breaks when it no longer has an effect.
+    connector._factory = functools.partial(_Connection, asyncio.get_running_loop())  # type: ignore[assignment]
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=total_timeout(timeout_s),
+        skip_auto_headers=("Accept", "Accept-Encoding"),
+        auto_decompress=False,
+        trust_env=False,
+        read_bufsize=_READ_AHEAD_BYTES,
+    )
+
+
+def total_timeout(timeout_s: float) -> aiohttp.ClientTimeout:
+    """A timeout over all of a request, to the fraction of a second."""
+    return aiohttp.ClientTimeout(total=timeout_s, ceil_threshold=_NEVER_ROUND)
+
+
+def begin_exchange() -> None:
+    """Forget the connection of this task's last exchange."""
+    _exchange.set(None)
+
+
+def died_unheard() -> bool:
+    """Whether this task's last exchange was on a kept connection and no byte of an answer came."""
+    connection = _exchange.get()
+    return connection is not None and connection.exchanges > 1 and not connection.heard

@@ -1,0 +1,69 @@
+"""What a webhook says: body, headers, signature."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from urllib.parse import unquote_to_bytes
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from relay.delivery.request import body_of, header_of_type, headers_of
+from relay.values.signature import written
+from relay.values.uuid7 import Uuid7Clock, created_at
+
+SECRET = b"0123456789abcdef0123456789abcdef"
+TYPES = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=255)
+
+
+def test_the_reference_library_accepts_the_signature_and_refuses_another_body() -> None:
+    event_id = Uuid7Clock().new()
+    body = body_of(event_id, "order.created", b'{"a": 1}')
+    now = datetime.datetime.now(datetime.UTC)
+    headers = headers_of(event_id, "order.created", 1, now, SECRET, body)
+    webhook = Webhook(written(SECRET))
+    assert webhook.verify(body.decode(), headers)["data"] == {"a": 1}
+    with pytest.raises(WebhookVerificationError):
+        webhook.verify(body.decode() + " ", headers)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"1",
+        b'"\\u0000\\ud800"',
+        b'{"a":1,"a":2}',
+        b"1234567890123456789012345678901234567890.10000",
+        b" [ 1 ,\t2 ]\n",
+        '"ü€😀"'.encode(),
+    ],
+)
+def test_the_payload_stands_in_the_body_byte_for_byte(payload: bytes) -> None:
+    body = body_of(Uuid7Clock().new(), "a", payload)
+    assert body.endswith(b'"data":' + payload + b"}")
+    assert list(json.loads(body)) == ["event_id", "type", "timestamp", "data"]
+
+
+def test_the_timestamp_is_the_events_time_in_utc_with_microseconds() -> None:
+    event_id = UUID("0199d8f0-0000-7000-8000-000000000000")
+    envelope = json.loads(body_of(event_id, "a", b"1"))
+    assert envelope["event_id"] == str(event_id)
+    assert datetime.datetime.fromisoformat(envelope["timestamp"]) == created_at(event_id)
+    assert len(envelope["timestamp"]) == len("2025-10-12T00:00:00.000000Z")
+
+
+@given(TYPES)
+def test_the_type_can_be_read_back_from_its_header_and_from_the_body(type_: str) -> None:
+    value = header_of_type(type_)
+    assert all(0x21 <= ord(char) <= 0x7E for char in value)
+    assert unquote_to_bytes(value) == type_.encode()
+    assert json.loads(body_of(Uuid7Clock().new(), type_, b"1"))["type"] == type_
+
+
+def test_what_is_visible_ascii_stays_readable_in_the_header() -> None:
+    assert header_of_type("order.created:v2/x") == "order.created:v2/x"
+    assert header_of_type("100% done\r\nX: ü") == "100%25%20done%0D%0AX:%20%C3%BC"
