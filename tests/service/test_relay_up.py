@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Self
+
+import pytest
+
+from tests.conftest import free_port
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 30.0
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.01)
+
+
+def environment(data: Path, port: int, **more: str) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return {**kept, "PYTHONPATH": str(ROOT), "RELAY_DATA_DIR": str(data), "PORT": str(port), **more}
+
+
+def children_of(pid: int) -> list[int]:
+    """The children, theirs, and so on."""
+    parents: dict[int, list[int]] = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        parents.setdefault(parent, []).append(int(process.name))
+    found = []
+    left = [pid]
+    while left:
+        below = parents.get(left.pop(), [])
+        found += below
+        left += below
+    return found
+
+
+def words_of(pid: int) -> list[str]:
+    """The command line of a process; an empty word when it has none any more."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except OSError:
+        return [""]
+
+
+def has_ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+class Up:
+    """A `relay up` and what it prints."""
+
+    def __init__(self, data: Path, port: int, **more: str) -> None:
+        self.port = port
+        self.said: list[str] = []
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "relay", "up"],
+            env=environment(data, port, **more),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+        )
+        assert self.process.stdout
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, args=(self.process.stdout,))
+        self._reader.start()
+
+    def _read(self, stdout: IO[str]) -> None:
+        for line in stdout:
+            self._lines.put(line.rstrip("\n"))
+        self._lines.put(None)
+
+    def line(self, start: str) -> str:
+        """Wait for the next line that begins so."""
+        while True:
+            line = self._lines.get(timeout=PATIENCE_S)
+            assert line is not None, f"it ended with {self.process.wait()}: {self.complaints}"
+            self.said.append(line)
+            if line.startswith(start):
+                return line
+
+    @property
+    def complaints(self) -> str:
+        self._stderr.seek(0)
+        return self._stderr.read()
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """Signal it and wait; the exit code."""
+        self.process.send_signal(how)
+        code = self.process.wait(timeout=PATIENCE_S)
+        if how != signal.SIGKILL:
+            assert "Traceback" not in self.complaints, self.complaints
+        return code
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        assert self.process.stdout
+        self.process.stdout.close()
+        self._stderr.close()
+
+    def health(self) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status
+        except OSError:
+            return 0
+        finally:
+            connection.close()
+
+
+def refused(data: Path, port: int, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a `relay up` that is expected to give up."""
+    return subprocess.run(
+        [sys.executable, "-m", "relay", "up"],
+        env=environment(data, port, **more),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def data(home: Path) -> Path:
+    """The data directory of one after another."""
+    return home / "up"
+
+
+@pytest.fixture(scope="class")
+def running(data: Path) -> Iterator[Up]:
+    """One that is up, for the tests that leave it so."""
+    with Up(data, free_port()) as up:
+        yield up
+        family = children_of(up.process.pid)
+        assert up.stop() == 0
+        assert all(map(has_ended, family))
+
+
+class TestWhileItRuns:
+    def test_the_line_it_prints_can_be_pasted_and_the_delivery_shows_up(self, running: Up, data: Path) -> None:
+        curl = running.line("curl ")
+        url = f"http://127.0.0.1:{running.port}"
+        block = "\n".join(running.said)
+        shown = dict(re.findall(r"^  (\w[\w ]*\w)  +(\S+)$", block, re.MULTILINE))
+        assert shown == {
+            "API": url,
+            "docs": f"{url}/docs",
+            "metrics": f"{url}/metrics",
+            "data directory": str(data),
+            "demo key": (data / "demo_key").read_text().strip(),
+        }
+
+        pasted = subprocess.run(["sh", "-c", curl], capture_output=True, text=True, check=True)
+
+        event_id = re.search(r'"id": ?"([^"]+)"', pasted.stdout)
+        assert event_id, pasted.stdout
+        told = running.line("delivered in ")
+        assert re.fullmatch(rf"delivered in \d+ ms  demo\.hello  {event_id[1]}", told)
+
+    def test_its_files_are_private(self, running: Up, data: Path) -> None:
+        def mode(name: str) -> int:
+            return (data / name).stat().st_mode & 0o777
+
+        assert mode("secret_key") == mode("demo_key") == mode("postgresql/password") == 0o600
+        assert mode(".") == mode("postgresql") == (0o711 if os.geteuid() == 0 else 0o700)
+        assert mode("postgresql/cluster") == 0o700
+
+    def test_a_second_one_on_the_same_folder_is_refused(self, running: Up, data: Path) -> None:
+        done = refused(data, free_port())
+
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == f"relay: another relay up uses {data}\n"
+
+    def test_a_port_in_use_is_one_line(self, running: Up, tmp_path: Path) -> None:
+        done = refused(tmp_path / "other", running.port)
+
+        assert (done.returncode, done.stdout) == (1, "")
+        assert re.fullmatch(
+            rf"relay: cannot listen on 127.0.0.1 port {running.port}: Address already in use .*\n",
+            done.stderr,
+        )
+
+    @pytest.mark.parametrize("command", ["serve", "deliver", "postgres"])
+    def test_whatever_dies_is_back(self, running: Up, command: str) -> None:
+        def found() -> list[int]:
+            family = {pid: words_of(pid) for pid in children_of(running.process.pid)}
+            if command == "postgres":
+                return [pid for pid, words in family.items() if words[0].endswith("/postgres")]
+            return [pid for pid, words in family.items() if words[1:4] == ["-m", "relay", command]]
+
+        (victim,) = found()
+        os.kill(victim, signal.SIGKILL)
+
+        until(lambda: bool(found()) and victim not in found())
+        until(lambda: running.health() == 200)
+
+
+def test_killed_with_all_its_children_it_simply_starts_again_and_keeps_its_key(data: Path) -> None:
+    with Up(data, free_port()) as first:
+        first.line("curl ")
+        key = (data / "demo_key").read_text()
+        family = [first.process.pid, *children_of(first.process.pid)]
+        for pid in family:
+            # Some leave by themselves when the one before them is gone.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    with Up(data, first.port) as second:
+        second.line("curl ")
+
+        assert (data / "demo_key").read_text() == key
+        assert second.stop(signal.SIGINT) == 0
+
+
+def test_after_its_own_kill_the_next_waits_for_the_children_that_still_leave(data: Path) -> None:
+    with Up(data, free_port()) as first:
+        first.line("curl ")
+        family = children_of(first.process.pid)
+        assert len(family) > 3
+        first.stop(signal.SIGKILL)
+
+    with Up(data, first.port) as second:
+        second.line("curl ")
+
+        assert all(map(has_ended, family))
+        assert second.stop() == 0
+
+
+def test_sigterm_while_it_starts_is_a_clean_stop_too(home: Path) -> None:
+    data = home / "interrupted-up"
+    with Up(data, free_port()) as up:
+        until(lambda: any((data / "postgresql").glob(".cluster-*")))
+
+        assert up.stop() == 0
+        assert up.said == []
+        assert not (data / "postgresql" / "cluster").exists()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com"])  # noqa: S104
+def test_without_an_admin_token_it_listens_to_this_machine_only(tmp_path: Path, host: str) -> None:
+    done = refused(tmp_path / "data", free_port(), HOST=host)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"relay: HOST: {host!r} is not loopback")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    done = refused(tmp_path / "file" / "data", free_port())
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "as data directory: Not a directory" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_child_that_cannot_start_gives_its_exit_code_and_its_line(tmp_path: Path) -> None:
+    done = refused(tmp_path / "data", free_port(), DATABASE_URL="postgresql://nobody@/none?host=/nonexistent")
+
+    assert (done.returncode, done.stdout) == (5, "")
+    assert [line for line in done.stderr.splitlines() if line.startswith("relay: ")], done.stderr

@@ -1,0 +1,52 @@
+"""The documentation names everything that an operator or a caller can meet."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from relay.__main__ import COMMANDS
+from relay.config import SETTINGS
+from relay.errors import KINDS
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+
+def page(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    rows = dict(re.findall(r"^\| `([A-Z_]+)` \| (?:`([^`]*)`)? ?\|", page("settings.md"), re.MULTILINE))
+    assert rows == {setting.variable: setting.default for setting in SETTINGS}
+
+
+def test_every_error_code_is_documented_with_its_status() -> None:
+    rows = dict(re.findall(r"^\| `([a-z_0-9]+)` \| (\d+) \|", page("errors.md"), re.MULTILINE))
+    assert rows == {kind.code: str(kind.status) for kind in KINDS.values()}
+
+
+def test_every_command_is_documented() -> None:
+    rows = re.findall(r"^\| `relay ([a-z]+)` \|", page("commands.md"), re.MULTILINE)
+    assert sorted(rows) == sorted(COMMANDS)
+
+
+def test_every_metric_in_the_code_is_documented_and_every_documented_one_is_in_the_code() -> None:
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "relay").rglob("*.py"))
+    counters = {f"{name}_total" for name in re.findall(r"\.counter\(\s*\"(relay_\w+)\"", code)}
+    others = set(re.findall(r"\.(?:gauge|histogram)\(\s*\"(relay_\w+)\"", code))
+    documented = re.findall(r"^\| `(relay_\w+)` \|", page("metrics.md"), re.MULTILINE)
+    assert sorted(documented) == sorted(counters | others)
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for path in (ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS.glob("*.md")):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_every_code_that_is_raised_is_in_the_table() -> None:
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "relay").rglob("*.py"))
+    raised = set(re.findall(r"ApiError\(\s*\"(\w+)\"", code))
+    assert raised <= set(KINDS)
