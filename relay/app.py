@@ -9,6 +9,7 @@ from typing import Self
 from relay.auth import Guard, Hasher, Keyring, Keys
 from relay.config import Settings
 from relay.http import schemas
+from relay.http.batch import PostBatch
 from relay.http.body import BodyClock
 from relay.http.door import Door
 from relay.http.events import GetEvent, PostEvent
@@ -129,6 +130,13 @@ def operations(
                 "queue_full", "commit_unknown",
             ),
             headers={"Idempotency-Key": "1 to 255 visible ASCII characters: a repeat gets the first answer again."},
+        ),
+        Operation(
+            "POST", "/api/events/batch", PostBatch(door, bodies, commit),
+            success={200: schemas.BatchResults}, body=schemas.PostedBatch,
+            body_types=("application/json", "application/x-ndjson"),
+            errors=("batch_too_large", "batch_over_limit", "invalid_idempotency_key", "queue_full", "commit_unknown"),
+            headers={"Idempotency-Key": "1 to 255 visible ASCII characters: item n has the key `<header>#n`, from 0."},
         ),
         Operation(
             "GET", "/api/events/{id}", GetEvent(door, cell),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from relay.auth import Guard, Tenant
-from relay.errors import ApiError
+from relay.errors import ApiError, Detail
 from relay.http.exchange import Exchange
 from relay.limits import Limiter
 
@@ -37,3 +37,16 @@ class Door:
         if needs is not None and needs not in tenant.scopes:
             raise ApiError("insufficient_scope")
         return tenant
+
+    def charge(self, exchange: Exchange, tenant: Tenant, events: int) -> None:
+        """Pay for the events of a batch, the first of which has been paid for at the door.
+
+        Raises:
+            ApiError: `batch_over_limit` when even a full allowance would not do, `rate_limited`.
+        """
+        allowance = self._limiter.spend(tenant.organization_id, tenant.tier, events - 1)
+        exchange.limit_headers = allowance.headers
+        if events > allowance.limit:
+            raise ApiError("batch_over_limit", details=(Detail("body", f"At most {allowance.limit} events."),))
+        if not allowance.allowed:
+            raise ApiError("rate_limited", retry_after_s=allowance.retry_after_s)

@@ -73,14 +73,14 @@ def document(operations: Sequence[Operation]) -> bytes:
     )
 
 
-def _types(operations: Iterable[Operation]) -> Iterable[type[msgspec.Struct]]:
+def _types(operations: Iterable[Operation]) -> Iterable[Any]:
     yield schemas.Error
     yield schemas.DuplicateError
     for operation in operations:
         yield from (kind for kind in (operation.body, operation.query, *operation.success.values()) if kind)
 
 
-def _operation(operation: Operation, refs: dict[type, dict[str, Any]], components: dict[str, Any]) -> dict[str, Any]:
+def _operation(operation: Operation, refs: dict[Any, dict[str, Any]], components: dict[str, Any]) -> dict[str, Any]:
     summary = (operation.endpoint.__doc__ or "").strip().splitlines()[0]
     described: dict[str, Any] = {
         "operationId": type(operation.endpoint).__name__,
@@ -96,13 +96,13 @@ def _operation(operation: Operation, refs: dict[type, dict[str, Any]], component
     if operation.body is not None:
         described["requestBody"] = {
             "required": not operation.body_optional,
-            "content": {"application/json": {"schema": refs[operation.body]}},
+            "content": {kind: {"schema": refs[operation.body]} for kind in operation.body_types},
         }
     return described
 
 
 def _parameters(
-    operation: Operation, refs: dict[type, dict[str, Any]], components: dict[str, Any]
+    operation: Operation, refs: dict[Any, dict[str, Any]], components: dict[str, Any]
 ) -> list[dict[str, Any]]:
     parameters: list[dict[str, Any]] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
@@ -127,7 +127,7 @@ def _headers(operation: Operation) -> dict[str, Any]:
 
 
 def _success(
-    operation: Operation, kind: type[msgspec.Struct] | None, refs: dict[type, dict[str, Any]]
+    operation: Operation, kind: type[msgspec.Struct] | None, refs: dict[Any, dict[str, Any]]
 ) -> dict[str, Any]:
     answer: dict[str, Any] = {"description": "Done.", "headers": _headers(operation)}
     if kind is not None:
@@ -136,7 +136,7 @@ def _success(
     return answer
 
 
-def _errors(operation: Operation, refs: dict[type, dict[str, Any]]) -> dict[str, Any]:
+def _errors(operation: Operation, refs: dict[Any, dict[str, Any]]) -> dict[str, Any]:
     codes = list(operation.errors)
     if operation.key:
         codes += _EVERY_API_ERROR

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 from starlette.routing import Route
@@ -23,6 +24,7 @@ class Operation:
         endpoint: what answers; its docstring is the operation's description.
         success: the answers of success: status and type; None for an answer without a JSON type.
         body: the type of the request's body, or None.
+        body_types: what its Content-Type may be.
         body_optional: whether the body may be empty.
         query: the type of the query string, or None when there is none.
         errors: the codes of the errors that are this operation's own.
@@ -35,7 +37,8 @@ class Operation:
     path: str
     endpoint: Endpoint
     success: Mapping[int, type[msgspec.Struct] | None]
-    body: type[msgspec.Struct] | None = None
+    body: Any = None
+    body_types: tuple[str, ...] = ("application/json",)
     body_optional: bool = False
     query: type[msgspec.Struct] | None = None
     errors: tuple[str, ...] = ()

@@ -70,11 +70,32 @@ class PostedEvent(Struct, forbid_unknown_fields=True):
     ) = None
 
 
+PostedBatch = Annotated[
+    list[PostedEvent], Meta(max_length=1000, description="Events, in an array or one a line; at most 4 MiB.")
+]
+
+
 class AcceptedEvent(Struct):
     """An event that is committed."""
 
     id: Uuid
     status: Literal["accepted"]
+
+
+class BatchResult(Struct, omit_defaults=True):
+    """What has become of one event of a batch."""
+
+    status: Literal["accepted", "duplicate", "invalid"]
+    id: Annotated[Uuid, Meta(description="Of the event, or of the first one with its key.")] | UnsetType = UNSET
+    conflict: Literal["payload"] | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+    code: str | UnsetType = UNSET
+
+
+class BatchResults(Struct):
+    """What has become of the events of a batch, in order."""
+
+    results: list[BatchResult]
 
 
 class InboxQuery(Struct, forbid_unknown_fields=True):

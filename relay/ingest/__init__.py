@@ -1,19 +1,24 @@
 """From a posted body to a committed event."""
 
+from relay.ingest.batch import MAX_EVENTS, Item, parse_array, parse_lines
 from relay.ingest.commit import GroupCommit
 from relay.ingest.hint import Hint
 from relay.ingest.outcome import Accepted, Duplicate, KeyReused, Outcome, Replayed
 from relay.ingest.parse import PostedEvent, parse_event, read_idempotency_key
 
 __all__ = [
+    "MAX_EVENTS",
     "Accepted",
     "Duplicate",
     "GroupCommit",
     "Hint",
+    "Item",
     "KeyReused",
     "Outcome",
     "PostedEvent",
     "Replayed",
+    "parse_array",
     "parse_event",
+    "parse_lines",
     "read_idempotency_key",
 ]

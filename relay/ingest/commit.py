@@ -95,17 +95,39 @@ class GroupCommit:
             ApiError: at once `queue_full` or `shutting_down`; from the future `database_unavailable`, `commit_unknown`
                 or `unstorable`.
         """
+        self._open_for(1)
+        future = self._add(organization_id, event, idempotency_key).future
+        self._arrived.set()
+        return future
+
+    def join_batch(
+        self, organization_id: UUID, events: Sequence[tuple[PostedEvent, str | None]]
+    ) -> list[asyncio.Future[Outcome]]:
+        """Put events, each with its Idempotency-Key, into the next flush together; none is left for the one after.
+
+        Raises:
+            ApiError: as `join`, at once for all of them.
+        """
+        self._open_for(len(events))
+        waiting = [self._add(organization_id, event, key) for event, key in events]
+        for event in waiting[:-1]:
+            event.ends_unit = False
+        self._arrived.set()
+        return [event.future for event in waiting]
+
+    def _open_for(self, events: int) -> None:
         if self._closing:
             raise ApiError("shutting_down")
         if self._waiting_bytes > self._queue_bytes:
-            self._failed.add(1, "queue_full")
+            self._failed.add(events, "queue_full")
             raise ApiError("queue_full")
+
+    def _add(self, organization_id: UUID, event: PostedEvent, idempotency_key: str | None) -> Waiting:
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         waiting = Waiting(organization_id, self._cell.clock.new(), event, idempotency_key, future)
         self._waiting.append(waiting)
         self._waiting_bytes += waiting.size
-        self._arrived.set()
-        return future
+        return waiting
 
     async def _run(self) -> None:
         while True:
@@ -131,10 +153,12 @@ class GroupCommit:
         taken: list[Waiting] = []
         taken_bytes = 0
         waiting = self._waiting
-        while waiting and len(taken) < MAX_FLUSH_EVENTS and taken_bytes < MAX_FLUSH_BYTES:
+        whole = True
+        while waiting and not (whole and (len(taken) >= MAX_FLUSH_EVENTS or taken_bytes >= MAX_FLUSH_BYTES)):
             event = waiting.popleft()
             taken.append(event)
             taken_bytes += event.size
+            whole = event.ends_unit
         return taken
 
     async def _flush(self, events: list[Waiting]) -> None:

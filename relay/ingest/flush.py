@@ -18,7 +18,18 @@ Key = tuple[UUID, str, str]
 class Waiting:
     """An event that waits for its commit. Its id is made before the first try, so a second try is the same event."""
 
-    __slots__ = ("dedup_id", "digest", "event_id", "first", "future", "key", "organization_id", "payload", "type")
+    __slots__ = (
+        "dedup_id",
+        "digest",
+        "ends_unit",
+        "event_id",
+        "first",
+        "future",
+        "key",
+        "organization_id",
+        "payload",
+        "type",
+    )
 
     def __init__(
         self,
@@ -37,6 +48,8 @@ class Waiting:
         self.future = future
         self.key: Key | None = None
         self.digest = b""
+        #: Whether a flush may end after it: a batch is never split over two.
+        self.ends_unit = True
         #: Who holds its key in the end, and the digest of that event: what those who follow it share.
         self.first: tuple[UUID, bytes] | None = None
         if event.dedup_id is not None:

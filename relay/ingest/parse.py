@@ -116,19 +116,7 @@ def _with_lone_surrogates(body: bytes) -> PostedEvent:
     Raises:
         ApiError: `malformed_json`, when that was not what was wrong.
     """
-    mask = _unused_escape(body)
-    last = -1
-
-    def replace(match: re.Match[bytes]) -> bytes:
-        nonlocal last
-        if match["lone"] is None:
-            return match[0]
-        last = match.start()
-        return mask
-
-    masked = _ESCAPE.sub(replace, body)
-    if last < 0:
-        raise ApiError("malformed_json")
+    masked, mask, last = mask_lone_surrogates(body)
     try:
         event = _decoder.decode(masked)
     except msgspec.ValidationError as error:
@@ -149,6 +137,31 @@ def _with_lone_surrogates(body: bytes) -> PostedEvent:
             raise ApiError("malformed_json")
         event.payload = msgspec.Raw(body[start : start + len(payload)])
     return event
+
+
+def mask_lone_surrogates(body: bytes) -> tuple[bytes, bytes, int]:
+    """Put an escape that the body does not contain in the place of each escape of a lone surrogate.
+
+    Returns:
+        The masked body, which is as long; the mask; and where the last one stands.
+
+    Raises:
+        ApiError: `malformed_json`, when there is nothing to mask.
+    """
+    mask = _unused_escape(body)
+    last = -1
+
+    def replace(match: re.Match[bytes]) -> bytes:
+        nonlocal last
+        if match["lone"] is None:
+            return match[0]
+        last = match.start()
+        return mask
+
+    masked = _ESCAPE.sub(replace, body)
+    if last < 0:
+        raise ApiError("malformed_json")
+    return masked, mask, last
 
 
 def _unused_escape(body: bytes) -> bytes:

@@ -1,0 +1,92 @@
+"""POST /api/events/batch: accept up to 1,000 events with one request and one commit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+from relay.errors import ApiError
+from relay.http import exchange as exchanges
+from relay.http.body import JSON_TYPES, BodyClock
+from relay.http.door import Door
+from relay.http.exchange import Receive, Scope, Send
+from relay.http.query import refuse_query
+from relay.http.schemas import BatchResult, BatchResults
+from relay.ingest import (
+    Accepted,
+    Duplicate,
+    GroupCommit,
+    Item,
+    KeyReused,
+    Outcome,
+    Replayed,
+    parse_array,
+    parse_lines,
+    read_idempotency_key,
+)
+
+BATCH_BODY_BYTES: Final = 4 * 1024 * 1024
+NDJSON: Final = b"application/x-ndjson"
+_TYPES: Final = JSON_TYPES | {NDJSON}
+
+
+class PostBatch:
+    """Accept many events at once; those that are valid are committed, even if others are not."""
+
+    def __init__(self, door: Door, bodies: BodyClock, commit: GroupCommit) -> None:
+        self._door = door
+        self._bodies = bodies
+        self._commit = commit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchanges.of(scope)
+        tenant = await self._door.admit(exchange, "ingest")
+        refuse_query(scope)
+        header = exchange.headers.get(b"idempotency-key")
+        key = None if header is None else read_idempotency_key(header)
+        body = await self._bodies.read(exchange, BATCH_BODY_BYTES, _TYPES)
+        lines = exchange.headers.get(b"content-type", b"").partition(b";")[0].strip().lower() == NDJSON
+        items = parse_lines(body) if lines else parse_array(body)
+        if len(items) > 1:
+            self._door.charge(exchange, tenant, len(items))
+        valid = [
+            (item, None if key is None else f"{key}#{place}")
+            for place, item in enumerate(items)
+            if not isinstance(item, ApiError)
+        ]
+        futures = self._commit.join_batch(tenant.organization_id, valid) if valid else []
+        outcomes = await asyncio.gather(*futures, return_exceptions=True)
+        await exchange.answer_json(200, BatchResults(_results(items, outcomes)))
+
+
+def _results(items: Sequence[Item], outcomes: Sequence[Outcome | BaseException]) -> list[BatchResult]:
+    """The result of each item: its error, or the next of the outcomes.
+
+    Raises:
+        ApiError: 503 where some were not committed for our own reasons. A retry with the same keys finds the others.
+    """
+    following = iter(outcomes)
+    results = []
+    for item in items:
+        outcome = item if isinstance(item, ApiError) else next(following)
+        match outcome:
+            case Accepted(event_id) | Replayed(event_id):
+                results.append(BatchResult("accepted", str(event_id)))
+            case Duplicate(first_id, differs):
+                duplicate = BatchResult("duplicate", str(first_id))
+                if differs:
+                    duplicate.conflict = "payload"
+                results.append(duplicate)
+            case KeyReused():
+                results.append(_invalid(ApiError("idempotency_key_reused")))
+            case ApiError() if outcome.kind.status < 500:
+                results.append(_invalid(outcome))
+            case _:
+                raise outcome
+    return results
+
+
+def _invalid(error: ApiError) -> BatchResult:
+    said = [f"{detail.field}: {detail.message}" for detail in error.details]
+    return BatchResult("invalid", error=" ".join(said) or error.kind.sentence, code=error.kind.code)
