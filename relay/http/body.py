@@ -97,10 +97,9 @@ class BodyClock:
         kind_ok = _is_media_type(headers.get(b"content-type"), media_types or JSON_TYPES)
         if not kind_ok and declared:
             raise ApiError("unsupported_media_type")
-        body = await self._read(exchange, limit_bytes if kind_ok else 0)
-        return body
+        return await self._read(exchange, limit_bytes if kind_ok else 0, declared)
 
-    async def _read(self, exchange: Exchange, limit_bytes: int) -> bytes:
+    async def _read(self, exchange: Exchange, limit_bytes: int, declared: int | None) -> bytes:
         reading = _Reading()
         self._readings.add(reading)
         try:
@@ -110,7 +109,9 @@ class BodyClock:
             body: bytes = message.get("body", b"")
             if len(body) > limit_bytes:
                 raise _too_much(limit_bytes)
-            if not message.get("more_body", False):
+            # Granian says `more_body` of a body that is all there; to ask for its end is another way to its runtime and
+            # back (measured: 15 of 74 microseconds a request).
+            if len(body) == declared or not message.get("more_body", False):
                 exchange.body_ended = True
                 return body
             chunks = [body]
