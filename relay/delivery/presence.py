@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from relay.store import Cell, StoreError
+from relay.values.background import Background
 
 _log = logging.getLogger("relay.delivery")
 
@@ -15,7 +16,7 @@ _INTERVAL_S: Final = 5.0
 _TIMEOUT_S: Final = 1.0
 
 
-class Presence:
+class Presence(Background):
     """Says so every few seconds; leaving takes it back.
 
     Args:
@@ -25,26 +26,19 @@ class Presence:
     def __init__(self, cell: Cell) -> None:
         self._cell = cell
         self._id = cell.clock.new()
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name="presence")
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._task is None:
-            return
-        self._task.cancel()
-        await asyncio.wait((self._task,))
+        await super().__aexit__(kind, error, traceback)
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 await self._cell.fetch("process_gone", self._id)
         except (StoreError, TimeoutError) as reason:
             _log.info("process_not_taken_off", extra={"reason": str(reason) or type(reason).__name__})
 
-    async def _run(self) -> None:
+    async def run(self) -> None:
+        """Say so."""
         while True:
             try:
                 await self._cell.fetch("process_seen", self._id, "deliver", timeout_s=_TIMEOUT_S)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import msgspec
 
 from relay.errors import ApiError, refused
 from relay.http.exchange import Exchange
+from relay.values.background import Background
 
 BETWEEN_BYTES_S: Final = 10.0
 WHOLE_BODY_S: Final = 30.0
@@ -37,7 +37,7 @@ class _Reading:
         self.overdue = False
 
 
-class BodyClock:
+class BodyClock(Background):
     """Ends bodies that come too slowly: one look at all of them twice a second, because a timer a request costs more
     than the rest of reading a small body. Entering starts it; leaving stops it.
     """
@@ -47,25 +47,14 @@ class BodyClock:
         self._whole_body_s = whole_body_s
         self._ends_at = math.inf
         self._readings: set[_Reading] = set()
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name="body clock")
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait((self._task,))
 
     def stop(self) -> None:
         """From now on bodies have little time, so that a client that sends nothing does not hold up the stop."""
         self._between_bytes_s = min(self._between_bytes_s, _LAST_BETWEEN_BYTES_S)
         self._ends_at = time.monotonic() + _LAST_S
 
-    async def _run(self) -> None:
+    async def run(self) -> None:
+        """Look for bodies that are overdue."""
         while True:
             await asyncio.sleep(_LOOK_EVERY_S)
             now = time.monotonic()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from relay.store import Cell, StoreError
+from relay.values.background import Background
 
 _SHORTEST_PAUSE_S: Final = 0.01
 _PRESENCE_S: Final = 5.0
 
 
-class Hint:
+class Hint(Background):
     """Tells delivery processes that something is due: after the commit, from another connection, every 10 ms at most,
     and only while one of them has said that it is there. A hint may be lost; they also look by themselves.
     """
@@ -25,24 +25,13 @@ class Hint:
         self._due = asyncio.Event()
         self._looked_at = -_PRESENCE_S
         self._somebody = False
-        self._task: asyncio.Task[None] | None = None
 
     def due(self) -> None:
         """Something is due now."""
         self._due.set()
 
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name="hint")
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait((self._task,))
-
-    async def _run(self) -> None:
+    async def run(self) -> None:
+        """Pass hints on."""
         while True:
             await self._due.wait()
             self._due.clear()

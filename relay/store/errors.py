@@ -9,6 +9,7 @@ import asyncpg
 
 #: SQLSTATE classes of a statement that one of its rows has spoilt: cardinality, data, integrity, program limits.
 ROW_CLASSES: Final = ("21", "22", "23", "54")
+_CHECK_VIOLATION: Final = "23514"
 #: Serialization failure and deadlock: the transaction is rolled back and may simply be tried again.
 TRY_AGAIN: Final = ("40001", "40P01")
 #: The server says goodbye, or has become a standby: the connection is of no more use.
@@ -66,6 +67,9 @@ def running(error: BaseException) -> StoreError:
     """What a failure while a statement ran means for that statement."""
     if isinstance(error, asyncpg.PostgresError):
         state = error.sqlstate or "XX000"
+        if state == _CHECK_VIOLATION and error.constraint_name is None:
+            # Not the row's fault: its day has no partition yet.
+            return DatabaseUnavailable("a partition is missing")
         if state[:2] in ROW_CLASSES:
             return RowRefused(state)
         if state in TRY_AGAIN:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Final, Self
 
 import asyncpg
 
 from relay.store import errors
 from relay.store.connection import Opener
+from relay.values.background import Background
 
 _log = logging.getLogger("relay.store")
 
@@ -21,7 +21,7 @@ _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 5.0
 
 
-class Listener:
+class Listener(Background):
     """Calls `heard` for each notification on a channel. A hint may be lost: whoever listens also polls.
 
     Entering starts it, also while the database is away; leaving stops it.
@@ -31,25 +31,14 @@ class Listener:
         self._opener = opener
         self._channel = channel
         self._heard: Callable[[], None] = lambda: None
-        self._task: asyncio.Task[None] | None = None
 
     def on_notice(self, heard: Callable[[], None]) -> Self:
         """Say what to call; before entering."""
         self._heard = heard
         return self
 
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name=f"listen {self._channel}")
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait((self._task,))
-
-    async def _run(self) -> None:
+    async def run(self) -> None:
+        """Listen, on one connection after the other."""
         pause_s = _FIRST_PAUSE_S
         while True:
             try:

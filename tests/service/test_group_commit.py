@@ -15,6 +15,7 @@ from relay.errors import ApiError
 from relay.ingest import Accepted, Duplicate, GroupCommit, KeyReused, Outcome, PostedEvent, Replayed
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
+from relay.upkeep.partitions import Partitions
 from relay.values.uuid7 import Uuid7Clock
 from tests.api import Api
 from tests.conftest import Commands, Databases, open_cell
@@ -140,6 +141,20 @@ async def test_a_row_that_postgresql_refuses_does_not_poison_its_flush(cell: Cel
         else:
             assert isinstance(outcome, Accepted)
     assert [row["type"] for row in await stored(database)] == ["good"] * 33
+
+
+async def test_a_missing_partition_is_our_fault_and_not_the_events(cell: Cell, database: str) -> None:
+    connection = await asyncpg.connect(database)
+    days = await connection.fetch(
+        "select inhrelid::regclass::text as name from pg_inherits where inhparent = 'relay.events'::regclass"
+    )
+    for day in days:
+        await connection.execute(f"drop table {day['name']}")
+    async with committing(cell) as commit:
+        assert await code_of(commit.join(ORGANIZATION, event())) == "database_unavailable"
+        async with Partitions(cell):
+            assert isinstance(await commit.join(ORGANIZATION, event()), Accepted)
+    await connection.close()
 
 
 async def test_duplicates_within_one_flush_get_the_id_of_the_first(cell: Cell, database: str) -> None:

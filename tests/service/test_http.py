@@ -200,6 +200,7 @@ async def test_a_body_that_never_ends_is_refused_and_its_connection_closed(tenan
         while not answering.done():
             writer.write(chunk(b"x" * 128 * 1024))
             await writer.drain()
+            await asyncio.sleep(0.001)
         assert_error(await answering, 413, "body_too_large")
         with suppress(OSError):
             while sent < 100:
