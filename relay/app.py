@@ -168,7 +168,6 @@ def operations(
             success={201: schemas.GeneratedKey}, body=schemas.GenerateKey, key=False,
             errors=(
                 "invalid_admin_token", "tier_not_allowed", "too_many_signups", "database_unavailable", "commit_unknown",
-                "internal_error",
             ),
         ),
         Operation(

@@ -22,7 +22,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     for kind in (
         Kind("malformed_json", 400, "The body is not valid JSON."),
         Kind("invalid_utf8", 400, "The body is not valid UTF-8."),
-        Kind("body_incomplete", 400, "The connection ended before the whole body had come."),
+        Kind("body_incomplete", 400, "The body broke off or is not framed as HTTP says."),
         Kind("missing_api_key", 401, "Send your API key in the X-API-Key header."),
         Kind("invalid_api_key", 401, "The API key is not known, has been revoked or has expired."),
         Kind("invalid_admin_token", 401, "Send the operator's token as `Authorization: Bearer <token>`."),

@@ -15,13 +15,14 @@ from relay.http import schemas
 from relay.http.operations import Operation
 
 _PARAMETER: Final = re.compile(r"\{(\w+)\}")
+# What every route can answer; the first from `relay up` only, to a foreign Host header.
+_EVERY_ERROR: Final = ("misdirected_host", "internal_error")
 # What every route under /api can answer besides its own.
 _EVERY_API_ERROR: Final = (
     "missing_api_key",
     "invalid_api_key",
     "insufficient_scope",
     "rate_limited",
-    "internal_error",
     "database_unavailable",
     "shutting_down",
 )
@@ -137,7 +138,7 @@ def _success(
 
 
 def _errors(operation: Operation, refs: dict[Any, dict[str, Any]]) -> dict[str, Any]:
-    codes = list(operation.errors)
+    codes = [*operation.errors, *_EVERY_ERROR]
     if operation.key:
         codes += _EVERY_API_ERROR
     if operation.body is not None:
