@@ -203,7 +203,7 @@ SETTINGS: Final = (
     Setting("RELAY_DELIVERY_TIMEOUT_S", "delivery_timeout_s", "10", _seconds(0.1, 300), "seconds from 0.1 to 300"),
     Setting("RELAY_MAX_IN_FLIGHT", "max_in_flight", "1000", _integer(1, 100_000), "a number from 1 to 100000"),
     Setting("RELAY_QUEUE_MB", "queue_mb", "32", _integer(1, 4096), "a number from 1 to 4096"),
-    Setting("RELAY_DB_POOL_MAX", "db_pool_max", "50", _integer(2, 1000), "a number from 2 to 1000"),
+    Setting("RELAY_DB_POOL_MAX", "db_pool_max", "50", _integer(7, 10_000), "a number from 7 to 10000"),
     Setting("RELAY_DB_MAX_LIFETIME_S", "db_max_lifetime_s", "540", _seconds(1, 86_400), "seconds from 1 to 86400"),
     Setting(
         "RELAY_RETRY_SCHEDULE",

@@ -50,7 +50,8 @@ def http_server(app: Any, host: str, port: int, *, backlog: int, connections: in
 
     return Server(
         app,
-        address=host,
+        # Granian takes numbers only.
+        address=str(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][4][0]),
         port=port,
         interface=Interfaces.ASGINL,
         http=HTTPModes.http1,

@@ -59,6 +59,12 @@ def serve(worker: bool, loopback_only: bool, ready_fd: int | None) -> None:
             USAGE,
             "RELAY_ADMIN_TOKEN: without it anybody could generate keys; set it, or RELAY_OPEN_SIGNUP=1 to allow that",
         )
+    if settings.db_pool_max // settings.workers < 7:
+        raise Stop(
+            USAGE,
+            f"RELAY_DB_POOL_MAX: {settings.db_pool_max} is too few for RELAY_WORKERS={settings.workers}, "
+            "each of which needs 7 connections",
+        )
     options = _Options(worker, loopback_only, ready_fd)
     if not worker:
         require_free(host_of(settings), settings.port)
@@ -92,7 +98,7 @@ async def _serve(settings: Settings, options: _Options) -> None:
             service = await stack.enter_async_context(
                 Service(
                     settings,
-                    connections=max(2, settings.db_pool_max // settings.workers),
+                    connections=settings.db_pool_max // settings.workers,
                     loopback_only=options.loopback_only,
                 )
             )
@@ -105,8 +111,9 @@ async def _serve(settings: Settings, options: _Options) -> None:
         serving = asyncio.create_task(server.serve(), name="granian")
         stopping = asyncio.create_task(signals.stop.wait(), name="stop signal")
         await until_it_answers(serving, host, settings.port)
-        say_ready(options.ready_fd)
-        _log.info("serving", extra={"host": host, "port": settings.port})
+        if not serving.done():
+            say_ready(options.ready_fd)
+            _log.info("serving", extra={"host": host, "port": settings.port})
         await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
             serving.result()

@@ -89,7 +89,8 @@ class Front:
             await self._refuse(exchange, error)
         except (DatabaseUnavailable, OutcomeUnknown) as error:
             _log.warning("database_unavailable", extra={"request_id": _id(exchange), "reason": str(error)})
-            await self._refuse(exchange, ApiError("database_unavailable"))
+            unknown = isinstance(error, OutcomeUnknown) and scope["method"] == "POST"
+            await self._refuse(exchange, ApiError("commit_unknown" if unknown else "database_unavailable"))
         except RowRefused as error:
             _log.warning("row_refused", extra={"request_id": _id(exchange), "sqlstate": error.sqlstate})
             await self._refuse(exchange, ApiError("unstorable"))

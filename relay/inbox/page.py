@@ -91,11 +91,12 @@ async def read_page(cell: Cell, query: InboxQuery) -> Page:
         parameters.append(None if query.status == "all" else query.status)
     rows = await cell.fetch(name, *parameters)
     events = [row for row in rows if row["event_id"] is not None]
-    if len(events) == query.limit:
+    walked = rows[-1] if len(rows) > len(events) else None
+    if events and walked is None:
+        # Full, in rows or in bytes.
         last = events[-1]
         return Page(events, query.cursor_at(Position(last["epoch"], last["xid"], last["event_id"])))
     # The page is short: the last row, when there is one, says how far the walk has come.
-    walked = rows[-1] if len(rows) > len(events) else None
     if walked is not None and (query.order == "asc" or walked["walked"] == EXAMINED_ROWS):
         return Page(events, query.cursor_at(Position(walked["epoch"], walked["xid"], UUID(walked["status"]))))
     return Page(events, query.cursor_at(start) if query.order == "asc" else None)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
 from typing import Final, Self
 from uuid import UUID
@@ -22,6 +22,10 @@ _log = logging.getLogger("relay.ingest")
 
 MAX_FLUSH_BYTES: Final = 8 * 1024 * 1024
 MAX_FLUSH_EVENTS: Final = 1000
+# What is nobody's own fault: to try again for each follower would be one time-out after the other.
+_OUTAGES: Final = frozenset(("database_unavailable", "commit_unknown"))
+# What still waits when the process leaves may take this long.
+_DRAIN_S: Final = 5.0
 
 
 class GroupCommit:
@@ -57,6 +61,7 @@ class GroupCommit:
         self._due = due
         self._waiting: deque[Waiting] = deque()
         self._waiting_bytes = 0
+        self._under_way: Sequence[Waiting] = ()
         self._arrived = asyncio.Event()
         self._closing = False
         self._task: asyncio.Task[None] | None = None
@@ -83,8 +88,14 @@ class GroupCommit:
     ) -> None:
         self._closing = True
         self._arrived.set()
-        if self._task is not None:
-            await self._task
+        if self._task is None:
+            return
+        await asyncio.wait((self._task,), timeout=_DRAIN_S)
+        if not self._task.done():
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+            self._fail(self._under_way, "commit_unknown")
+            self._fail(self._waiting, "shutting_down")
 
     def join(
         self, organization_id: UUID, event: PostedEvent, idempotency_key: str | None = None
@@ -134,7 +145,7 @@ class GroupCommit:
             await self._arrived.wait()
             self._arrived.clear()
             while self._waiting:
-                events = self._take()
+                events = self._under_way = self._take()
                 begun = time.perf_counter()
                 try:
                     await self._flush(events)
@@ -170,6 +181,9 @@ class GroupCommit:
 
     def _let_follow(self, leader: Waiting, followers: Sequence[Waiting]) -> None:
         """Answer those whose key stood in the same flush; where the first failed for its own reasons they try again."""
+        if leader.failed in _OUTAGES:
+            self._fail(followers, leader.failed)
+            return
         if leader.first is None:
             self._again(followers)
             return
@@ -215,7 +229,7 @@ class GroupCommit:
         if losers:
             await self._answer_losers(losers)
 
-    def _fail(self, events: Sequence[Waiting], code: str) -> None:
+    def _fail(self, events: Collection[Waiting], code: str) -> None:
         self._failed.add(len(events), code)
         for event in events:
             event.fail(code)

@@ -23,6 +23,7 @@ class Waiting:
         "digest",
         "ends_unit",
         "event_id",
+        "failed",
         "first",
         "future",
         "key",
@@ -52,6 +53,8 @@ class Waiting:
         self.ends_unit = True
         #: Who holds its key in the end, and the digest of that event: what those who follow it share.
         self.first: tuple[UUID, bytes] | None = None
+        #: The code that it was answered with.
+        self.failed = ""
         if event.dedup_id is not None:
             self.key = (organization_id, "d", event.dedup_id)
         elif idempotency_key is not None:
@@ -75,6 +78,7 @@ class Waiting:
 
     def fail(self, code: str) -> None:
         """Answer the request with an error."""
+        self.failed = code
         if not self.future.done():
             self.future.set_exception(ApiError(code))
 

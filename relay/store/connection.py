@@ -22,6 +22,8 @@ _CONFLICT_TRIES: Final = 5
 # running it.
 _SESSION: Final[Mapping[str, str]] = {
     "synchronous_commit": "on",
+    # Each statement is a transaction of its own and is written for this level.
+    "default_transaction_isolation": "read committed",
     "jit": "off",
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",

@@ -68,7 +68,7 @@ def running(error: BaseException) -> StoreError:
     if isinstance(error, asyncpg.PostgresError):
         state = error.sqlstate or "XX000"
         if state == _CHECK_VIOLATION and error.constraint_name is None:
-            # Not the row's fault: its day has no partition yet.
+            # Not the row's fault: its day has no partition yet, which shares its SQLSTATE and names no constraint.
             return DatabaseUnavailable("a partition is missing")
         if state[:2] in ROW_CLASSES:
             return RowRefused(state)

@@ -107,19 +107,28 @@ left join (
 ) as c on true;
 
 -- name: renew_leases
--- Keep what is in flight, so that a lease may be shorter than a timeout.
+-- Keep what is in flight, so that a lease may be shorter than a timeout. What somebody else holds is being recorded or
+-- acknowledged at this moment: to wait for it would be a deadlock.
 -- $1 organization_id uuid[], $2 epoch int[], $3 xid int8[], $4 event_id uuid[], $5 endpoint_id uuid[],
 -- $6 claim_token uuid[], $7 lease_s float8
 with held as materialized (
     select *
     from unnest($1::uuid[], $2::int[], $3::int8[], $4::uuid[], $5::uuid[], $6::uuid[])
         as h (organization_id, epoch, xid, event_id, endpoint_id, claim_token)
+),
+kept as materialized (
+    select o.organization_id, o.epoch, o.xid, o.event_id, o.endpoint_id
+    from held as h
+    inner join relay.open as o
+        on o.organization_id = h.organization_id and o.epoch = h.epoch and o.xid = h.xid
+        and o.event_id = h.event_id and o.endpoint_id = h.endpoint_id and o.claim_token = h.claim_token
+    for update of o skip locked
 )
 update relay.open as o
 set leased_until = now() + $7::float8 * interval '1 second'
-from held as h
-where o.organization_id = h.organization_id and o.epoch = h.epoch and o.xid = h.xid
-    and o.event_id = h.event_id and o.endpoint_id = h.endpoint_id and o.claim_token = h.claim_token;
+from kept as k
+where o.organization_id = k.organization_id and o.epoch = k.epoch and o.xid = k.xid
+    and o.event_id = k.event_id and o.endpoint_id = k.endpoint_id;
 
 -- name: release_claims
 -- Give back what will not be attempted: a process that stops leaves no lease behind.
@@ -139,7 +148,8 @@ where o.organization_id = h.organization_id and o.epoch = h.epoch and o.xid = h.
 -- name: record_attempts
 -- Write a batch of results: the attempts always, and their effect only where the claim is still ours. A delivery that
 -- ended leaves `open` for `deliveries`; one that is tried again waits for `retry_s`. An attempt that was on the wire
--- while its event was acknowledged finds no row of its claim: it is recorded and changes nothing.
+-- while its event was acknowledged finds no row of its claim: it is recorded and changes nothing. Rows are locked in
+-- the order of the primary key, as `acknowledge` does: else the two would deadlock.
 -- $1 organization_id uuid[], $2 epoch int[], $3 xid int8[], $4 event_id uuid[], $5 endpoint_id uuid[],
 -- $6 claim_token uuid[], $7 number int[], $8 at timestamptz[], $9 status_code int[], $10 latency_ms int[],
 -- $11 error_class text[], $12 response bytea[], $13 outcome text[]: delivered, failed or retry, $14 retry_s float8[]
@@ -162,11 +172,20 @@ attempted as (
     from results
     on conflict (organization_id, event_id, endpoint_id, number) do nothing
 ),
+ours as materialized (
+    select r.*
+    from results as r
+    inner join relay.open as o
+        on o.organization_id = r.organization_id and o.epoch = r.epoch and o.xid = r.xid
+        and o.event_id = r.event_id and o.endpoint_id = r.endpoint_id and o.claim_token = r.claim_token
+    order by o.organization_id, o.epoch, o.xid, o.event_id, o.endpoint_id
+    for update of o
+),
 ended as (
     delete from relay.open as o
-    using results as r
+    using ours as r
     where o.organization_id = r.organization_id and o.epoch = r.epoch and o.xid = r.xid
-        and o.event_id = r.event_id and o.endpoint_id = r.endpoint_id and o.claim_token = r.claim_token
+        and o.event_id = r.event_id and o.endpoint_id = r.endpoint_id
         and r.outcome in ('delivered', 'failed')
     returning o.organization_id, o.event_id, o.endpoint_id, r.outcome, r.number, r.error_class
 ),
@@ -178,9 +197,9 @@ retried as (
         leased_until = '-infinity',
         claim_token = null,
         last_error_class = r.error_class
-    from results as r
+    from ours as r
     where o.organization_id = r.organization_id and o.epoch = r.epoch and o.xid = r.xid
-        and o.event_id = r.event_id and o.endpoint_id = r.endpoint_id and o.claim_token = r.claim_token
+        and o.event_id = r.event_id and o.endpoint_id = r.endpoint_id
         and r.outcome = 'retry'
     returning o.endpoint_id
 ),

@@ -29,24 +29,37 @@ with page as materialized (
     order by x.epoch desc, x.xid desc, x.event_id desc
     limit $5::int
 ),
+kept as materialized (
+    select p.*
+    from (
+        select
+            p.*,
+            e.type,
+            e.payload,
+            e.dedup_id,
+            sum(octet_length(e.payload)) over (order by p.epoch desc, p.xid desc, p.event_id desc) - octet_length(e.payload) as bytes_before
+        from page as p
+        cross join lateral (
+            select e.type, e.payload, e.dedup_id
+            from relay.events as e
+            where e.organization_id = $1::uuid and e.id = p.event_id
+            limit 1
+        ) as e
+    ) as p
+    where p.bytes_before < 8388608
+),
 walked as materialized (
     select o.epoch, o.xid, o.event_id
     from relay.open as o
-    where (select count(*) from page) < $5::int
+    where (select count(*) from page) < $5::int and (select count(*) from kept) = (select count(*) from page)
         and o.organization_id = $1::uuid
         and (o.epoch, o.xid, o.event_id) < ($2::int, $3::int8, $4::uuid)
     order by o.epoch desc, o.xid desc, o.event_id desc
     limit 10000
 )
 (
-    select p.epoch, p.xid, p.event_id, e.type, e.payload, e.dedup_id, 'pending' as status, a.attempts, null::int as walked
-    from page as p
-    cross join lateral (
-        select e.type, e.payload, e.dedup_id
-        from relay.events as e
-        where e.organization_id = $1::uuid and e.id = p.event_id
-        limit 1
-    ) as e
+    select p.epoch, p.xid, p.event_id, p.type, p.payload, p.dedup_id, 'pending' as status, a.attempts, null::int as walked
+    from kept as p
     cross join lateral (
         select
             coalesce((
@@ -101,10 +114,29 @@ with page as materialized (
     order by x.epoch, x.xid, x.event_id
     limit $5::int
 ),
+kept as materialized (
+    select p.*
+    from (
+        select
+            p.*,
+            e.type,
+            e.payload,
+            e.dedup_id,
+            sum(octet_length(e.payload)) over (order by p.epoch, p.xid, p.event_id) - octet_length(e.payload) as bytes_before
+        from page as p
+        cross join lateral (
+            select e.type, e.payload, e.dedup_id
+            from relay.events as e
+            where e.organization_id = $1::uuid and e.id = p.event_id
+            limit 1
+        ) as e
+    ) as p
+    where p.bytes_before < 8388608
+),
 walked as materialized (
     select o.epoch, o.xid, o.event_id
     from relay.open as o
-    where (select count(*) from page) < $5::int
+    where (select count(*) from page) < $5::int and (select count(*) from kept) = (select count(*) from page)
         and o.organization_id = $1::uuid
         and (o.epoch, o.xid, o.event_id) > ($2::int, $3::int8, $4::uuid)
             and (o.epoch, o.xid) < ((select epoch from relay.cell), relay.horizon())
@@ -112,14 +144,8 @@ walked as materialized (
     limit 10000
 )
 (
-    select p.epoch, p.xid, p.event_id, e.type, e.payload, e.dedup_id, 'pending' as status, a.attempts, null::int as walked
-    from page as p
-    cross join lateral (
-        select e.type, e.payload, e.dedup_id
-        from relay.events as e
-        where e.organization_id = $1::uuid and e.id = p.event_id
-        limit 1
-    ) as e
+    select p.epoch, p.xid, p.event_id, p.type, p.payload, p.dedup_id, 'pending' as status, a.attempts, null::int as walked
+    from kept as p
     cross join lateral (
         select
             coalesce((
@@ -166,24 +192,37 @@ with page as materialized (
     order by x.epoch desc, x.xid desc, x.id desc
     limit $5::int
 ),
+kept as materialized (
+    select p.*
+    from (
+        select
+            p.*,
+            e.type,
+            e.payload,
+            e.dedup_id,
+            sum(octet_length(e.payload)) over (order by p.epoch desc, p.xid desc, p.id desc) - octet_length(e.payload) as bytes_before
+        from page as p
+        cross join lateral (
+            select e.type, e.payload, e.dedup_id
+            from relay.events as e
+            where e.organization_id = $1::uuid and e.id = p.id
+            limit 1
+        ) as e
+    ) as p
+    where p.bytes_before < 8388608
+),
 walked as materialized (
     select e.epoch, e.xid, e.id
     from relay.events as e
-    where (select count(*) from page) < $5::int
+    where (select count(*) from page) < $5::int and (select count(*) from kept) = (select count(*) from page)
         and e.organization_id = $1::uuid
         and (e.epoch, e.xid, e.id) < ($2::int, $3::int8, $4::uuid)
     order by e.epoch desc, e.xid desc, e.id desc
     limit 10000
 )
 (
-    select p.epoch, p.xid, p.id as event_id, e.type, e.payload, e.dedup_id, p.status, p.attempts, null::int as walked
-    from page as p
-    cross join lateral (
-        select e.type, e.payload, e.dedup_id
-        from relay.events as e
-        where e.organization_id = $1::uuid and e.id = p.id
-        limit 1
-    ) as e
+    select p.epoch, p.xid, p.id as event_id, p.type, p.payload, p.dedup_id, p.status, p.attempts, null::int as walked
+    from kept as p
     order by p.epoch desc, p.xid desc, p.id desc
 )
 union all
@@ -219,10 +258,29 @@ with page as materialized (
     order by x.epoch, x.xid, x.id
     limit $5::int
 ),
+kept as materialized (
+    select p.*
+    from (
+        select
+            p.*,
+            e.type,
+            e.payload,
+            e.dedup_id,
+            sum(octet_length(e.payload)) over (order by p.epoch, p.xid, p.id) - octet_length(e.payload) as bytes_before
+        from page as p
+        cross join lateral (
+            select e.type, e.payload, e.dedup_id
+            from relay.events as e
+            where e.organization_id = $1::uuid and e.id = p.id
+            limit 1
+        ) as e
+    ) as p
+    where p.bytes_before < 8388608
+),
 walked as materialized (
     select e.epoch, e.xid, e.id
     from relay.events as e
-    where (select count(*) from page) < $5::int
+    where (select count(*) from page) < $5::int and (select count(*) from kept) = (select count(*) from page)
         and e.organization_id = $1::uuid
         and (e.epoch, e.xid, e.id) > ($2::int, $3::int8, $4::uuid)
             and (e.epoch, e.xid) < ((select epoch from relay.cell), relay.horizon())
@@ -230,14 +288,8 @@ walked as materialized (
     limit 10000
 )
 (
-    select p.epoch, p.xid, p.id as event_id, e.type, e.payload, e.dedup_id, p.status, p.attempts, null::int as walked
-    from page as p
-    cross join lateral (
-        select e.type, e.payload, e.dedup_id
-        from relay.events as e
-        where e.organization_id = $1::uuid and e.id = p.id
-        limit 1
-    ) as e
+    select p.epoch, p.xid, p.id as event_id, p.type, p.payload, p.dedup_id, p.status, p.attempts, null::int as walked
+    from kept as p
     order by p.epoch, p.xid, p.id
 )
 union all
@@ -318,19 +370,27 @@ acknowledged as (
     from known
     on conflict (organization_id, event_id) do nothing
 ),
+locked as materialized (
+    select o.organization_id, o.epoch, o.xid, o.event_id, o.endpoint_id
+    from known as k
+    inner join relay.open as o
+        on o.organization_id = k.organization_id and o.epoch = k.epoch and o.xid = k.xid and o.event_id = k.id
+    order by o.organization_id, o.epoch, o.xid, o.event_id, o.endpoint_id
+    for update of o
+),
 ended as (
     delete from relay.open as o
-    using known as k, silenced as s
-    where o.organization_id = k.organization_id and o.epoch = k.epoch and o.xid = k.xid and o.event_id = k.id
-        and o.endpoint_id = s.endpoint_id
+    using locked as k
+    where o.organization_id = k.organization_id and o.epoch = k.epoch and o.xid = k.xid and o.event_id = k.event_id
+        and o.endpoint_id = k.endpoint_id and o.endpoint_id in (select endpoint_id from silenced)
     returning o.organization_id, o.event_id, o.endpoint_id, o.attempts, o.last_error_class
 ),
 marked as (
     update relay.open as o
     set acknowledged = true
-    from known as k
-    where o.organization_id = k.organization_id and o.epoch = k.epoch and o.xid = k.xid and o.event_id = k.id
-        and o.endpoint_id not in (select endpoint_id from silenced)
+    from locked as k
+    where o.organization_id = k.organization_id and o.epoch = k.epoch and o.xid = k.xid and o.event_id = k.event_id
+        and o.endpoint_id = k.endpoint_id and o.endpoint_id not in (select endpoint_id from silenced)
         and not o.acknowledged
 ),
 cancelled as (

@@ -24,7 +24,7 @@ from relay.app import operations
 from relay.config import load
 from relay.errors import KINDS
 from tests.api import Api
-from tests.conftest import ADMIN_TOKEN, Commands, Databases, environment, free_port
+from tests.conftest import ADMIN_TOKEN, Commands, Databases, environment, free_port, open_cell
 from tests.service.test_http import assert_error, head
 from tests.wire import exchange
 
@@ -190,7 +190,8 @@ async def test_operation_ids_are_unique(document: dict[str, Any]) -> None:
 
 async def test_every_route_of_the_service_is_in_the_document(document: dict[str, Any]) -> None:
     nothing = cast(Any, None)
-    table = operations(load({}), nothing, nothing, nothing, nothing, nothing, nothing, nothing)
+    closed = open_cell("postgresql:///nowhere")
+    table = operations(load({}), closed, nothing, nothing, nothing, nothing, nothing, nothing)
     documented = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     assert documented == {(operation.method, operation.path) for operation in table if operation.listed}
     assert {operation.path for operation in table if not operation.listed} == {"/docs/{file}"}

@@ -28,7 +28,7 @@ BAD = {
     "RELAY_DELIVERY_TIMEOUT_S": ["0", "301"],
     "RELAY_MAX_IN_FLIGHT": ["0", "100001"],
     "RELAY_QUEUE_MB": ["0", "4097"],
-    "RELAY_DB_POOL_MAX": ["1", "1001"],
+    "RELAY_DB_POOL_MAX": ["6", "10001"],
     "RELAY_DB_MAX_LIFETIME_S": ["0", "86401"],
     "RELAY_RETRY_SCHEDULE": ["1,two", "1,,2", "-1", "604801", ",".join(["1"] * 51), "weekly"],
     "RELAY_MAX_ATTEMPTS": ["0", "51"],
