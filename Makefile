@@ -13,6 +13,7 @@ UV ?= $(BIN)/uv
 KEY := $(shell { pwd; $(PYTHON) -V; cat requirements/run.txt requirements/dev.txt; } 2>&1 | cksum | cut -d' ' -f1)
 RUN := $(VENV)/run-$(KEY)
 DEV := $(VENV)/dev-$(KEY)
+BENCH := $(VENV)/bench-$(KEY)-$(shell cksum < requirements/bench.txt | cut -d' ' -f1)
 PROJECT := $(VENV)/project-$(KEY)
 
 ##@ Use
@@ -29,6 +30,14 @@ test: $(DEV) $(PROJECT) ## Run all tests, on a PostgreSQL they start themselves 
 
 # Each migration runs in a transaction of its own. Attempts, statuses and the like are small numbers for good.
 SQUAWK := --pg-version 18 --assume-in-transaction --exclude=prefer-bigint-over-int,prefer-bigint-over-smallint
+
+.PHONY: bench
+bench: $(BENCH) $(PROJECT) ## Run the load scenarios and check them against the targets (ARGS=--quick, SECONDS=20)
+	@$(BIN)/python -m bench $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
+
+.PHONY: profile
+profile: $(BENCH) $(PROJECT) ## Draw flame graphs of the API and of the delivery process under load
+	@$(BIN)/python -m bench.flames $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
 .PHONY: lint
 lint: $(DEV) $(PROJECT) ## Look at format, lint, types, layers and migrations
@@ -90,6 +99,11 @@ $(DEV): $(RUN)
 	@rm -f $(RUN)
 	@$(call locked,dev)
 	@touch $(RUN) $@
+
+# Beside what is there: all locks are made together, so it only adds.
+$(BENCH): | $(RUN)
+	@$(call locked,bench)
+	@touch $@
 
 $(PROJECT): pyproject.toml relay/__init__.py | $(RUN)
 	@echo "installing relay from this folder"

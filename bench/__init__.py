@@ -1,0 +1,1 @@
+"""Load scenarios that check the targets, and the report they end in: `make bench`."""

@@ -1,0 +1,197 @@
+"""From POST to receiver: together, a backlog, and the statements alone."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from statistics import linear_regression
+from typing import Final
+
+from bench.generator import receipts
+from bench.generator.plan import Plan
+from bench.generator.tally import percentile
+from bench.metrics import total
+from bench.scenarios.ingest import RATE
+from bench.scenarios.run import TENANTS, Bench, Outcome
+from bench.service import Relay, free_port, marker, module
+from relay.delivery.claims import Claimer
+from relay.delivery.recorder import Recorder, Result
+from relay.delivery.slots import Offer
+from relay.store import Cell
+
+_EVERY_S: Final = 0.5
+_DRAIN_S: Final = 90.0
+_CLAIM: Final = 100
+_LEASE_S: Final = 30.0
+_MOST_UNRECORDED: Final = 1_000
+_BACKLOG_BATCH: Final = 300
+
+
+@asynccontextmanager
+async def receiving(bench: Bench) -> AsyncIterator[tuple[str, Path]]:
+    """A receiver: its URL, and the file that it leaves."""
+    port, path = free_port(), bench.folder / f"received-{marker()}"
+    async with module("bench.receiver", str(port), str(path), port=port):
+        yield f"http://127.0.0.1:{port}/hook", path
+
+
+async def together(bench: Bench, outcome: Outcome) -> None:
+    """Accepted and delivered together, at 1,000/s and at 2,500/s; at 4,000/s, scaled, for the prize."""
+    await _at(bench, outcome, 1_000.0, latency="receipt_1000", growth=None)
+    await _at(bench, outcome, RATE, latency="receipt_2500", growth="growth")
+    if not bench.quick:
+        await _at(bench, outcome, 4_000.0 * bench.scale, latency=None, growth="growth_prize")
+
+
+async def _at(bench: Bench, outcome: Outcome, rate: float, *, latency: str | None, growth: str | None) -> None:
+    label = f"{rate:,.0f}/s"
+    accepted_path = bench.folder / f"accepted-{marker()}"
+    async with bench.bed.relay() as relay, receiving(bench) as (url, received_path):
+        keys = await relay.tenants(TENANTS, url)
+        plan = bench.plan(relay, keys, traffic="events", rate=rate, receipts=str(accepted_path))
+        watching = asyncio.create_task(_watch(relay))
+        try:
+            load = await bench.measure(relay, plan, outcome, f"{label} end to end")
+            drained_s = await _drained(relay)
+        finally:
+            watching.cancel()
+        backlog = await watching
+    result, void = load.result, load.result.void is not None
+    received: dict[bytes, float] = {}
+    for event_id, at in receipts.read(received_path):
+        received.setdefault(event_id, at)
+    accepted = list(receipts.read(accepted_path))
+    waits = sorted(received[event_id] - at for event_id, at in accepted if event_id in received and at >= result.began)
+    lost = sum(event_id not in received for event_id, _ in accepted)
+    inside = [(at - result.began, held) for at, held in backlog if result.began <= at <= result.ended]
+    slope = linear_regression(*zip(*inside, strict=True)).slope if len(inside) > 2 else 0.0
+    outcome.extra[f"backlog at {label}"] = [(round(at - result.began, 2), held) for at, held in backlog]
+    if not waits:
+        bench.row(outcome, "lost", lost)
+        outcome.notes.append(f"{label}: none of {len(accepted):,} accepted events reached the receiver")
+        return
+    outcome.notes.append(
+        f"{label}: 201 to receiver p50 {_ms(waits, 0.5):.1f} ms, p95 {_ms(waits, 0.95):.1f} ms, "
+        f"p99 {_ms(waits, 0.99):.1f} ms; {len(accepted):,} accepted, {lost} not delivered; backlog at most "
+        f"{max((held for _, held in inside), default=0):,.0f}, growing by {slope:.0f}/s, "
+        f"gone {drained_s:.1f} s after the last"
+    )
+    if latency:
+        bench.row(outcome, latency, _ms(waits, 0.95), void=void)
+    if growth:
+        bench.row(outcome, growth, max(0.0, slope), void=void)
+    bench.row(outcome, "lost", lost)
+
+
+def _ms(ordered: Sequence[float], share: float) -> float:
+    """A percentile in milliseconds. A delivery may overtake its 201, so it may be below zero."""
+    return percentile(ordered, share) * 1000
+
+
+async def _watch(relay: Relay) -> list[tuple[float, float]]:
+    """How many deliveries are open, by the two processes' own counters, until cancelled."""
+    seen = []
+    try:
+        while True:
+            accepted, ended = await _counts(relay)
+            seen.append((time.monotonic(), accepted - ended))
+            await asyncio.sleep(_EVERY_S)
+    except asyncio.CancelledError:
+        return seen
+
+
+async def _counts(relay: Relay) -> tuple[float, float]:
+    ended = total(await relay.scrape(delivery=True), "relay_deliveries_ended_total")
+    return total(await relay.scrape(), "relay_events_accepted_total"), ended
+
+
+async def _drained(relay: Relay) -> float:
+    """Wait until everything accepted was delivered, or for so long that it will not be; how long that took."""
+    begun = time.monotonic()
+    while time.monotonic() - begun < _DRAIN_S:
+        accepted, ended = await _counts(relay)
+        if ended >= accepted:
+            break
+        await asyncio.sleep(0.1)
+    return time.monotonic() - begun
+
+
+async def _fill(bench: Bench, relay: Relay, keys: list[str], seconds: float) -> float:
+    """Accept events while nobody delivers; how many."""
+    await bench.generate(
+        Plan(
+            host=relay.host,
+            port=relay.port,
+            keys=keys,
+            traffic="batch",
+            rate=None,
+            seconds=seconds,
+            warm_up_s=0.0,
+            connections=2,
+            batch=_BACKLOG_BATCH,
+        )
+    )
+    return total(await relay.scrape(), "relay_events_accepted_total")
+
+
+async def backlog(bench: Bench, outcome: Outcome) -> None:
+    """Deliver what was accepted while nobody delivered: signing, posting and recording on, nothing else running."""
+    async with receiving(bench) as (url, path), bench.bed.relay(deliver=False) as relay:
+        keys = await relay.tenants(TENANTS, url)
+        waiting = await _fill(bench, relay, keys, 0.5 if bench.quick else 2.0)
+        async with AsyncExitStack() as stack:
+            await bench.bed.deliver(stack, relay, free_port())
+            await _drained(relay)
+    times = sorted(dict(receipts.read(path)).values())
+    low, high = len(times) // 10, len(times) * 9 // 10
+    rate = (high - low) / (times[high] - times[low]) if high > low else 0.0
+    bench.row(outcome, "delivery", rate)
+    bench.row(outcome, "lost", waiting - len(times))
+    begun = times[0] if times else 0.0
+    outcome.extra["delivered"] = [(round(at - begun, 3), float(place)) for place, at in list(enumerate(times))[::500]]
+    outcome.notes.append(f"{len(times):,} deliveries; the rate is that of the middle 80%")
+
+
+async def statements(bench: Bench, outcome: Outcome) -> None:
+    """Claim and record through relay.delivery's own classes, without a post between them."""
+    async with bench.bed.relay(deliver=False) as relay:
+        keys = await relay.tenants(TENANTS, "http://127.0.0.1:9/nowhere")
+        waiting = await _fill(bench, relay, keys, 0.5 if bench.quick else 2.0)
+        assert relay.url is not None
+        cell = Cell(
+            relay.url,
+            direct_url=None,
+            schema="relay",
+            application="relay bench",
+            connections=10,
+            lifetime_s=540.0,
+        )
+        async with cell:
+            begun = time.perf_counter()
+            count = await _claim_and_record(cell)
+            elapsed_s = time.perf_counter() - begun
+    bench.row(outcome, "claim", count / elapsed_s)
+    outcome.notes.append(f"{count:,} of {waiting:,.0f} deliveries, {_CLAIM} a claim, in {elapsed_s:.1f} s")
+
+
+async def _claim_and_record(cell: Cell) -> int:
+    freed = asyncio.Event()
+    claimer = Claimer(cell.owned_connection(), _LEASE_S)
+    now = datetime.datetime.now(datetime.UTC)
+    claimed = 0
+    async with Recorder(cell.owned_connection(), lambda _: freed.set()) as recorder:
+        claimer.begin_lap()
+        more = True
+        while more:
+            deliveries, more = await claimer.claim(Offer(_CLAIM, [], [], _CLAIM))
+            claimed += len(deliveries)
+            for delivery in deliveries:
+                recorder.add(Result(delivery.held, 1, now, 200, 1, None, b"", "delivered", None))
+            while recorder.backlog >= _MOST_UNRECORDED or (not more and recorder.backlog):
+                freed.clear()
+                await freed.wait()
+    return claimed

@@ -1,0 +1,23 @@
+"""All scenarios in the order in which they run."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from bench.scenarios import delivery, footprint, ingest
+from bench.scenarios.run import Scenario
+
+SCENARIOS: Final = (
+    Scenario("bare", "The bare callable: the ceiling of this machine and of the generator", ingest.bare, remote=True),
+    Scenario("self-test", "The generator's self-test", footprint.self_test, remote=True),
+    Scenario("ingest", "Ingest at 2,500 req/s, open loop", ingest.steady, remote=True),
+    Scenario("saturation", "Saturation: how much it takes, closed loop", ingest.saturation, remote=True),
+    Scenario("batch", "Batches of 300, closed loop", ingest.batch, remote=True),
+    Scenario("mixed", "Ingest, inbox and acknowledgements", ingest.mixed, remote=True),
+    Scenario("end-to-end", "Accepted and delivered together, open loop", delivery.together),
+    Scenario("backlog", "A backlog delivered by one process", delivery.backlog),
+    Scenario("statements", "Claim and record without HTTP", delivery.statements),
+    Scenario("efficiency", "Memory and CPU at 1,000 req/s", footprint.efficiency),
+    Scenario("cold-start", "Cold start of `relay serve`", footprint.cold_start),
+    Scenario("idle", "POSTs beside 2,000 idle connections", footprint.idle, remote=True),
+)

@@ -1,0 +1,159 @@
+"""What it takes to run: memory, CPU, start-up, idle connections; and whether the generator is to be believed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Final
+
+from bench.processes import Usage, named
+from bench.scenarios.ingest import target
+from bench.scenarios.run import TENANTS, Bench, Load, Outcome
+from bench.service import POSTGRESQL, Relay, free_port, module, until_it_listens
+from relay.local.children import finished, launch, tell
+
+_RATE: Final = 1_000.0
+_IDLE: Final = 2_000
+_STARTS: Final = 5
+_PATIENCE_S: Final = 20.0
+_MB: Final = 1_000_000
+_POLL_S: Final = 0.001
+
+
+async def efficiency(bench: Bench, outcome: Outcome) -> None:
+    """1,000 req/s against `relay up`, three times as long as other scenarios."""
+    async with _up(bench) as relay:
+        keys = await relay.tenants(TENANTS)
+        seconds = bench.seconds * 3
+        plan = bench.plan(relay, keys, traffic="events", rate=_RATE, seconds=seconds)
+        load = await bench.measure(relay, plan, outcome, "1,000 req/s")
+    void = load.result.void is not None
+    usages = {usage.name: usage for usage in load.usages}
+    api, ours = usages["api"], [usages[name] for name in ("supervisor", "api", "delivery")]
+    bench.row(outcome, "api_memory", api.rss_most / _MB, void=void)
+    bench.row(outcome, "api_cpu", api.cpu * 100, void=void)
+    bench.row(outcome, "all_memory", sum(usage.rss_most for usage in ours) / _MB, void=void)
+    bench.row(outcome, "all_cpu", sum(usage.cpu for usage in ours) * 100, void=void)
+    outcome.notes.append("; ".join(_used(usage) for usage in load.usages))
+    outcome.notes.append("the supervisor holds the demo receiver; no webhook is set, so delivery only waits")
+
+
+def _used(usage: Usage) -> str:
+    memory = f", {usage.rss_most / _MB:.0f} MB resident, {usage.pss / _MB:.0f} MB proportional" if usage.rss else ""
+    return f"{usage.name}: {usage.cpu * 100:.1f}% of a core{memory}"
+
+
+@asynccontextmanager
+async def _up(bench: Bench) -> AsyncIterator[Relay]:
+    """`relay up` on the bed's PostgreSQL."""
+    async with bench.bed.database() as url:
+        port = free_port()
+        env = bench.bed.environment(url, port, RELAY_DATA_DIR=str(bench.folder / "up"))
+        process = await launch([sys.executable, "-m", "relay", "up"], env=env, stdout=asyncio.subprocess.DEVNULL)
+        try:
+            await until_it_listens("127.0.0.1", port, process)
+            pids = named(process.pid)
+            # The webhook of the demo organization is set last.
+            while not {"serve", "deliver"} <= pids.keys():
+                await asyncio.sleep(0.1)
+                pids = named(process.pid)
+            await asyncio.sleep(1.0)
+            yield Relay(
+                "127.0.0.1",
+                port,
+                pids={
+                    "api": pids["serve"],
+                    "delivery": pids["deliver"],
+                    "supervisor": pids["supervisor"],
+                    POSTGRESQL: bench.bed.postgres_pid,
+                },
+            )
+        finally:
+            tell(process, signal.SIGTERM)
+            if not await finished(process, _PATIENCE_S + 10):
+                tell(process, signal.SIGKILL)
+                await process.wait()
+
+
+async def cold_start(bench: Bench, outcome: Outcome) -> None:
+    """`relay serve`, from exec to the first 200 of /health, on a database that is there."""
+    async with bench.bed.database() as url:
+        times = [
+            await asyncio.to_thread(_start_once, bench.bed.environment(url, port), port)
+            for port in (free_port() for _ in range(2 if bench.quick else _STARTS))
+        ]
+    bench.row(outcome, "cold", statistics.median(times) * 1000)
+    outcome.notes.append("each start: " + ", ".join(f"{value * 1000:.0f} ms" for value in times))
+
+
+def _start_once(env: Mapping[str, str], port: int) -> float:
+    begun = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "relay", "serve"], env=dict(env), stdout=2)
+    try:
+        while not _healthy(port):
+            if process.poll() is not None or time.perf_counter() - begun > _PATIENCE_S:
+                raise RuntimeError("relay serve does not answer")
+            time.sleep(_POLL_S)
+        return time.perf_counter() - begun
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _healthy(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+            return connection.recv(1024).startswith(b"HTTP/1.1 200 ")
+    except OSError:
+        return False
+
+
+async def idle(bench: Bench, outcome: Outcome) -> None:
+    """1,000 req/s alone and beside 2,000 idle connections, by turns, so that a slow moment hits both."""
+    loads: dict[int, list[Load]] = {0: [], _IDLE: []}
+    async with target(bench) as relay:
+        keys = await relay.tenants(TENANTS)
+        for turn in range(2 if bench.quick else 4):
+            count = _IDLE if turn % 2 else 0
+            plan = bench.plan(relay, keys, traffic="events", rate=_RATE, idle_connections=count, seed=turn // 2)
+            label = f"beside {count:,} idle connections" if count else "alone"
+            loads[count].append(await bench.measure(relay, plan, outcome, label))
+    results = [load.result for every in loads.values() for load in every]
+    with_, without = (statistics.mean(load.result.latency.p95 for load in loads[count]) for count in (_IDLE, 0))
+    bench.row(outcome, "idle", with_ / without, void=any(result.void for result in results))
+    lost = sum(result.idle_lost for result in results)
+    outcome.notes.append(f"p95 {without:.2f} ms alone, {with_:.2f} ms beside them; the server closed {lost} of them")
+
+
+async def self_test(bench: Bench, outcome: Outcome) -> None:
+    """Stop a server for a while: a generator that tells the truth shows it."""
+    stop_s = 2.0 if bench.quick else 6.0
+    port = free_port()
+    async with module("bench.bare", str(port), "201", port=port) as process:
+        relay = Relay("127.0.0.1", port, pids={"bare callable": process.pid})
+        plan = bench.plan(relay, ["none"], traffic="small", rate=_RATE, seconds=stop_s * 3)
+
+        async def stop() -> None:
+            await asyncio.sleep(plan.warm_up_s + stop_s)
+            os.kill(process.pid, signal.SIGSTOP)
+            await asyncio.sleep(stop_s)
+            os.kill(process.pid, signal.SIGCONT)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(stop())
+            load = await bench.measure(relay, plan, outcome, f"server stopped for {stop_s:.0f} s")
+    latency = load.result.latency
+    bench.row(outcome, "self_test", latency.p99 / (stop_s * 1000))
+    outcome.notes.append(
+        f"stopped for {stop_s:.0f} s of {plan.seconds:.0f}: p50 {latency.p50:.1f} ms, p99 {latency.p99:,.0f} ms, "
+        f"locust's own p99 {load.result.locust_p99_ms:,.0f} ms"
+    )

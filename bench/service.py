@@ -1,0 +1,284 @@
+"""What is measured: PostgreSQL on a disk, and relay's processes in front of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import time
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import aiohttp
+import asyncpg
+
+from bench.metrics import Scrape, parse
+from relay.local.children import PythonChild, launch
+from relay.local.postgres import EmbeddedPostgres
+from relay.store.migrations import migrate
+
+#: How the database's processes are called, all together.
+POSTGRESQL: Final = "postgresql"
+_TOKEN: Final = "token-of-the-bench"
+_SECRET: Final = "a secret key that only this run of the bench knows"
+_PATIENCE_S: Final = 20.0
+_STOP_S: Final = 30.0
+_DURABILITY: Final = (
+    "fsync",
+    "synchronous_commit",
+    "full_page_writes",
+    "wal_sync_method",
+    "shared_buffers",
+    "max_wal_size",
+    "server_version",
+)
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Relay:
+    """A running API, ours or somebody's.
+
+    Args:
+        host: where it answers.
+        port: the same.
+        pids: of its processes by name; none for somebody's.
+        ops_port: where `relay deliver` shows its metrics.
+        url: of its database.
+        keys: that somebody gave us; else tenants are made as they are wanted.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        pids: Mapping[str, int] | None = None,
+        ops_port: int | None = None,
+        url: str | None = None,
+        keys: list[str] | None = None,
+    ) -> None:
+        self.host = host
+        self.port = port
+        self.pids = dict(pids or {})
+        self.ops_port = ops_port
+        self.url = url
+        self._keys = keys
+
+    async def tenants(self, count: int, webhook_url: str | None = None) -> list[str]:
+        """Keys of organizations, made for this; each pushes its events to `webhook_url`."""
+        if self._keys is not None:
+            return self._keys
+        return [key for key, _ in [await self.tenant(webhook_url) for _ in range(count)]]
+
+    async def tenant(self, webhook_url: str | None = None) -> tuple[str, str]:
+        """A new organization: its key and its id."""
+        made = await self.call(
+            "/api/keys/generate",
+            {"Authorization": f"Bearer {_TOKEN}"},
+            {"organization_name": "bench", "tier": "enterprise"},
+        )
+        key: str = made["api_key"]
+        if webhook_url is not None:
+            await self.call("/api/webhook/config", {"X-API-Key": key}, {"webhook_url": webhook_url})
+        return key, made["organization_id"]
+
+    async def call(self, path: str, headers: Mapping[str, str], body: object) -> Any:
+        """POST JSON and read the answer.
+
+        Raises:
+            aiohttp.ClientResponseError: it is no success.
+        """
+        async with (
+            aiohttp.ClientSession(raise_for_status=True) as session,
+            session.post(f"http://{self.host}:{self.port}{path}", json=body, headers=headers) as answer,
+        ):
+            return await answer.json()
+
+    async def scrape(self, *, delivery: bool = False) -> Scrape:
+        """The metrics of the API, or those of the delivery process; empty if it shows none."""
+        port = self.ops_port if delivery else self.port
+        if port is None:
+            return {}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://{self.host}:{port}/metrics") as answer,
+        ):
+            return parse(await answer.text()) if answer.status == 200 else {}
+
+
+class Bed:
+    """PostgreSQL, and on it a fresh database with relay's processes for each who asks.
+
+    Entering starts PostgreSQL, leaving stops it and removes what it wrote.
+
+    Args:
+        folder: where all of it is kept; removed in the end.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._postgres = EmbeddedPostgres(folder / "postgres")
+        self._stack = AsyncExitStack()
+        self._databases = 0
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            await stack.enter_async_context(self._postgres)
+            await self._execute("create database migrated")
+            await migrate(self._url("migrated"), "relay")
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Thrown away: nobody waits for the checkpoint of an orderly stop.
+        await self._postgres.end_now()
+        await self._stack.aclose()
+
+    @property
+    def postgres_pid(self) -> int:
+        """The postmaster."""
+        return self._postgres.pid
+
+    async def settings_in_force(self) -> dict[str, str]:
+        """What the server says about durability."""
+        connection = await asyncpg.connect(self._postgres.url)
+        try:
+            return {name: await connection.fetchval("select current_setting($1)", name) for name in _DURABILITY}
+        finally:
+            await connection.close()
+
+    def _url(self, name: str) -> str:
+        return self._postgres.url.replace("@/relay?", f"@/{name}?")
+
+    async def _execute(self, *commands: str) -> None:
+        connection = await asyncpg.connect(self._postgres.url)
+        try:
+            for command in commands:
+                await connection.execute(command)
+        finally:
+            await connection.close()
+
+    @asynccontextmanager
+    async def database(self) -> AsyncIterator[str]:
+        """A fresh, migrated database, after a checkpoint: no scenario pays for the one before."""
+        self._databases += 1
+        name = f"bench_{self._databases}"
+        await self._execute("checkpoint", f"create database {name} template migrated")
+        try:
+            yield self._url(name)
+        finally:
+            await self._execute(f"drop database {name} with (force)")
+
+    def environment(self, url: str, port: int, **settings: str) -> dict[str, str]:
+        """What a command of ours is run with. Limits are on, and out of reach."""
+        return {
+            "PATH": os.environ["PATH"],
+            "DATABASE_URL": url,
+            "RELAY_SECRET_KEY": _SECRET,
+            "RELAY_ADMIN_TOKEN": _TOKEN,
+            "RELAY_RATE_LIMIT_ENTERPRISE": "1000000000",
+            "RELAY_ALLOWED_NETWORKS": "127.0.0.0/8",
+            "HOST": "127.0.0.1",
+            "PORT": str(port),
+            **settings,
+        }
+
+    @asynccontextmanager
+    async def relay(self, *, deliver: bool = True) -> AsyncIterator[Relay]:
+        """`relay serve`, and `relay deliver` beside it."""
+        async with self.database() as url, AsyncExitStack() as stack:
+            port, ops_port = free_port(), free_port()
+            api = await self.start(stack, "api", "serve", env=self.environment(url, port))
+            pids = {"api": api.pid or 0, POSTGRESQL: self.postgres_pid}
+            relay = Relay("127.0.0.1", port, pids=pids, url=url)
+            if deliver:
+                await self.deliver(stack, relay, ops_port)
+            yield relay
+
+    async def deliver(self, stack: AsyncExitStack, relay: Relay, ops_port: int) -> None:
+        """Start `relay deliver` for `relay`."""
+        env = self.environment(relay.url or "", 0, RELAY_OPS_PORT=str(ops_port))
+        env["PORT"] = str(relay.port)
+        child = await self.start(stack, "delivery", "deliver", env=env)
+        # Its readiness says that deliveries are claimed; the port may come a moment later.
+        await until_it_listens("127.0.0.1", ops_port)
+        relay.pids["delivery"] = child.pid or 0
+        relay.ops_port = ops_port
+
+    async def start(self, stack: AsyncExitStack, name: str, *arguments: str, env: Mapping[str, str]) -> PythonChild:
+        """A command of ours that says when it is ready; stopped when `stack` is left."""
+        child = PythonChild(name, ["relay", *arguments], env=env)
+        stack.push_async_callback(child.stop, _STOP_S)
+        await child.start()
+        return child
+
+
+@asynccontextmanager
+async def module(name: str, *arguments: str, port: int) -> AsyncIterator[Process]:
+    """One of the bench's own servers; entered once it takes connections, ended by SIGTERM."""
+    program = (sys.executable, "-m", name, *arguments)
+    process = await launch(program, env={"PATH": os.environ["PATH"]})
+    try:
+        await until_it_listens("127.0.0.1", port, process)
+        yield process
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGCONT)
+            process.send_signal(signal.SIGTERM)
+            await process.wait()
+
+
+async def until_it_listens(host: str, port: int, process: Process | None = None) -> None:
+    """Wait until something takes connections.
+
+    Args:
+        host: where.
+        port: the same.
+        process: who is to, if its end shall end the waiting.
+
+    Raises:
+        RuntimeError: the process ended, or nothing did.
+    """
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            _, writer = await asyncio.open_connection(host, port)
+        except OSError:
+            ended = process is not None and process.returncode is not None
+            if ended or time.monotonic() > deadline:
+                raise RuntimeError(f"nothing listens on port {port}") from None
+            await asyncio.sleep(0.02)
+        else:
+            writer.close()
+            return
+
+
+def file_limit_up() -> None:
+    """Thousands of connections need as many file descriptors; children inherit the limit."""
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def marker() -> str:
+    """A name that nothing else has."""
+    return secrets.token_hex(4)

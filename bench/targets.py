@@ -1,0 +1,136 @@
+"""The targets of DESIGN section 7, and what was seen of them."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from msgspec import Struct
+
+#: What the bare callable answers on the machine that the rates were set for.
+REFERENCE: Final = 30_000.0
+
+Verdict = Literal["prize", "met", "missed", "void", "seen"]
+
+
+class Target(Struct, frozen=True, kw_only=True):
+    """One line of the table.
+
+    Args:
+        what: as people call it.
+        unit: of all three numbers.
+        must: what has to hold; None is only looked at.
+        prize: about all that two cores can do.
+        at_least: more is better; else less is.
+        scales: whether it is for a machine whose bare callable answers REFERENCE.
+    """
+
+    what: str
+    unit: str
+    must: float | None = None
+    prize: float | None = None
+    at_least: bool = False
+    scales: bool = False
+
+
+TARGETS: Final = {
+    "single": Target(what="durable single events", unit="/s", must=10_000, prize=15_000, at_least=True, scales=True),
+    "single_ratio": Target(what="the same, of the bare callable", unit="", must=0.33, prize=0.5, at_least=True),
+    "single_realistic": Target(what="the same, 200 B to 20 KB, half with a dedup_id", unit="/s", at_least=True),
+    "p95": Target(what="p95 at 2,500 req/s", unit="ms", must=5),
+    "p99": Target(what="p99 at 2,500 req/s", unit="ms", must=10, prize=3),
+    "batch": Target(what="events in batches of 300", unit="/s", must=20_000, prize=40_000, at_least=True, scales=True),
+    "claim": Target(
+        what="claim and record without HTTP", unit="/s", must=10_000, prize=30_000, at_least=True, scales=True
+    ),
+    "delivery": Target(
+        what="deliveries of a backlog, one process", unit="/s", must=3_500, prize=6_000, at_least=True, scales=True
+    ),
+    "growth": Target(what="backlog growth at 2,500/s accepted and delivered", unit="/s", must=25),
+    "growth_prize": Target(what="backlog growth at 4,000/s, scaled", unit="/s", prize=40),
+    "receipt_1000": Target(what="p95 from 201 to receiver at 1,000/s", unit="ms", must=100, prize=20),
+    "receipt_2500": Target(what="p95 from 201 to receiver at 2,500/s", unit="ms", must=2_000, prize=500),
+    "lost": Target(what="events accepted and never delivered", unit="", must=0, prize=0),
+    "api_memory": Target(what="API process at 1,000 req/s: resident", unit="MB", must=120, prize=80),
+    "api_cpu": Target(what="API process at 1,000 req/s: of a core", unit="%", must=25, prize=15),
+    "all_memory": Target(what="all of `relay up` but PostgreSQL: resident", unit="MB", must=200, prize=130),
+    "all_cpu": Target(what="all of `relay up` but PostgreSQL: of a core", unit="%", must=30, prize=20),
+    "cold": Target(what="`relay serve`, exec to first 200", unit="ms", must=500, prize=300),
+    "idle": Target(what="p95 beside 2,000 idle connections: ratio to without", unit="", must=1.5),
+    "mixed_p95": Target(what="p95 of all, events, inbox and acknowledgements mixed", unit="ms"),
+    "mixed_behind": Target(what="events that the mixed run's readers had not read in the end", unit=""),
+    "self_test": Target(what="self-test: p99 of a stopped server, of the stop", unit="", must=0.9, at_least=True),
+    "wrong": Target(what="answers that were not as expected", unit="", must=0),
+}
+
+
+class Row(Struct, kw_only=True):
+    """One line of the table, filled in."""
+
+    id: str
+    what: str
+    unit: str
+    must: float | None
+    prize: float | None
+    at_least: bool
+    seen: float
+    verdict: Verdict
+
+
+def judge(name: str, seen: float, *, scale: float, void: bool = False) -> Row:
+    """Hold a figure against its target.
+
+    Args:
+        name: in TARGETS.
+        seen: the figure.
+        scale: of this machine, 1 for one whose bare callable answers REFERENCE.
+        void: the generator cannot vouch for it.
+    """
+    target = TARGETS[name]
+    factor = scale if target.scales else 1.0
+    must = None if target.must is None else target.must * factor
+    prize = None if target.prize is None else target.prize * factor
+    verdict: Verdict = "seen"
+    if void:
+        verdict = "void"
+    elif prize is not None and _holds(seen, prize, target.at_least):
+        verdict = "prize"
+    elif must is not None:
+        verdict = "met" if _holds(seen, must, target.at_least) else "missed"
+    return Row(
+        id=name,
+        what=target.what,
+        unit=target.unit,
+        must=must,
+        prize=prize,
+        at_least=target.at_least,
+        seen=seen,
+        verdict=verdict,
+    )
+
+
+def _holds(seen: float, limit: float, at_least: bool) -> bool:
+    return seen >= limit if at_least else seen <= limit
+
+
+def fails(row: Row) -> bool:
+    """Whether this line makes the run fail."""
+    return row.must is not None and row.verdict in ("missed", "void")
+
+
+def number(value: float | None) -> str:
+    """A figure as people read it."""
+    if value is None:
+        return "-"
+    size = abs(value)
+    if size >= 100:
+        return f"{value:,.0f}"
+    if size >= 10:
+        return f"{value:.1f}"
+    return f"{value:.0f}" if value == round(value) else f"{value:.2f}"
+
+
+def limit(value: float | None, row: Row) -> str:
+    """A target as people read it."""
+    if value is None:
+        return "-"
+    return f"{'≥' if row.at_least else '≤'} {number(value)} {row.unit}".strip()
