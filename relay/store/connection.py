@@ -110,6 +110,25 @@ class Opener:
         return bool(time.monotonic() - connection.born > self.lifetime_s)
 
 
+class _Deadline:
+    """Terminates a connection when a statement takes too long: a timer, which costs less than a task to wait for."""
+
+    __slots__ = ("_connection", "_timer", "passed")
+
+    def __init__(self, connection: asyncpg.Connection, timeout_s: float | None) -> None:
+        self._connection = connection
+        self.passed = False
+        self._timer = None if timeout_s is None else asyncio.get_running_loop().call_later(timeout_s, self._pass)
+
+    def _pass(self) -> None:
+        self.passed = True
+        self._connection.terminate()
+
+    def cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
 class HotConnection:
     """One connection owned by one hot path, with its statements prepared; it opens itself again when it was lost.
 
@@ -154,27 +173,22 @@ class HotConnection:
     async def _run(self, name: str, args: tuple[Any, ...], timeout_s: float | None) -> Sequence[Row]:
         connection = self._connection
         assert connection is not None  # noqa: S101 - _connect has just made it
-        running = asyncio.ensure_future(self._execute(connection, name, args))
+        deadline = _Deadline(connection, timeout_s)
         try:
-            done, _ = await asyncio.wait((running,), timeout=timeout_s)
+            return await self._execute(connection, name, args)
         except asyncio.CancelledError:
             connection.terminate()
-            running.cancel()
             raise
-        if not done:
-            connection.terminate()
-            await asyncio.wait((running,), timeout=1.0)
-            running.cancel()
-            raise errors.OutcomeUnknown("PostgreSQL did not answer in time")
-        try:
-            return running.result()
         except Exception as error:
             meaning = errors.running(error)
-            state = getattr(error, "sqlstate", None)
-            if isinstance(meaning, errors.OutcomeUnknown) or state in errors.GOODBYE:
+            if deadline.passed:
+                meaning = errors.OutcomeUnknown("PostgreSQL did not answer in time")
+            elif isinstance(meaning, errors.OutcomeUnknown) or getattr(error, "sqlstate", None) in errors.GOODBYE:
                 connection.terminate()
             _log.debug("statement_failed", extra={"statement": name, "reason": str(meaning)})
             raise meaning from None
+        finally:
+            deadline.cancel()
 
     async def _execute(self, connection: asyncpg.Connection, name: str, args: tuple[Any, ...]) -> Sequence[Row]:
         if self._opener.pooled:
