@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 
@@ -24,7 +25,7 @@ DRAIN_S = 30.0
 _monotonic = time.monotonic
 
 
-class Load:
+class Load(ABC):
     """One run over one set of connections; `run` returns when it is over.
 
     Args:
@@ -59,14 +60,15 @@ class Load:
                 connection.close()
             self._all.clear()
 
+    @abstractmethod
     def _start(self) -> None:
-        raise NotImplementedError
+        """Begin to send."""
 
+    @abstractmethod
     def _ready(self, connection: Connection) -> None:
         """A connection has nothing under way."""
-        raise NotImplementedError
 
-    def _gone(self, connection: Connection) -> None:
+    def _gone(self, connection: Connection) -> None:  # noqa: B027 - not every load minds
         """A connection has ended."""
 
     def _open(self) -> Connection:
