@@ -9,9 +9,11 @@ from typing import Any, Final
 
 import msgspec
 
-from relay.errors import ApiError, refused
+from relay.errors import ApiError
 from relay.http.exchange import Exchange
+from relay.values import documents
 from relay.values.background import Background
+from relay.values.documents import Kind
 
 BETWEEN_BYTES_S: Final = 10.0
 WHOLE_BODY_S: Final = 30.0
@@ -176,22 +178,11 @@ async def drop_rest(exchange: Exchange, within_s: float = DROPPED_S) -> None:
         return
 
 
-def decode(body: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:
+def decode(body: bytes, decoder: msgspec.json.Decoder[Kind]) -> Kind:
     """A body as the type that a decoder stands for.
 
     Raises:
         ApiError: `invalid_utf8`, `malformed_json`, `invalid_request` or `too_deep`.
     """
-    if not body.isascii():
-        try:
-            body.decode("utf-8")
-        except UnicodeDecodeError:
-            raise ApiError("invalid_utf8") from None
-    try:
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise refused(str(error)) from None
-    except RecursionError:
-        raise ApiError("too_deep") from None
-    except msgspec.DecodeError:
-        raise ApiError("malformed_json") from None
+    documents.check_utf8(body)
+    return documents.decode(decoder, body)

@@ -8,8 +8,9 @@ from typing import Final
 
 import msgspec
 
-from relay.errors import ApiError, refused
-from relay.ingest.parse import PostedEvent, check_utf8, mask_lone_surrogates, parse_event
+from relay.errors import ApiError
+from relay.ingest.parse import PostedEvent, mask_lone_surrogates, parse_event
+from relay.values.documents import check_utf8, decode
 
 MAX_EVENTS: Final = 1000
 
@@ -27,16 +28,14 @@ def parse_array(body: bytes) -> list[Item]:
         ApiError: the array itself is not one: `invalid_utf8` or `malformed_json` (400), `batch_too_large` (413),
             `invalid_request` or `too_deep` (422).
     """
-    if not body.isascii():
-        check_utf8(body)
+    check_utf8(body)
     try:
-        return _items([bytes(item) for item in _array.decode(body)])
-    except msgspec.ValidationError as error:
-        raise refused(str(error)) from None
-    except RecursionError:
-        raise ApiError("too_deep") from None
-    except msgspec.DecodeError:
-        return _items(list(_cut(body)))
+        parts = [bytes(item) for item in decode(_array, body)]
+    except ApiError as error:
+        if error.kind.code != "malformed_json":
+            raise
+        parts = list(_cut(body))
+    return _items(parts)
 
 
 def parse_lines(body: bytes) -> list[Item]:
@@ -68,14 +67,7 @@ def _cut(body: bytes) -> Iterator[bytes]:
     but white space and commas between them.
     """
     masked, _, _ = mask_lone_surrogates(body)
-    try:
-        items = _array.decode(masked)
-    except msgspec.ValidationError as error:
-        raise refused(str(error)) from None
-    except msgspec.DecodeError:
-        raise ApiError("malformed_json") from None
-    except RecursionError:
-        raise ApiError("too_deep") from None
+    items = decode(_array, masked)
     end = masked.index(b"[") + 1
     for item in items:
         between = _BETWEEN.match(masked, end)

@@ -10,7 +10,8 @@ from typing import Final
 
 import msgspec
 
-from relay.errors import ApiError, invalid, refused
+from relay.errors import ApiError, invalid
+from relay.values.documents import check_utf8, decode
 
 MAX_PAYLOAD_BYTES: Final = 256 * 1024
 MAX_DEPTH: Final = 512
@@ -48,30 +49,15 @@ def parse_event(body: bytes) -> PostedEvent:
         ApiError: `invalid_utf8` or `malformed_json` (400), `payload_too_large` (413), `invalid_request` or
             `too_deep` (422).
     """
-    if not body.isascii():
-        check_utf8(body)
+    check_utf8(body)
     try:
-        event = _decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise refused(str(error)) from None
-    except RecursionError:
-        raise ApiError("too_deep") from None
-    except msgspec.DecodeError:
+        event = decode(_decoder, body)
+    except ApiError as error:
+        if error.kind.code != "malformed_json":
+            raise
         event = _with_lone_surrogates(body)
     check_event(event)
     return event
-
-
-def check_utf8(body: bytes) -> None:
-    """Refuse bytes that are not UTF-8; msgspec does not look inside a payload that it keeps raw.
-
-    Raises:
-        ApiError: `invalid_utf8`.
-    """
-    try:
-        body.decode("utf-8")
-    except UnicodeDecodeError:
-        raise ApiError("invalid_utf8") from None
 
 
 def check_event(event: PostedEvent) -> None:
@@ -119,14 +105,7 @@ def _with_lone_surrogates(body: bytes) -> PostedEvent:
         ApiError: `malformed_json`, when that was not what was wrong.
     """
     masked, mask, last = mask_lone_surrogates(body)
-    try:
-        event = _decoder.decode(masked)
-    except msgspec.ValidationError as error:
-        raise refused(str(error)) from None
-    except msgspec.DecodeError:
-        raise ApiError("malformed_json") from None
-    except RecursionError:
-        raise ApiError("too_deep") from None
+    event = decode(_decoder, masked)
     for field in ("type", "dedup_id"):
         if chr(int(mask[2:], 16)) in (getattr(event, field) or ""):
             raise invalid(field, "1 to 255 characters without control characters or lone surrogates.")

@@ -1,0 +1,41 @@
+"""JSON documents that callers send, and what is wrong with them."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from relay.errors import ApiError, refused
+
+Kind = TypeVar("Kind")
+
+
+def check_utf8(body: bytes) -> None:
+    """Refuse bytes that are not UTF-8; msgspec does not look inside what it keeps raw.
+
+    Raises:
+        ApiError: `invalid_utf8`.
+    """
+    if body.isascii():
+        return
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ApiError("invalid_utf8") from None
+
+
+def decode(decoder: msgspec.json.Decoder[Kind], body: bytes) -> Kind:
+    """A document as the type that a decoder stands for.
+
+    Raises:
+        ApiError: `malformed_json`, `invalid_request` or `too_deep`.
+    """
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise refused(str(error)) from None
+    except RecursionError:
+        raise ApiError("too_deep") from None
+    except msgspec.DecodeError:
+        raise ApiError("malformed_json") from None
