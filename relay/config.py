@@ -56,6 +56,9 @@ class Settings:
     queue_mb: int
     db_pool_max: int
     db_max_lifetime_s: float
+    breaker_failures: int
+    breaker_window_s: float
+    endpoint_disable_after_s: float
     retry_schedule: tuple[float, ...]
     max_attempts: int | None
     rates: Mapping[str, Rate]
@@ -205,6 +208,15 @@ SETTINGS: Final = (
     Setting("RELAY_QUEUE_MB", "queue_mb", "32", _integer(1, 4096), "a number from 1 to 4096"),
     Setting("RELAY_DB_POOL_MAX", "db_pool_max", "50", _integer(7, 10_000), "a number from 7 to 10000"),
     Setting("RELAY_DB_MAX_LIFETIME_S", "db_max_lifetime_s", "540", _seconds(1, 86_400), "seconds from 1 to 86400"),
+    Setting("RELAY_BREAKER_FAILURES", "breaker_failures", "20", _integer(1, 10_000), "a number from 1 to 10000"),
+    Setting("RELAY_BREAKER_WINDOW_S", "breaker_window_s", "30", _seconds(0, 86_400), "seconds from 0 to 86400"),
+    Setting(
+        "RELAY_ENDPOINT_DISABLE_AFTER_S",
+        "endpoint_disable_after_s",
+        "432000",
+        _seconds(1, 31_536_000),
+        "seconds from 1 to 31536000",
+    ),
     Setting(
         "RELAY_RETRY_SCHEDULE",
         "retry_schedule",

@@ -30,9 +30,13 @@ KINDS: Final[Mapping[str, Kind]] = {
         Kind("insufficient_scope", 403, "The API key lacks the scope that this route needs."),
         Kind("not_found", 404, "There is nothing at this address."),
         Kind("event_not_found", 404, "There is no such event in your organization."),
+        Kind("endpoint_not_found", 404, "There is no such endpoint in your organization."),
+        Kind("delivery_not_found", 404, "There is no such delivery in your organization."),
+        Kind("job_not_found", 404, "There is no such job in your organization."),
         Kind("method_not_allowed", 405, "This address does not take that method; see the Allow header."),
         Kind("body_timeout", 408, "The body came too slowly."),
         Kind("duplicate", 409, "An event with this dedup_id was accepted before."),
+        Kind("no_endpoint", 409, "None of your endpoints takes events of this type."),
         Kind("body_too_large", 413, "The body is larger than this route takes."),
         Kind("payload_too_large", 413, "The payload is larger than 262,144 bytes."),
         Kind("batch_too_large", 413, "A batch holds at most 1,000 events."),
@@ -43,7 +47,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         Kind("too_deep", 422, "The JSON is nested more than 512 levels deep."),
         Kind("invalid_cursor", 422, "The cursor is not one that this query gave you."),
         Kind("invalid_idempotency_key", 422, "An Idempotency-Key is 1 to 255 visible ASCII characters."),
-        Kind("idempotency_key_reused", 422, "This Idempotency-Key came before with another type or payload."),
+        Kind("idempotency_key_reused", 422, "This Idempotency-Key came before with another request."),
         Kind("unstorable", 422, "PostgreSQL refuses a value in this event."),
         Kind("batch_over_limit", 422, "The batch holds more events than your tier may ever send at once."),
         Kind("tier_not_allowed", 422, "Sign-up does not give this tier."),
@@ -59,6 +63,7 @@ KINDS: Final[Mapping[str, Kind]] = {
             "The database was lost during the commit, which may have happened: retry an event with the same dedup_id "
             "or Idempotency-Key.",
         ),
+        Kind("no_delivery_process", 503, "No delivery process has taken this up in time; is `relay deliver` running?"),
         Kind("shutting_down", 503, "This process is stopping; nothing was stored."),
     )
 }

@@ -14,12 +14,13 @@ stored as (
     select organization_id, event_id, (select epoch from relay.cell), relay.stamp(), type, payload
     from incoming
     on conflict (organization_id, id) do nothing
-    returning organization_id, id, epoch, xid
+    returning organization_id, id, epoch, xid, type
 ),
 targets as materialized (
     select s.organization_id, s.epoch, s.xid, s.id as event_id, e.id as endpoint_id, e.bucket, e.enabled
     from stored as s
-    left join relay.endpoints as e on e.organization_id = s.organization_id
+    left join relay.endpoints as e
+        on e.organization_id = s.organization_id and relay.subscribes(e.event_types, e.event_prefixes, s.type)
 ),
 opened as (
     insert into relay.open (organization_id, epoch, xid, event_id, endpoint_id, bucket, due_at)
@@ -71,12 +72,13 @@ stored as (
     from incoming
     where event_id in (select event_id from won) or event_id not in (select event_id from keys)
     on conflict (organization_id, id) do nothing
-    returning organization_id, id, epoch, xid
+    returning organization_id, id, epoch, xid, type
 ),
 targets as materialized (
     select s.organization_id, s.epoch, s.xid, s.id as event_id, e.id as endpoint_id, e.bucket, e.enabled
     from stored as s
-    left join relay.endpoints as e on e.organization_id = s.organization_id
+    left join relay.endpoints as e
+        on e.organization_id = s.organization_id and relay.subscribes(e.event_types, e.event_prefixes, s.type)
 ),
 opened as (
     insert into relay.open (organization_id, epoch, xid, event_id, endpoint_id, bucket, due_at)
