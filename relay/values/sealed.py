@@ -43,6 +43,10 @@ class Vault:
         nonce = os.urandom(_NONCE_BYTES)
         return _VERSION + self._first + nonce + self._ciphers[self._first].encrypt(nonce, plain, context)
 
+    def is_current(self, sealed: bytes) -> bool:
+        """Whether `sealed` names the first key as the one that it was sealed under."""
+        return sealed.startswith(_VERSION + self._first)
+
     def open(self, sealed: bytes, context: bytes) -> bytes:
         """Decrypt what was sealed for `context`.
 
