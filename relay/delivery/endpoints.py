@@ -35,8 +35,8 @@ class Members:
         given: the names of the members that it names, to tell a null that resets a limit from none.
         url: checked.
         description: for people.
-        event_types: exact types that the endpoint takes; with no prefixes either it takes all.
-        event_prefixes: what the types it takes besides begin with.
+        event_types: which types the endpoint takes, exact or with a star at the end; none means all.
+        event_prefixes: what stands before the stars.
         enabled: whether events are sent.
         headers: additional headers of each request.
         rate_limit_per_second: attempts a second.

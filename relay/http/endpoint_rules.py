@@ -86,13 +86,12 @@ def _given(value: Value | UnsetType) -> Value | None:
 
 
 def filters_of(event_types: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Exact types, and what stands before the stars of the others; each once.
+    """The filters as they came, each once, and what stands before the stars of those that have one.
 
     Raises:
         ApiError: `invalid_request`.
     """
-    types: dict[str, None] = {}
-    prefixes: dict[str, None] = {}
+    filters: dict[str, None] = {}
     for place, text in enumerate(event_types):
         if _CONTROL.search(text):
             raise invalid(f"event_types[{place}]", "No control characters.")
@@ -100,11 +99,8 @@ def filters_of(event_types: Sequence[str]) -> tuple[list[str], list[str]]:
             raise invalid(
                 f"event_types[{place}]", "A type, or a prefix such as `order.*`; leave the list empty for all."
             )
-        if text.endswith(".*"):
-            prefixes[text[:-1]] = None
-        else:
-            types[text] = None
-    return list(types), list(prefixes)
+        filters[text] = None
+    return list(filters), [text[:-1] for text in filters if text.endswith(".*")]
 
 
 def check_headers(headers: Mapping[str, str]) -> None:

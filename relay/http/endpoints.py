@@ -212,7 +212,7 @@ def _members(row: Row) -> dict[str, Any]:
         "id": str(row["id"]),
         "url": row["url"],
         "description": row["description"],
-        "event_types": [*row["event_types"], *(f"{prefix}*" for prefix in row["event_prefixes"])],
+        "event_types": row["event_types"],
         "enabled": row["enabled"],
         "headers": row["header_names"],
         "rate_limit_per_second": row["rate_limit_per_second"],

@@ -26,7 +26,7 @@ returning e.id, e.secret_seal;
 -- $11 rate_limit_per_second int, $12 max_in_flight int, $13 timeout_s float8, $14 retry_schedule float8[],
 -- $15 signature text, $16 secret_seal bytea, $17 public_key text, $18 catch_up_job_id uuid or null, $19 since uuid,
 -- $20 until uuid, $21 idempotency key text or null, $22 digest bytea, $23 answer bytea, $24 window_s float8
--- gives: id uuid, url text, description text, event_types text[], event_prefixes text[], header_names text[],
+-- gives: id uuid, url text, description text, event_types text[], header_names text[],
 -- enabled bool, rate_limit_per_second int4, max_in_flight int4, timeout_s float8, retry_schedule float8[],
 -- signature text, public_key text, is_default bool, disabled_reason text, disabled_at timestamptz,
 -- failing_since timestamptz, broken_since timestamptz, created_at timestamptz, updated_at timestamptz
@@ -57,7 +57,7 @@ made as (
     from counted
     where room and ($21::text is null or exists (select from answered))
     returning
-        e.id, e.url, e.description, e.event_types, e.event_prefixes, e.header_names, e.enabled,
+        e.id, e.url, e.description, e.event_types, e.header_names, e.enabled,
         e.rate_limit_per_second, e.max_in_flight, e.timeout_s, e.retry_schedule, e.signature, e.public_key,
         e.is_default, e.disabled_reason, e.disabled_at, e.failing_since, e.broken_since, e.created_at, e.updated_at
 ),
@@ -80,7 +80,7 @@ from made;
 -- $11 rate_limit_per_second int, $12 max_in_flight int, $13 timeout_s float8, $14 retry_schedule float8[],
 -- $15 switch_job_id uuid, $16 catch_up_job_id uuid or null, $17 since uuid, $18 until uuid,
 -- $19 idempotency key text or null, $20 digest bytea, $21 answer bytea, $22 window_s float8
--- gives: id uuid, url text, description text, event_types text[], event_prefixes text[], header_names text[],
+-- gives: id uuid, url text, description text, event_types text[], header_names text[],
 -- enabled bool, rate_limit_per_second int4, max_in_flight int4, timeout_s float8, retry_schedule float8[],
 -- signature text, public_key text, is_default bool, disabled_reason text, disabled_at timestamptz,
 -- failing_since timestamptz, broken_since timestamptz, created_at timestamptz, updated_at timestamptz
@@ -126,7 +126,7 @@ changed as (
         and e.id = f.id
         and ($19::text is null or exists (select from answered))
     returning
-        e.id, e.url, e.description, e.event_types, e.event_prefixes, e.header_names, e.enabled,
+        e.id, e.url, e.description, e.event_types, e.header_names, e.enabled,
         e.rate_limit_per_second, e.max_in_flight, e.timeout_s, e.retry_schedule, e.signature, e.public_key,
         e.is_default, e.disabled_reason, e.disabled_at, e.failing_since, e.broken_since, e.created_at, e.updated_at
 ),
@@ -158,13 +158,13 @@ where organization_id = $1::uuid and key = $2::text;
 -- name: endpoint_by_id
 -- One endpoint, without its secrets.
 -- $1 organization_id uuid, $2 endpoint_id uuid
--- gives: id uuid, url text, description text, event_types text[], event_prefixes text[], header_names text[],
+-- gives: id uuid, url text, description text, event_types text[], header_names text[],
 -- enabled bool, rate_limit_per_second int4, max_in_flight int4, timeout_s float8, retry_schedule float8[],
 -- signature text, public_key text, is_default bool, disabled_reason text, disabled_at timestamptz,
 -- failing_since timestamptz, broken_since timestamptz, created_at timestamptz, updated_at timestamptz
 select
-    id, url, description, event_types, event_prefixes, header_names, enabled, rate_limit_per_second, max_in_flight,
-    timeout_s, retry_schedule, signature, public_key, is_default, disabled_reason, disabled_at, failing_since,
+    id, url, description, event_types, header_names, enabled, rate_limit_per_second, max_in_flight, timeout_s,
+    retry_schedule, signature, public_key, is_default, disabled_reason, disabled_at, failing_since,
     broken_since, created_at, updated_at
 from relay.endpoints
 where organization_id = $1::uuid and id = $2::uuid;
@@ -172,13 +172,13 @@ where organization_id = $1::uuid and id = $2::uuid;
 -- name: endpoints_page
 -- An organization's endpoints before an id, newest first, without their secrets.
 -- $1 organization_id uuid, $2 before uuid, $3 limit int
--- gives: id uuid, url text, description text, event_types text[], event_prefixes text[], header_names text[],
+-- gives: id uuid, url text, description text, event_types text[], header_names text[],
 -- enabled bool, rate_limit_per_second int4, max_in_flight int4, timeout_s float8, retry_schedule float8[],
 -- signature text, public_key text, is_default bool, disabled_reason text, disabled_at timestamptz,
 -- failing_since timestamptz, broken_since timestamptz, created_at timestamptz, updated_at timestamptz
 select
-    id, url, description, event_types, event_prefixes, header_names, enabled, rate_limit_per_second, max_in_flight,
-    timeout_s, retry_schedule, signature, public_key, is_default, disabled_reason, disabled_at, failing_since,
+    id, url, description, event_types, header_names, enabled, rate_limit_per_second, max_in_flight, timeout_s,
+    retry_schedule, signature, public_key, is_default, disabled_reason, disabled_at, failing_since,
     broken_since, created_at, updated_at
 from relay.endpoints
 where organization_id = $1::uuid and id < $2::uuid
