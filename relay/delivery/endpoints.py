@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
 from uuid import UUID
 
 import msgspec
 
+from relay.delivery.members import CatchUp, Members, Scheme
 from relay.errors import ApiError, invalid
 from relay.store import Cell, Row
 from relay.values import cursor, signature, uuid7
@@ -23,53 +23,6 @@ MAX_ENDPOINTS: Final = 500
 _CATCH_UP_AFTER: Final = datetime.timedelta(seconds=2)
 # No id is older.
 _EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-
-Scheme = Literal["v1", "v1a"]
-
-
-@dataclass(frozen=True, slots=True)
-class Members:
-    """What a request says of an endpoint; None where it says nothing.
-
-    Args:
-        given: the names of the members that it names, to tell a null that resets a limit from none.
-        url: checked.
-        description: for people.
-        event_types: which types the endpoint takes, exact or with a star at the end; none means all.
-        event_prefixes: what stands before the stars.
-        enabled: whether events are sent.
-        headers: additional headers of each request.
-        rate_limit_per_second: attempts a second.
-        max_in_flight: attempts on the wire at once.
-        timeout_s: how long the receiver may take.
-        retry_schedule: the waits between attempts, in seconds.
-    """
-
-    given: frozenset[str]
-    url: str | None
-    description: str | None
-    event_types: Sequence[str] | None
-    event_prefixes: Sequence[str] | None
-    enabled: bool | None
-    headers: Mapping[str, str] | None
-    rate_limit_per_second: int | None
-    max_in_flight: int | None
-    timeout_s: float | None
-    retry_schedule: Sequence[float] | None
-
-
-class IdempotencyKey(NamedTuple):
-    """The key of a request that is done once, and the digest that tells the request from others with that key."""
-
-    key: str
-    digest: bytes
-
-
-class CatchUp(NamedTuple):
-    """Which events from before are sent too, and the key under which that is asked for once."""
-
-    since: datetime.datetime
-    key: IdempotencyKey | None
 
 
 class Written(NamedTuple):

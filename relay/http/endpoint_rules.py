@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from relay.config import STANDARD_RETRY_SCHEDULE
-from relay.delivery.endpoints import Members
+from relay.delivery.members import Members
 from relay.errors import invalid
 from relay.http.endpoint_schemas import ChangedEndpoint
 from relay.http.urls import check_webhook_url

@@ -10,7 +10,8 @@ from uuid import UUID
 import msgspec
 from msgspec import UNSET
 
-from relay.delivery.endpoints import CatchUp, Endpoints, IdempotencyKey, Written
+from relay.delivery.endpoints import Endpoints, Written
+from relay.delivery.members import CatchUp, IdempotencyKey
 from relay.delivery.pings import Pings
 from relay.errors import ApiError
 from relay.http import endpoint_schemas as schemas

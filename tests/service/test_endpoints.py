@@ -341,6 +341,21 @@ async def test_enabling_forgets_what_was_wrong_and_nothing_else_does(served: Ser
     ]  # fmt: skip
 
 
+async def test_a_change_that_waits_for_another_builds_on_it(served: Served, tenant: Tenant) -> None:
+    made = await make(tenant)
+    async with served.connection.transaction():
+        await served.connection.execute(
+            "update relay.endpoints set enabled = false, url = $2 where id = $1", UUID(made["id"]), URL + "/theirs"
+        )
+        enabling = asyncio.create_task(change(tenant, made["id"], enabled=True))
+        async with asyncio.timeout(10):
+            while not await served.connection.fetchval("select exists (select from pg_locks where not granted)"):
+                await asyncio.sleep(0.01)
+    enabled = await enabling
+    assert (enabled["enabled"], enabled["url"]) == (True, URL + "/theirs")
+    assert [job["kind"] for job in await served.jobs(tenant)] == ["release"]
+
+
 async def test_the_default_endpoint_is_one_of_them_and_configuring_leaves_it_disabled(tenant: Tenant) -> None:
     configured = (await tenant.post("/api/webhook/config", json={"webhook_url": URL})).json()
     other = await make(tenant)
