@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from relay.auth import Guard, Hasher, Keyring, Keys
 from relay.config import Settings
-from relay.http import schemas
+from relay.delivery.endpoints import Endpoints
+from relay.delivery.pings import Pings
+from relay.http import endpoint_schemas, schemas
 from relay.http.batch import PostBatch
 from relay.http.body import BodyClock
 from relay.http.door import Door
+from relay.http.endpoints import (
+    DeleteEndpoint,
+    GetEndpoint,
+    GetEndpoints,
+    PatchEndpoint,
+    PingEndpoint,
+    PostEndpoint,
+    RotateSecret,
+)
 from relay.http.events import GetEvent, PostEvent
 from relay.http.front import Front
 from relay.http.inbox import GetInbox, PostAck, PostAcks
@@ -26,6 +37,11 @@ from relay.store import Cell
 from relay.telemetry.metrics import Metrics
 from relay.upkeep.partitions import Partitions
 from relay.values.sealed import Vault
+
+_KEYED: Final = ("invalid_idempotency_key", "idempotency_key_reused")
+_CATCH_UP_HEADERS: Final = {
+    "Idempotency-Key": "With `catch_up_since`: 1 to 255 visible ASCII characters; a repeat gets the same job again."
+}
 
 
 class Service:
@@ -86,10 +102,12 @@ class Service:
                 )
             )
             self._bodies = bodies = await stack.enter_async_context(BodyClock())
+            self._pings = pings = await stack.enter_async_context(Pings(cell, settings.delivery_timeout_s))
+            endpoints = Endpoints(cell, vault, dedup_window_s=settings.dedup_window_s, due=hint.due)
             door = Door(guard, Limiter(settings.rates))
             self.front = Front(
                 operations(
-                    settings, cell, vault, door, bodies, commit,
+                    settings, cell, door, bodies, commit, endpoints, pings,
                     Keys(cell, keyring, hasher, guard), metrics,
                 ),
                 metrics,
@@ -105,22 +123,25 @@ class Service:
         await self._stack.aclose()
 
     def stop(self) -> None:
-        """From now on every answer closes its connection, and bodies have little time."""
+        """From now on every answer closes its connection, bodies have little time, and pings are not waited for."""
         self.front.stop()
+        self._pings.stop()
         self._bodies.stop()
 
 
 def operations(
     settings: Settings,
     cell: Cell,
-    vault: Vault,
     door: Door,
     bodies: BodyClock,
     commit: GroupCommit,
+    endpoints: Endpoints,
+    pings: Pings,
     keys: Keys,
     metrics: Metrics,
 ) -> list[Operation]:
     """Everything that can be asked of the API: routes and OpenAPI document are made from this table."""
+    allowed = settings.allowed_networks or ()
     table = [
         Operation(
             "POST", "/api/events", PostEvent(door, bodies, commit),
@@ -156,8 +177,42 @@ def operations(
             success={200: schemas.AcknowledgedMany}, body=schemas.AcknowledgeMany,
         ),
         Operation(
-            "POST", "/api/webhook/config", PostWebhookConfig(door, bodies, cell, vault),
-            success={200: schemas.WebhookConfigured}, body=schemas.WebhookConfig, errors=("invalid_url",),
+            "POST", "/api/webhook/config", PostWebhookConfig(door, bodies, endpoints, allowed),
+            success={200: schemas.WebhookConfigured}, body=schemas.WebhookConfig,
+            errors=("invalid_url", "commit_unknown"),
+        ),
+        Operation(
+            "GET", "/api/endpoints", GetEndpoints(door, endpoints),
+            success={200: endpoint_schemas.EndpointPage}, query=endpoint_schemas.EndpointsQuery,
+            errors=("invalid_request", "invalid_cursor"),
+        ),
+        Operation(
+            "POST", "/api/endpoints", PostEndpoint(door, bodies, endpoints, allowed),
+            success={201: endpoint_schemas.MadeEndpoint}, body=endpoint_schemas.NewEndpoint,
+            errors=("endpoint_not_found", "invalid_url", *_KEYED, "commit_unknown"), headers=_CATCH_UP_HEADERS,
+        ),
+        Operation(
+            "GET", "/api/endpoints/{id}", GetEndpoint(door, endpoints),
+            success={200: endpoint_schemas.Endpoint}, errors=("endpoint_not_found", "invalid_request"),
+        ),
+        Operation(
+            "PATCH", "/api/endpoints/{id}", PatchEndpoint(door, bodies, endpoints, allowed),
+            success={200: endpoint_schemas.WrittenEndpoint}, body=endpoint_schemas.ChangedEndpoint,
+            errors=("endpoint_not_found", "invalid_url", *_KEYED, "commit_unknown"), headers=_CATCH_UP_HEADERS,
+        ),
+        Operation(
+            "DELETE", "/api/endpoints/{id}", DeleteEndpoint(door, endpoints),
+            success={204: None}, errors=("endpoint_not_found", "invalid_request", "commit_unknown"),
+        ),
+        Operation(
+            "POST", "/api/endpoints/{id}/secret/rotate", RotateSecret(door, bodies, endpoints),
+            success={200: endpoint_schemas.RotatedSecret}, body=schemas.NoMembers, body_optional=True,
+            errors=("endpoint_not_found", "commit_unknown"),
+        ),
+        Operation(
+            "POST", "/api/endpoints/{id}/test", PingEndpoint(door, bodies, pings),
+            success={200: schemas.Attempt}, body=schemas.NoMembers, body_optional=True,
+            errors=("endpoint_not_found", "no_delivery_process", "commit_unknown"),
         ),
         Operation(
             "POST", "/api/keys/generate",

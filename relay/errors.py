@@ -63,7 +63,11 @@ KINDS: Final[Mapping[str, Kind]] = {
             "The database was lost during the commit, which may have happened: retry an event with the same dedup_id "
             "or Idempotency-Key.",
         ),
-        Kind("no_delivery_process", 503, "No delivery process has taken this up in time; is `relay deliver` running?"),
+        Kind(
+            "no_delivery_process",
+            503,
+            "No delivery process has taken this up in time: see whether `relay deliver` runs.",
+        ),
         Kind("shutting_down", 503, "This process is stopping; nothing was stored."),
     )
 }

@@ -24,6 +24,8 @@ SECRET_KEY = "a secret key that only the tests know and nobody else"
 
 ADMIN_TOKEN = "admin-token-of-the-tests"
 
+LOOPBACK = "127.0.0.0/8,::1/128"
+
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> tuple[str, dict[str, bool]]:
@@ -137,8 +139,9 @@ class Commands:
         return child
 
     async def serve(self, url: str, **settings: str) -> Api:
-        """Run `relay serve` on a free port; an empty setting is left out."""
+        """Run `relay serve` on a free port, with webhooks to this machine allowed; an empty setting is left out."""
         port = free_port()
+        settings = {"RELAY_ALLOWED_NETWORKS": LOOPBACK, **settings}
         env = {name: value for name, value in environment(url, port, **settings).items() if value}
         child = await self.start("api", "serve", env=env)
         return await self._stack.enter_async_context(
@@ -147,7 +150,7 @@ class Commands:
 
     async def deliver(self, url: str, **settings: str) -> PythonChild:
         """Run `relay deliver`, allowed to reach this machine."""
-        env = environment(url, free_port(), RELAY_ALLOWED_NETWORKS="127.0.0.0/8,::1/128", **settings)
+        env = environment(url, free_port(), RELAY_ALLOWED_NETWORKS=LOOPBACK, **settings)
         return await self.start("deliver", "deliver", "--no-ops", env=env)
 
 

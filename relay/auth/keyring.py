@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, Self
 
 from relay.store import Cell
-from relay.values.sealed import CannotOpen, Vault
+from relay.values.sealed import CannotOpen, Resealed, Vault
 
 _CONTEXT: Final = b"api keys"
 _HMAC_KEY_BYTES: Final = 32
@@ -44,3 +44,22 @@ class Keyring:
             raise SecretKeyMismatch(
                 "RELAY_SECRET_KEY: none of the given secrets is the one that this database was set up with"
             ) from None
+
+
+async def reseal(cell: Cell, vault: Vault) -> Resealed:
+    """Move the cell's HMAC key under the first secret key. The key itself stays, and with it every API key.
+
+    Raises:
+        StoreError: the database does not answer. Trying again is safe.
+    """
+    row = await cell.fetch_row("key_seal")
+    sealed = row["key_seal"] if row else None
+    if sealed is None:
+        return Resealed(0, 0, 0)
+    try:
+        moved = vault.reseal(sealed, _CONTEXT)
+    except CannotOpen:
+        return Resealed(0, 1, 1)
+    if moved == sealed:
+        return Resealed(0, 1, 0)
+    return Resealed(len(await cell.fetch("replace_key_seal", sealed, moved)), 1, 0)

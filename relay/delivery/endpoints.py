@@ -2,28 +2,267 @@
 
 from __future__ import annotations
 
+import datetime
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
 from uuid import UUID
 
-from relay.store import Cell
-from relay.values import signature, uuid7
+import msgspec
+
+from relay.delivery.members import CatchUp, Members, Scheme
+from relay.errors import ApiError, invalid
+from relay.store import Cell, Row
+from relay.values import cursor, signature, uuid7
+from relay.values.cursor import Position
 from relay.values.sealed import Vault
 
+#: An organization has at most this many endpoints; the statements say the same number.
+MAX_ENDPOINTS: Final = 500
+# A job to catch up ends with the events of this long after its creation: what was accepted by a process that did not
+# see the endpoint yet is among them.
+_CATCH_UP_AFTER: Final = datetime.timedelta(seconds=2)
+# No id is older.
+_EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
-async def set_default_endpoint(cell: Cell, vault: Vault, organization_id: UUID, url: str) -> tuple[UUID, bytes]:
-    """Point the organization's default endpoint at a URL; its secret stays when it has one.
 
-    Returns:
-        The endpoint's id and its signing secret.
+class Written(NamedTuple):
+    """An endpoint as a row of `endpoint_by_id`, the job that catches up, and whether this is the answer to a repeat."""
 
-    Raises:
-        StoreError: the database does not answer. Trying again is safe.
-        CannotOpen: the secret there is was sealed under a key that is not given.
+    endpoint: Row
+    job_id: UUID | None
+    replayed: bool
+
+
+class Rotated(NamedTuple):
+    """A new secret: the symmetric one as text or the public key, and when the one before it ends."""
+
+    secret: str | None
+    public_key: str | None
+    previous_expires_at: datetime.datetime
+
+
+class _Answer(msgspec.Struct):
+    """What is kept of an answer: the ids in it. Not the secret, which is opened from its seal again."""
+
+    endpoint_id: UUID
+    job_id: UUID
+
+
+class _Job(NamedTuple):
+    """The parameters of a job that catches up."""
+
+    job_id: UUID | None
+    since: UUID | None
+    until: UUID | None
+
+
+class Endpoints:
+    """The endpoints of one cell's organizations.
+
+    Every method raises StoreError when the database does not answer.
+
+    Args:
+        cell: where they are.
+        vault: seals secrets and header values.
+        dedup_window_s: how long answers are kept for repeats.
+        due: called when something may have become due.
     """
-    endpoint_id = cell.clock.new()
-    seal = vault.seal(signature.new_secret(), endpoint_id.bytes)
-    row = await cell.fetch_row(
-        "set_default_endpoint", organization_id, endpoint_id, uuid7.bucket(endpoint_id), url, seal
-    )
-    assert row is not None  # noqa: S101 - an upsert gives its row
-    kept: UUID = row["id"]
-    return kept, vault.open(row["secret_seal"], kept.bytes)
+
+    def __init__(self, cell: Cell, vault: Vault, *, dedup_window_s: float, due: Callable[[], None]) -> None:
+        self._cell = cell
+        self._vault = vault
+        self._dedup_window_s = dedup_window_s
+        self._due = due
+
+    def now(self) -> datetime.datetime:
+        """The time as PostgreSQL has it."""
+        return uuid7.created_at(self._cell.clock.new())
+
+    async def page(self, organization_id: UUID, after: str | None, limit: int) -> tuple[Sequence[Row], str | None]:
+        """Endpoints, newest first, and the cursor after them.
+
+        Raises:
+            ApiError: `invalid_cursor`.
+        """
+        query = ("endpoints", str(organization_id))
+        start = cursor.LAST if after is None else cursor.read(after, query)
+        if start is None:
+            raise ApiError("invalid_cursor")
+        rows = await self._cell.fetch("endpoints_page", organization_id, start.event_id, limit + 1)
+        if len(rows) <= limit:
+            return rows, None
+        return rows[:limit], cursor.write(Position(0, 0, rows[limit - 1]["id"]), query)
+
+    async def read(self, organization_id: UUID, endpoint_id: UUID) -> Row | None:
+        """One endpoint, or None when the organization has no such."""
+        return await self._cell.fetch_row("endpoint_by_id", organization_id, endpoint_id)
+
+    async def create(
+        self, organization_id: UUID, members: Members, scheme: Scheme, catch_up: CatchUp | None
+    ) -> tuple[Written, str | None]:
+        """Make an endpoint.
+
+        Returns:
+            It, and its symmetric secret as text; a private key is shown to nobody.
+
+        Raises:
+            ApiError: `invalid_request` past the limit, `idempotency_key_reused`, or `endpoint_not_found` where the
+                request is the repeat of one whose endpoint has been deleted.
+            CannotOpen: a repeat, and the secret was sealed under a key that is not given.
+        """
+        endpoint_id = self._cell.clock.new()
+        secret = signature.new_secret()
+        job = self._job(catch_up)
+        row = await self._cell.fetch_row(
+            "create_endpoint",
+            organization_id,
+            endpoint_id,
+            uuid7.bucket(endpoint_id),
+            members.url,
+            members.description or "",
+            members.event_types or (),
+            members.event_prefixes or (),
+            members.enabled is not False,
+            *self._headers(members, endpoint_id),
+            members.rate_limit_per_second,
+            members.max_in_flight,
+            members.timeout_s,
+            members.retry_schedule,
+            scheme,
+            self._vault.seal(secret, endpoint_id.bytes),
+            signature.public_key(secret) if scheme == "v1a" else None,
+            *job,
+            *self._kept(catch_up, endpoint_id, job.job_id),
+        )
+        if row is None:
+            repeated = await self._repeated(organization_id, catch_up)
+            if repeated is None:
+                raise too_many()
+            row = repeated.endpoint
+            secret = await self._secret_of(organization_id, row["id"])
+            return repeated, signature.written(secret) if row["signature"] == "v1" else None
+        if job.job_id is not None:
+            self._due()
+        return Written(row, job.job_id, replayed=False), signature.written(secret) if scheme == "v1" else None
+
+    async def change(
+        self, organization_id: UUID, endpoint_id: UUID, members: Members, catch_up: CatchUp | None
+    ) -> Written | None:
+        """Change what is given of an endpoint; None when the organization has no such.
+
+        Raises:
+            ApiError: `idempotency_key_reused`, or `endpoint_not_found` as `create`.
+        """
+        job = self._job(catch_up)
+        row = await self._cell.fetch_row(
+            "change_endpoint",
+            organization_id,
+            endpoint_id,
+            sorted(members.given),
+            members.url,
+            members.description,
+            members.event_types,
+            members.event_prefixes,
+            members.enabled,
+            *self._headers(members, endpoint_id),
+            members.rate_limit_per_second,
+            members.max_in_flight,
+            members.timeout_s,
+            members.retry_schedule,
+            self._cell.clock.new(),
+            *job,
+            *self._kept(catch_up, endpoint_id, job.job_id),
+        )
+        if row is None:
+            return await self._repeated(organization_id, catch_up)
+        if members.enabled or job.job_id is not None:
+            self._due()
+        return Written(row, job.job_id, replayed=False)
+
+    async def delete(self, organization_id: UUID, endpoint_id: UUID) -> bool:
+        """Delete an endpoint; False when the organization has no such."""
+        row = await self._cell.fetch_row("delete_endpoint", organization_id, endpoint_id, self._cell.clock.new())
+        return row is not None
+
+    async def rotate(self, organization_id: UUID, endpoint_id: UUID) -> Rotated | None:
+        """Give an endpoint a new secret beside the one it has; None when the organization has no such endpoint."""
+        secret = signature.new_secret()
+        row = await self._cell.fetch_row(
+            "rotate_secret",
+            organization_id,
+            endpoint_id,
+            self._vault.seal(secret, endpoint_id.bytes),
+            signature.public_key(secret),
+        )
+        if row is None:
+            return None
+        shown = signature.written(secret) if row["signature"] == "v1" else None
+        return Rotated(shown, row["public_key"], row["old_secret_until"])
+
+    async def set_default(self, organization_id: UUID, url: str) -> tuple[UUID, bytes]:
+        """Point the organization's default endpoint at a URL; its secret stays when it has one.
+
+        Returns:
+            The endpoint's id and its signing secret.
+
+        Raises:
+            ApiError: `invalid_request` past the limit.
+            CannotOpen: the secret there is was sealed under a key that is not given.
+        """
+        endpoint_id = self._cell.clock.new()
+        seal = self._vault.seal(signature.new_secret(), endpoint_id.bytes)
+        row = await self._cell.fetch_row(
+            "set_default_endpoint", organization_id, endpoint_id, uuid7.bucket(endpoint_id), url, seal
+        )
+        if row is None:
+            raise too_many()
+        kept: UUID = row["id"]
+        return kept, self._vault.open(row["secret_seal"], kept.bytes)
+
+    def _headers(self, members: Members, endpoint_id: UUID) -> tuple[Sequence[str] | None, bytes | None]:
+        """Names to show, and the seal of names and values."""
+        if members.headers is None:
+            return None, None
+        seal = self._vault.seal(msgspec.json.encode(members.headers), endpoint_id.bytes) if members.headers else None
+        return list(members.headers), seal
+
+    def _job(self, catch_up: CatchUp | None) -> _Job:
+        if catch_up is None:
+            return _Job(None, None, None)
+        job_id = self._cell.clock.new()
+        until = uuid7.floor(uuid7.created_at(job_id) + _CATCH_UP_AFTER)
+        return _Job(job_id, uuid7.floor(max(catch_up.since, _EPOCH)), until)
+
+    def _kept(
+        self, catch_up: CatchUp | None, endpoint_id: UUID, job_id: UUID | None
+    ) -> tuple[str | None, bytes | None, bytes | None, float]:
+        """The parameters of an answer to keep."""
+        if catch_up is None or catch_up.key is None or job_id is None:
+            return None, None, None, self._dedup_window_s
+        return (*catch_up.key, msgspec.json.encode(_Answer(endpoint_id, job_id)), self._dedup_window_s)
+
+    async def _repeated(self, organization_id: UUID, catch_up: CatchUp | None) -> Written | None:
+        """The answer to a repeat, or None when the request is none. The endpoint is shown as it now is."""
+        if catch_up is None or catch_up.key is None:
+            return None
+        kept = await self._cell.fetch_row("kept_answer", organization_id, catch_up.key.key)
+        if kept is None:
+            return None
+        if kept["digest"] != catch_up.key.digest:
+            raise ApiError("idempotency_key_reused")
+        answer = msgspec.json.decode(kept["answer"], type=_Answer)
+        row = await self.read(organization_id, answer.endpoint_id)
+        if row is None:
+            raise ApiError("endpoint_not_found")
+        return Written(row, answer.job_id, replayed=True)
+
+    async def _secret_of(self, organization_id: UUID, endpoint_id: UUID) -> bytes:
+        row = await self._cell.fetch_row("secret_of_endpoint", organization_id, endpoint_id)
+        if row is None:
+            raise ApiError("endpoint_not_found")
+        return self._vault.open(row["secret_seal"], endpoint_id.bytes)
+
+
+def too_many() -> ApiError:
+    """The organization has as many endpoints as it may."""
+    return invalid("body", f"At most {MAX_ENDPOINTS} endpoints an organization; delete one first.")

@@ -10,7 +10,7 @@ from uuid import UUID
 import orjson
 
 from relay import __version__
-from relay.values.signature import sign
+from relay.values.signature import sign_v1
 from relay.values.uuid7 import created_at
 
 _USER_AGENT: Final = f"relay/{__version__}"
@@ -54,7 +54,7 @@ def headers_of(
         "User-Agent": _USER_AGENT,
         "webhook-id": id_,
         "webhook-timestamp": str(timestamp_s),
-        "webhook-signature": sign(secret, id_, timestamp_s, body),
+        "webhook-signature": sign_v1(secret, id_, timestamp_s, body),
         "X-Event-ID": id_,
         "X-Event-Type": header_of_type(type_),
         "X-Delivery-Attempt": str(number),

@@ -110,11 +110,12 @@ def _delivery(story: Story, row: Row) -> Delivery:
         next_attempt_at=rfc3339_or_none(row["next_attempt_at"]),
         last_error_class=row["last_error_class"],
         created_at=rfc3339(uuid7.created_at(event_id)),
-        attempt_log=[_attempt(attempt) for attempt in story.attempts if attempt["endpoint_id"] == endpoint_id],
+        attempt_log=[attempt_shown(attempt) for attempt in story.attempts if attempt["endpoint_id"] == endpoint_id],
     )
 
 
-def _attempt(row: Row) -> Attempt:
+def attempt_shown(row: Row) -> Attempt:
+    """An attempt as the API shows it."""
     response = row["response"]
     return Attempt(
         number=row["number"],

@@ -89,7 +89,7 @@ class Front:
             await self._refuse(exchange, error)
         except (DatabaseUnavailable, OutcomeUnknown) as error:
             _log.warning("database_unavailable", extra={"request_id": _id(exchange), "reason": str(error)})
-            unknown = isinstance(error, OutcomeUnknown) and scope["method"] == "POST"
+            unknown = isinstance(error, OutcomeUnknown) and scope["method"] not in ("GET", "HEAD")
             await self._refuse(exchange, ApiError("commit_unknown" if unknown else "database_unavailable"))
         except RowRefused as error:
             _log.warning("row_refused", extra={"request_id": _id(exchange), "sqlstate": error.sqlstate})

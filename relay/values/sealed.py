@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -13,6 +13,18 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 _VERSION: Final = b"\x01"
 _KEY_ID_BYTES: Final = 4
 _NONCE_BYTES: Final = 12
+
+
+class Resealed(NamedTuple):
+    """How many seals were moved to the first key, how many there are, and how many no given key opens."""
+
+    moved: int
+    seals: int
+    unopened: int
+
+    def and_(self, other: Resealed) -> Resealed:
+        """Both together."""
+        return Resealed(self.moved + other.moved, self.seals + other.seals, self.unopened + other.unopened)
 
 
 class CannotOpen(ValueError):
@@ -42,6 +54,16 @@ class Vault:
         """Encrypt `plain` for `context`."""
         nonce = os.urandom(_NONCE_BYTES)
         return _VERSION + self._first + nonce + self._ciphers[self._first].encrypt(nonce, plain, context)
+
+    def reseal(self, sealed: bytes, context: bytes) -> bytes:
+        """The same under the first key; as it is when it is sealed under that already.
+
+        Raises:
+            CannotOpen: as `open`.
+        """
+        if sealed.startswith(_VERSION + self._first):
+            return sealed
+        return self.seal(self.open(sealed, context), context)
 
     def open(self, sealed: bytes, context: bytes) -> bytes:
         """Decrypt what was sealed for `context`.

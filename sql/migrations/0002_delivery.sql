@@ -20,6 +20,8 @@ alter table relay.endpoints
     add column retry_schedule float8[],
     -- How Standard Webhooks names the schemes: v1 is HMAC-SHA256, v1a is Ed25519.
     add column signature text not null default 'v1',
+    -- Of v1a, as it is shown: so that reads need not open the seal.
+    add column public_key text,
     -- Signs beside the present secret until then.
     add column old_secret_seal bytea,
     add column old_secret_until timestamptz,

@@ -1,10 +1,256 @@
 -- name: set_default_endpoint
 -- Point the organization's default endpoint at a URL, making it with its secret the first time; the secret stays when
--- the URL changes. Events that were accepted before and still wait for an acknowledgement keep waiting for one.
+-- the URL changes, and a disabled one stays disabled. Events that were accepted before and still wait for an
+-- acknowledgement keep waiting for one. No row when it would be one endpoint too many.
 -- $1 organization_id uuid, $2 endpoint_id uuid, $3 bucket int2, $4 url text, $5 secret_seal bytea
 -- gives: id uuid, secret_seal bytea
+with counted as materialized (
+    select count(*) < 500 or bool_or(is_default) as room
+    from relay.endpoints
+    where organization_id = $1::uuid
+)
 insert into relay.endpoints as e (organization_id, id, bucket, url, secret_seal, is_default)
-values ($1::uuid, $2::uuid, $3::int2, $4::text, $5::bytea, true)
+select $1::uuid, $2::uuid, $3::int2, $4::text, $5::bytea, true
+from counted
+where room
 on conflict (organization_id) where is_default do update
-set url = excluded.url, updated_at = now()
+set url = excluded.url, version = e.version + 1, updated_at = now()
 returning e.id, e.secret_seal;
+
+-- name: create_endpoint
+-- A new endpoint, perhaps with a job that catches up and the answer to a repeat. No row when the organization has 500
+-- already (requests that race may pass that by a few), or when the Idempotency-Key was used before: `kept_answer`
+-- tells.
+-- $1 organization_id uuid, $2 endpoint_id uuid, $3 bucket int2, $4 url text, $5 description text, $6 event_types text[],
+-- $7 event_prefixes text[], $8 enabled bool, $9 header_names text[], $10 headers_seal bytea,
+-- $11 rate_limit_per_second int, $12 max_in_flight int, $13 timeout_s float8, $14 retry_schedule float8[],
+-- $15 signature text, $16 secret_seal bytea, $17 public_key text, $18 catch_up_job_id uuid or null, $19 since uuid,
+-- $20 until uuid, $21 idempotency key text or null, $22 digest bytea, $23 answer bytea, $24 window_s float8
+-- gives: id uuid, url text, description text, event_types text[], header_names text[],
+-- enabled bool, rate_limit_per_second int4, max_in_flight int4, timeout_s float8, retry_schedule float8[],
+-- signature text, public_key text, is_default bool, disabled_reason text, disabled_at timestamptz,
+-- failing_since timestamptz, broken_since timestamptz, created_at timestamptz, updated_at timestamptz
+with counted as materialized (
+    select count(*) < 500 as room
+    from relay.endpoints
+    where organization_id = $1::uuid
+),
+answered as (
+    insert into relay.answers as a (organization_id, key, digest, answer, expires_at)
+    select $1::uuid, $21::text, $22::bytea, $23::bytea, now() + $24::float8 * interval '1 second'
+    from counted
+    where room and $21::text is not null
+    on conflict (organization_id, key) do update
+    set digest = excluded.digest, answer = excluded.answer, expires_at = excluded.expires_at
+    where a.expires_at <= now()
+    returning a.key
+),
+made as (
+    insert into relay.endpoints as e (
+        organization_id, id, bucket, url, description, event_types, event_prefixes, enabled, disabled_at, header_names,
+        headers_seal, rate_limit_per_second, max_in_flight, timeout_s, retry_schedule, signature, secret_seal, public_key
+    )
+    select
+        $1::uuid, $2::uuid, $3::int2, $4::text, $5::text, $6::text[], $7::text[], $8::bool,
+        case when not $8::bool then now() end, coalesce($9::text[], '{}'), $10::bytea, $11::int, $12::int, $13::float8,
+        $14::float8[], $15::text, $16::bytea, $17::text
+    from counted
+    where room and ($21::text is null or exists (select from answered))
+    returning
+        e.id, e.url, e.description, e.event_types, e.header_names, e.enabled,
+        e.rate_limit_per_second, e.max_in_flight, e.timeout_s, e.retry_schedule, e.signature, e.public_key,
+        e.is_default, e.disabled_reason, e.disabled_at, e.failing_since, e.broken_since, e.created_at, e.updated_at
+),
+catching_up as (
+    insert into relay.jobs (organization_id, id, kind, endpoint_id, since, until)
+    select $1::uuid, $18::uuid, 'catch_up', id, $19::uuid, $20::uuid
+    from made
+    where $18::uuid is not null
+)
+select *
+from made;
+
+-- name: change_endpoint
+-- Change what was given of an endpoint. Disabling and enabling leave its deliveries to a job, which is made here so that
+-- neither is without the other; enabling also forgets what was wrong with it. No row when there is no such endpoint, or
+-- when the Idempotency-Key was used before: `kept_answer` tells. `coalesce` where null is no value, else $3 tells a
+-- null that was given from none.
+-- $1 organization_id uuid, $2 endpoint_id uuid, $3 members text[] that were given, $4 url text, $5 description text,
+-- $6 event_types text[], $7 event_prefixes text[], $8 enabled bool, $9 header_names text[], $10 headers_seal bytea,
+-- $11 rate_limit_per_second int, $12 max_in_flight int, $13 timeout_s float8, $14 retry_schedule float8[],
+-- $15 switch_job_id uuid, $16 catch_up_job_id uuid or null, $17 since uuid, $18 until uuid,
+-- $19 idempotency key text or null, $20 digest bytea, $21 answer bytea, $22 window_s float8
+-- gives: id uuid, url text, description text, event_types text[], header_names text[],
+-- enabled bool, rate_limit_per_second int4, max_in_flight int4, timeout_s float8, retry_schedule float8[],
+-- signature text, public_key text, is_default bool, disabled_reason text, disabled_at timestamptz,
+-- failing_since timestamptz, broken_since timestamptz, created_at timestamptz, updated_at timestamptz
+with found as materialized (
+    select e.id, e.enabled
+    from relay.endpoints as e
+    where e.organization_id = $1::uuid and e.id = $2::uuid
+    for update
+),
+answered as (
+    insert into relay.answers as a (organization_id, key, digest, answer, expires_at)
+    select $1::uuid, $19::text, $20::bytea, $21::bytea, now() + $22::float8 * interval '1 second'
+    from found
+    where $19::text is not null
+    on conflict (organization_id, key) do update
+    set digest = excluded.digest, answer = excluded.answer, expires_at = excluded.expires_at
+    where a.expires_at <= now()
+    returning a.key
+),
+changed as (
+    update relay.endpoints as e
+    set url = coalesce($4::text, e.url),
+        description = coalesce($5::text, e.description),
+        event_types = coalesce($6::text[], e.event_types),
+        event_prefixes = coalesce($7::text[], e.event_prefixes),
+        enabled = coalesce($8::bool, e.enabled),
+        header_names = coalesce($9::text[], e.header_names),
+        headers_seal = case when 'headers' = any($3::text[]) then $10::bytea else e.headers_seal end,
+        rate_limit_per_second = case
+            when 'rate_limit_per_second' = any($3::text[]) then $11::int else e.rate_limit_per_second
+        end,
+        max_in_flight = case when 'max_in_flight' = any($3::text[]) then $12::int else e.max_in_flight end,
+        timeout_s = case when 'timeout_s' = any($3::text[]) then $13::float8 else e.timeout_s end,
+        retry_schedule = case when 'retry_schedule' = any($3::text[]) then $14::float8[] else e.retry_schedule end,
+        disabled_reason = case when $8::bool then null else e.disabled_reason end,
+        disabled_at = case when $8::bool then null when not $8::bool and f.enabled then now() else e.disabled_at end,
+        failing_since = case when $8::bool and not f.enabled then null else e.failing_since end,
+        broken_since = case when $8::bool and not f.enabled then null else e.broken_since end,
+        version = e.version + 1,
+        updated_at = now()
+    from found as f
+    where e.organization_id = $1::uuid
+        and e.id = f.id
+        and ($19::text is null or exists (select from answered))
+    returning
+        e.id, e.url, e.description, e.event_types, e.header_names, e.enabled,
+        e.rate_limit_per_second, e.max_in_flight, e.timeout_s, e.retry_schedule, e.signature, e.public_key,
+        e.is_default, e.disabled_reason, e.disabled_at, e.failing_since, e.broken_since, e.created_at, e.updated_at
+),
+switched as (
+    insert into relay.jobs (organization_id, id, kind, endpoint_id)
+    select $1::uuid, $15::uuid, case when c.enabled then 'release' else 'hold' end, c.id
+    from changed as c
+    inner join found as f on f.id = c.id
+    where c.enabled <> f.enabled
+),
+catching_up as (
+    insert into relay.jobs (organization_id, id, kind, endpoint_id, since, until)
+    select $1::uuid, $16::uuid, 'catch_up', id, $17::uuid, $18::uuid
+    from changed
+    where $16::uuid is not null
+)
+select *
+from changed;
+
+-- name: kept_answer
+-- The answer that is kept for an Idempotency-Key. A statement of its own, because the one that lost a race for the key
+-- cannot see the winner's.
+-- $1 organization_id uuid, $2 idempotency key text
+-- gives: digest bytea, answer bytea
+select digest, answer
+from relay.answers
+where organization_id = $1::uuid and key = $2::text;
+
+-- name: endpoint_by_id
+-- One endpoint, without its secrets.
+-- $1 organization_id uuid, $2 endpoint_id uuid
+-- gives: id uuid, url text, description text, event_types text[], header_names text[],
+-- enabled bool, rate_limit_per_second int4, max_in_flight int4, timeout_s float8, retry_schedule float8[],
+-- signature text, public_key text, is_default bool, disabled_reason text, disabled_at timestamptz,
+-- failing_since timestamptz, broken_since timestamptz, created_at timestamptz, updated_at timestamptz
+select
+    id, url, description, event_types, header_names, enabled, rate_limit_per_second, max_in_flight, timeout_s,
+    retry_schedule, signature, public_key, is_default, disabled_reason, disabled_at, failing_since,
+    broken_since, created_at, updated_at
+from relay.endpoints
+where organization_id = $1::uuid and id = $2::uuid;
+
+-- name: endpoints_page
+-- An organization's endpoints before an id, newest first, without their secrets.
+-- $1 organization_id uuid, $2 before uuid, $3 limit int
+-- gives: id uuid, url text, description text, event_types text[], header_names text[],
+-- enabled bool, rate_limit_per_second int4, max_in_flight int4, timeout_s float8, retry_schedule float8[],
+-- signature text, public_key text, is_default bool, disabled_reason text, disabled_at timestamptz,
+-- failing_since timestamptz, broken_since timestamptz, created_at timestamptz, updated_at timestamptz
+select
+    id, url, description, event_types, header_names, enabled, rate_limit_per_second, max_in_flight, timeout_s,
+    retry_schedule, signature, public_key, is_default, disabled_reason, disabled_at, failing_since,
+    broken_since, created_at, updated_at
+from relay.endpoints
+where organization_id = $1::uuid and id < $2::uuid
+order by id desc
+limit $3::int;
+
+-- name: secret_of_endpoint
+-- The sealed secret of an endpoint that was just made, for the answer to a repeat.
+-- $1 organization_id uuid, $2 endpoint_id uuid
+-- gives: secret_seal bytea
+select secret_seal
+from relay.endpoints
+where organization_id = $1::uuid and id = $2::uuid;
+
+-- name: delete_endpoint
+-- Delete an endpoint; the job made with it cancels what is open for it.
+-- $1 organization_id uuid, $2 endpoint_id uuid, $3 job_id uuid
+-- gives: id uuid
+with gone as (
+    delete from relay.endpoints
+    where organization_id = $1::uuid and id = $2::uuid
+    returning id
+),
+cancelling as (
+    insert into relay.jobs (organization_id, id, kind, endpoint_id)
+    select $1::uuid, $3::uuid, 'cancel', id
+    from gone
+)
+select id
+from gone;
+
+-- name: rotate_secret
+-- Give an endpoint a new secret. The one before it signs too for a day; the one before that no longer.
+-- $1 organization_id uuid, $2 endpoint_id uuid, $3 secret_seal bytea, $4 public_key text, which v1a keeps
+-- gives: id uuid, signature text, public_key text, old_secret_until timestamptz
+update relay.endpoints
+set old_secret_seal = secret_seal,
+    old_secret_until = now() + interval '24 hours',
+    secret_seal = $3::bytea,
+    public_key = case when signature = 'v1a' then $4::text end,
+    version = version + 1,
+    updated_at = now()
+where organization_id = $1::uuid and id = $2::uuid
+returning id, signature, public_key, old_secret_until;
+
+-- name: seals_page
+-- Sealed values after an endpoint, in the order of the primary key; an old secret only while it signs.
+-- $1 after organization_id uuid, $2 after endpoint_id uuid, $3 limit int
+-- gives: organization_id uuid, id uuid, secret_seal bytea, old_secret_seal bytea, headers_seal bytea
+select
+    organization_id,
+    id,
+    secret_seal,
+    case when old_secret_until > now() then old_secret_seal end as old_secret_seal,
+    headers_seal
+from relay.endpoints
+where (organization_id, id) > ($1::uuid, $2::uuid)
+order by organization_id, id
+limit $3::int;
+
+-- name: replace_seals
+-- Put new seals in the place of those that were read; gives the endpoints where nobody was faster. What is sealed stays
+-- what it was, so the version does too.
+-- $1 organization_id uuid[], $2 endpoint_id uuid[], $3 read secret_seal bytea[], $4 read headers_seal bytea[],
+-- $5 new secret_seal bytea[], $6 new old_secret_seal bytea[], $7 new headers_seal bytea[]
+-- gives: id uuid
+update relay.endpoints as e
+set secret_seal = n.secret_seal, old_secret_seal = n.old_secret_seal, headers_seal = n.headers_seal
+from unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::bytea[], $5::bytea[], $6::bytea[], $7::bytea[])
+    as n (organization_id, id, read_secret, read_headers, secret_seal, old_secret_seal, headers_seal)
+where e.organization_id = n.organization_id
+    and e.id = n.id
+    and e.secret_seal = n.read_secret
+    and e.headers_seal is not distinct from n.read_headers
+returning e.id;

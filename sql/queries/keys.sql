@@ -12,6 +12,15 @@ update relay.cell
 set key_seal = coalesce(key_seal, $1::bytea)
 returning key_seal;
 
+-- name: replace_key_seal
+-- Put a new seal of the HMAC key in the place of the one that was read.
+-- $1 read key_seal bytea, $2 key_seal bytea
+-- gives: id text
+update relay.cell
+set key_seal = $2::bytea
+where key_seal = $1::bytea
+returning id;
+
 -- name: create_organization
 -- A new organization with its first key. Sent twice with the same ids it makes one.
 -- $1 organization_id uuid, $2 name text, $3 tier text, $4 key_id uuid, $5 scopes text[], $6 digest bytea, $7 argon2 text

@@ -313,7 +313,9 @@ async def test_nul_and_broken_utf8_are_refused_in_every_parameter(guest: Tenant,
                 assert_error(answer, 422, "invalid_request")
             if parameter["in"] == "path":
                 answer = await guest.request(method, path.replace(A_UUID, value))
-                assert_error(answer, 404, "event_not_found")
+                code = answer.json()["code"]
+                assert_error(answer, 404, code)
+                assert f"`{code}`" in described["responses"]["404"]["description"]
 
 
 async def test_sql_is_text_in_every_parameter(tenant: Tenant) -> None:

@@ -228,7 +228,9 @@ async def test_no_secret_is_logged(commands: Commands, database: str, capfd: pyt
         database, RELAY_LOG_LEVEL="debug", RELAY_METRICS_TOKEN="the metrics token".replace(" ", "-")
     )
     tenant = await api.tenant()
-    secret = (await tenant.post("/api/webhook/config", json={"webhook_url": "https://user:hidden@example.com/"})).json()
+    secret = (
+        await tenant.post("/api/webhook/config", json={"webhook_url": "https://example.com/?token=hidden"})
+    ).json()
     await tenant.send(b'{"type":"a","payload":"kept to ourselves"}')
     await tenant.get("/api/nothing?key=" + tenant.key)
     await api.request("GET", "/api/inbox", headers={"X-API-Key": tenant.key + "a"})

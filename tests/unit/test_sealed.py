@@ -66,3 +66,15 @@ def test_what_is_cut_short_does_not_open() -> None:
 def test_arbitrary_bytes_do_not_open(sealed: bytes) -> None:
     with pytest.raises(CannotOpen):
         Vault([FIRST]).open(sealed, b"here")
+
+
+def test_what_is_resealed_opens_with_the_first_key_alone_and_is_then_left_as_it_is() -> None:
+    new = Vault([SECOND, FIRST])
+    sealed = Vault([FIRST]).seal(b"kept", b"here")
+
+    moved = new.reseal(sealed, b"here")
+
+    assert Vault([SECOND]).open(moved, b"here") == b"kept"
+    assert new.reseal(moved, b"here") is moved
+    with pytest.raises(CannotOpen):
+        Vault([SECOND]).reseal(sealed, b"here")

@@ -1,0 +1,240 @@
+"""/api/endpoints: where events are pushed to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+from msgspec import UNSET
+
+from relay.delivery.endpoints import Endpoints, Written
+from relay.delivery.members import CatchUp, IdempotencyKey
+from relay.delivery.pings import Pings
+from relay.errors import ApiError
+from relay.http import endpoint_schemas as schemas
+from relay.http import exchange as exchanges
+from relay.http.body import SMALL_BODY_BYTES, BodyClock, decode
+from relay.http.door import Door
+from relay.http.endpoint_rules import check_catch_up, members_of
+from relay.http.events import attempt_shown
+from relay.http.exchange import Exchange, Header, Receive, Scope, Send
+from relay.http.query import read_query, refuse_query
+from relay.http.schemas import NoMembers
+from relay.ingest import read_idempotency_key
+from relay.store import Row
+from relay.values import uuid7
+from relay.values.addresses import Network
+from relay.values.times import rfc3339, rfc3339_or_none
+
+_new: Final = msgspec.json.Decoder(schemas.NewEndpoint)
+_changed: Final = msgspec.json.Decoder(schemas.ChangedEndpoint)
+_nothing: Final = msgspec.json.Decoder(NoMembers)
+# Secrets are shown once, and kept by nobody on the way (RFC 9111, section 5.2.2.5).
+_NO_STORE: Final = (b"cache-control", b"no-store")
+_REPLAYED: Final = (b"idempotent-replayed", b"true")
+
+
+class GetEndpoints:
+    """The organization's endpoints."""
+
+    def __init__(self, door: Door, endpoints: Endpoints) -> None:
+        self._door = door
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchanges.of(scope)
+        tenant = await self._door.admit(exchange, "manage")
+        asked = read_query(scope, schemas.EndpointsQuery)
+        rows, next_cursor = await self._endpoints.page(tenant.organization_id, asked.cursor, asked.limit)
+        shown = [schemas.Endpoint(**_members(row)) for row in rows]
+        await exchange.answer_json(200, schemas.EndpointPage(shown, next_cursor))
+
+
+class GetEndpoint:
+    """One endpoint."""
+
+    def __init__(self, door: Door, endpoints: Endpoints) -> None:
+        self._door = door
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchanges.of(scope)
+        tenant = await self._door.admit(exchange, "manage")
+        refuse_query(scope)
+        row = await self._endpoints.read(tenant.organization_id, _id_in(scope))
+        await exchange.answer_json(200, schemas.Endpoint(**_members(_found(row))))
+
+
+class PostEndpoint:
+    """Make an endpoint."""
+
+    def __init__(self, door: Door, bodies: BodyClock, endpoints: Endpoints, allowed: Sequence[Network]) -> None:
+        self._door = door
+        self._bodies = bodies
+        self._endpoints = endpoints
+        self._allowed = allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchanges.of(scope)
+        tenant = await self._door.admit(exchange, "manage")
+        refuse_query(scope)
+        body = await self._bodies.read(exchange, SMALL_BODY_BYTES)
+        asked: schemas.NewEndpoint = decode(body, _new)
+        members = members_of(asked, self._allowed)
+        catch_up = _catch_up(scope, exchange, body, asked, self._endpoints)
+        made, secret = await self._endpoints.create(tenant.organization_id, members, asked.signature, catch_up)
+        shown = schemas.MadeEndpoint(**_members(made.endpoint), job_id=_job(made), secret=secret)
+        await exchange.answer_json(201, shown, _NO_STORE, *_replayed(made))
+
+
+class PatchEndpoint:
+    """Change an endpoint; members that are not given stay."""
+
+    def __init__(self, door: Door, bodies: BodyClock, endpoints: Endpoints, allowed: Sequence[Network]) -> None:
+        self._door = door
+        self._bodies = bodies
+        self._endpoints = endpoints
+        self._allowed = allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchanges.of(scope)
+        tenant = await self._door.admit(exchange, "manage")
+        refuse_query(scope)
+        body = await self._bodies.read(exchange, SMALL_BODY_BYTES)
+        endpoint_id = _id_in(scope)
+        asked: schemas.ChangedEndpoint = decode(body, _changed)
+        members = members_of(asked, self._allowed)
+        catch_up = _catch_up(scope, exchange, body, asked, self._endpoints)
+        changed = await self._endpoints.change(tenant.organization_id, endpoint_id, members, catch_up)
+        if changed is None:
+            raise ApiError("endpoint_not_found")
+        shown = schemas.WrittenEndpoint(**_members(changed.endpoint), job_id=_job(changed))
+        await exchange.answer_json(200, shown, *_replayed(changed))
+
+
+class DeleteEndpoint:
+    """Delete an endpoint and cancel what is open for it."""
+
+    def __init__(self, door: Door, endpoints: Endpoints) -> None:
+        self._door = door
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchanges.of(scope)
+        tenant = await self._door.admit(exchange, "manage")
+        refuse_query(scope)
+        if not await self._endpoints.delete(tenant.organization_id, _id_in(scope)):
+            raise ApiError("endpoint_not_found")
+        await exchange.answer(204, b"")
+
+
+class RotateSecret:
+    """A new secret for an endpoint; the one before it signs too for 24 hours."""
+
+    def __init__(self, door: Door, bodies: BodyClock, endpoints: Endpoints) -> None:
+        self._door = door
+        self._bodies = bodies
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchanges.of(scope)
+        tenant = await self._door.admit(exchange, "manage")
+        refuse_query(scope)
+        body = await self._bodies.read(exchange, SMALL_BODY_BYTES)
+        endpoint_id = _id_in(scope)
+        if body:
+            decode(body, _nothing)
+        rotated = await self._endpoints.rotate(tenant.organization_id, endpoint_id)
+        if rotated is None:
+            raise ApiError("endpoint_not_found")
+        shown = schemas.RotatedSecret(
+            str(endpoint_id), rotated.secret, rotated.public_key, rfc3339(rotated.previous_expires_at)
+        )
+        await exchange.answer_json(200, shown, _NO_STORE)
+
+
+class PingEndpoint:
+    """Have a test delivery made, and show the attempt."""
+
+    def __init__(self, door: Door, bodies: BodyClock, pings: Pings) -> None:
+        self._door = door
+        self._bodies = bodies
+        self._pings = pings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchanges.of(scope)
+        tenant = await self._door.admit(exchange, "manage")
+        refuse_query(scope)
+        body = await self._bodies.read(exchange, SMALL_BODY_BYTES)
+        endpoint_id = _id_in(scope)
+        if body:
+            decode(body, _nothing)
+        answer = await self._pings.ping(tenant.organization_id, endpoint_id)
+        if answer is None:
+            raise ApiError("endpoint_not_found")
+        await exchange.answer_json(200, attempt_shown(answer))
+
+
+def _id_in(scope: Scope) -> UUID:
+    endpoint_id = uuid7.parse(scope["path_params"]["id"])
+    if endpoint_id is None:
+        raise ApiError("endpoint_not_found")
+    return endpoint_id
+
+
+def _found(row: Row | None) -> Row:
+    if row is None:
+        raise ApiError("endpoint_not_found")
+    return row
+
+
+def _catch_up(
+    scope: Scope, exchange: Exchange, body: bytes, asked: schemas.ChangedEndpoint, endpoints: Endpoints
+) -> CatchUp | None:
+    """What is asked to be sent besides; the key counts only then."""
+    if asked.catch_up_since is UNSET:
+        return None
+    check_catch_up(asked.catch_up_since, endpoints.now())
+    header = exchange.headers.get(b"idempotency-key")
+    if header is None:
+        return CatchUp(asked.catch_up_since, None)
+    request = b"\n".join((scope["method"].encode(), scope["path"].encode(), body))
+    key = IdempotencyKey(read_idempotency_key(header), hashlib.blake2b(request, digest_size=16).digest())
+    return CatchUp(asked.catch_up_since, key)
+
+
+def _members(row: Row) -> dict[str, Any]:
+    """The members of an endpoint as the API shows them."""
+    state = "disabled" if not row["enabled"] else "healthy" if row["broken_since"] is None else "broken"
+    return {
+        "id": str(row["id"]),
+        "url": row["url"],
+        "description": row["description"],
+        "event_types": row["event_types"],
+        "enabled": row["enabled"],
+        "headers": row["header_names"],
+        "rate_limit_per_second": row["rate_limit_per_second"],
+        "max_in_flight": row["max_in_flight"],
+        "timeout_s": row["timeout_s"],
+        "retry_schedule": row["retry_schedule"],
+        "signature": row["signature"],
+        "public_key": row["public_key"],
+        "is_default": row["is_default"],
+        "disabled_reason": row["disabled_reason"],
+        "disabled_at": rfc3339_or_none(row["disabled_at"]),
+        "state": state,
+        "failing_since": rfc3339_or_none(row["failing_since"]),
+        "created_at": rfc3339(row["created_at"]),
+        "updated_at": rfc3339(row["updated_at"]),
+    }
+
+
+def _job(written: Written) -> str | msgspec.UnsetType:
+    return UNSET if written.job_id is None else str(written.job_id)
+
+
+def _replayed(written: Written) -> tuple[Header, ...]:
+    return (_REPLAYED,) if written.replayed else ()

@@ -1,0 +1,136 @@
+"""POST /api/endpoints/{id}/test: a delivery process answers, or nobody does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from relay.values import uuid7
+from tests.api import Tenant
+from tests.conftest import Commands, Databases
+from tests.service.test_endpoints import Served, make
+from tests.service.test_http import assert_error
+
+
+@pytest.fixture(scope="module")
+async def served(databases: Databases) -> AsyncIterator[Served]:
+    async with AsyncExitStack() as stack:
+        url = await databases.create()
+        api = await Commands(stack).serve(url)
+        connection = await asyncpg.connect(url)
+        stack.push_async_callback(connection.close)
+        yield Served(api, connection)
+
+
+@pytest.fixture
+async def tenant(served: Served) -> Tenant:
+    return await served.api.tenant()
+
+
+async def pings(served: Served, tenant: Tenant) -> list[asyncpg.Record]:
+    rows: list[asyncpg.Record] = await served.connection.fetch(
+        "select * from relay.pings where organization_id = $1", UUID(tenant.organization_id)
+    )
+    return rows
+
+
+async def until_asked(served: Served, tenant: Tenant, count: int = 1) -> list[asyncpg.Record]:
+    async with asyncio.timeout(10):
+        while len(found := await pings(served, tenant)) < count:
+            await asyncio.sleep(0.01)
+    return found
+
+
+@asynccontextmanager
+async def answering(served: Served, tenant: Tenant, count: int, answer: Callable[[int], Any]) -> AsyncIterator[None]:
+    """What a delivery process writes, `answer(n)` for the n-th endpoint that is asked about."""
+
+    async def run() -> None:
+        for place, row in enumerate(await until_asked(served, tenant, count)):
+            status_code, latency_ms, error_class, response = answer(place)
+            await served.connection.execute(
+                """
+                update relay.pings
+                set at = now(), status_code = $2, latency_ms = $3, error_class = $4, response = $5
+                where id = $1
+                """,
+                *(row["id"], status_code, latency_ms, error_class, response),
+            )
+
+    task = asyncio.create_task(run())
+    yield
+    await task
+
+
+async def test_the_answer_to_a_ping_is_its_attempt(served: Served, tenant: Tenant) -> None:
+    made = await make(tenant)
+    async with answering(served, tenant, 1, lambda _: (204, 12, None, b"\xff ok\x00")):
+        answer = await tenant.post(f"/api/endpoints/{made['id']}/test", json={})
+    shown = answer.json()
+    assert (answer.status_code, shown.pop("at")[-1]) == (200, "Z")
+    assert shown == {
+        "number": 1,
+        "status_code": 204,
+        "latency_ms": 12,
+        "error_class": None,
+        "response": "\\xff ok\x00",
+    }
+    assert await pings(served, tenant) == []
+
+
+async def test_a_ping_names_its_endpoint_and_has_an_id_of_its_own(served: Served, tenant: Tenant) -> None:
+    made = await make(tenant, enabled=False)
+    asking = asyncio.create_task(tenant.post(f"/api/endpoints/{made['id']}/test"))
+    (row,) = await until_asked(served, tenant)
+    assert str(row["endpoint_id"]) == made["id"]
+    assert uuid7.parse(str(row["id"])) is not None
+    async with answering(served, tenant, 1, lambda _: (None, 3, "connect", None)):
+        answer = await asking
+    assert (answer.json()["error_class"], answer.json()["status_code"]) == ("connect", None)
+
+
+async def test_callers_that_wait_together_each_get_their_own_answer(served: Served, tenant: Tenant) -> None:
+    made = await make(tenant)
+    async with answering(served, tenant, 5, lambda place: (200 + place, place, None, b"")):
+        answers = await asyncio.gather(*(tenant.post(f"/api/endpoints/{made['id']}/test") for _ in range(5)))
+    assert sorted(answer.json()["status_code"] for answer in answers) == [200, 201, 202, 203, 204]
+
+
+async def test_delivery_processes_are_told_of_a_ping(served: Served, tenant: Tenant) -> None:
+    made = await make(tenant)
+    told = asyncio.Event()
+    await served.connection.add_listener("relay_ping", lambda *_: told.set())
+    async with answering(served, tenant, 1, lambda _: (200, 1, None, b"")):
+        await tenant.post(f"/api/endpoints/{made['id']}/test")
+    async with asyncio.timeout(5):
+        await told.wait()
+    await served.connection.reset()
+
+
+async def test_without_a_delivery_process_a_ping_says_so_and_is_gone(served: Served, tenant: Tenant) -> None:
+    made = await make(tenant, timeout_s=0.1)
+    answer = await tenant.post(f"/api/endpoints/{made['id']}/test")
+    assert_error(answer, 503, "no_delivery_process")
+    assert answer.headers["retry-after"] == "1"
+    assert await pings(served, tenant) == []
+
+
+async def test_a_stop_does_not_wait_for_pings(commands: Commands, database: str) -> None:
+    api = await commands.serve(database)
+    tenant = await api.tenant()
+    made = await make(tenant, timeout_s=300)
+    connection = await asyncpg.connect(database)
+    asking = asyncio.create_task(tenant.post(f"/api/endpoints/{made['id']}/test"))
+    await until_asked(Served(api, connection), tenant)
+    assert api.child is not None
+    async with asyncio.timeout(15):
+        await api.child.stop(20)
+    assert_error(await asking, 503, "shutting_down")
+    assert await pings(Served(api, connection), tenant) == []
+    await connection.close()
