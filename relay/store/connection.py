@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -111,22 +112,52 @@ class Opener:
 
 
 class _Deadline:
-    """Terminates a connection when a statement takes too long: a timer, which costs less than a task to wait for."""
+    """Terminates a connection whose statement takes too long.
 
-    __slots__ = ("_connection", "_timer", "passed")
+    The timer is not put off with each statement, only when it rings too early: making one a statement costs 5 µs.
+    """
 
-    def __init__(self, connection: asyncpg.Connection, timeout_s: float | None) -> None:
+    __slots__ = ("_at", "_connection", "_loop", "_timer", "passed")
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
+        self._loop = asyncio.get_running_loop()
+        self._at = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+        #: Whether it was this that ended the connection.
         self.passed = False
-        self._timer = None if timeout_s is None else asyncio.get_running_loop().call_later(timeout_s, self._pass)
 
-    def _pass(self) -> None:
-        self.passed = True
-        self._connection.terminate()
+    def set(self, timeout_s: float | None) -> None:
+        """A statement begins, which may take so long."""
+        if timeout_s is None:
+            return
+        self._at = self._loop.time() + timeout_s
+        if self._timer is None or self._timer.when() > self._at:
+            self._ring_at(self._at)
 
-    def cancel(self) -> None:
+    def clear(self) -> None:
+        """The statement has ended."""
+        self._at = math.inf
+
+    def drop(self) -> None:
+        """There is nothing left to end."""
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
+
+    def _ring_at(self, at: float) -> None:
+        self.drop()
+        self._timer = self._loop.call_at(at, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        if self._at == math.inf:
+            return
+        if self._at > self._loop.time():
+            self._ring_at(self._at)
+        else:
+            self.passed = True
+            self._connection.terminate()
 
 
 class HotConnection:
@@ -139,6 +170,7 @@ class HotConnection:
         self._opener = opener
         self._statements = statements
         self._connection: asyncpg.Connection | None = None
+        self._deadline: _Deadline | None = None
         self._prepared: dict[str, Any] = {}
 
     async def fetch(self, name: str, *args: Any, timeout_s: float | None = None) -> Sequence[Row]:
@@ -169,11 +201,12 @@ class HotConnection:
             return
         await self.close()
         self._connection = await self._opener.open()
+        self._deadline = _Deadline(self._connection)
 
     async def _run(self, name: str, args: tuple[Any, ...], timeout_s: float | None) -> Sequence[Row]:
-        connection = self._connection
-        assert connection is not None  # noqa: S101 - _connect has just made it
-        deadline = _Deadline(connection, timeout_s)
+        connection, deadline = self._connection, self._deadline
+        assert connection is not None and deadline is not None  # noqa: S101, PT018 - _connect has just made them
+        deadline.set(timeout_s)
         try:
             return await self._execute(connection, name, args)
         except asyncio.CancelledError:
@@ -188,7 +221,7 @@ class HotConnection:
             _log.debug("statement_failed", extra={"statement": name, "reason": str(meaning)})
             raise meaning from None
         finally:
-            deadline.cancel()
+            deadline.clear()
 
     async def _execute(self, connection: asyncpg.Connection, name: str, args: tuple[Any, ...]) -> Sequence[Row]:
         if self._opener.pooled:
@@ -205,6 +238,9 @@ class HotConnection:
         """Close the connection; the next statement opens another."""
         connection, self._connection = self._connection, None
         self._prepared.clear()
+        if self._deadline is not None:
+            self._deadline.drop()
+            self._deadline = None
         if connection is not None and not connection.is_closed():
             try:
                 await connection.close(timeout=1.0)
