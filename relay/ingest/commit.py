@@ -242,18 +242,16 @@ class GroupCommit:
             [event.type for event in events],
             [event.payload for event in events],
         )
-        keyed = [(event, event.key) for event in events if event.key is not None]
-        if not keyed:
+        if not any(event.key for event in events):
             (row,) = await self._connection.fetch("commit_events", *columns, timeout_s=self._commit_timeout_s)
             won: frozenset[UUID] = frozenset()
         else:
             (row,) = await self._connection.fetch(
                 "commit_events_with_keys",
                 *columns,
-                [event.dedup_id for event in events],
-                *_key_columns([key for _, key in keyed]),
-                [event.event_id for event, _ in keyed],
-                [event.digest for event, _ in keyed],
+                [event.key and event.key[1] for event in events],
+                [event.key and event.key[2] for event in events],
+                [event.digest for event in events],
                 self._dedup_window_s,
                 timeout_s=self._commit_timeout_s,
             )
