@@ -15,7 +15,7 @@ from relay.errors import ApiError
 from relay.ingest.flush import Key, Waiting, part_followers
 from relay.ingest.outcome import Outcome
 from relay.ingest.parse import PostedEvent
-from relay.store import Cell, DatabaseUnavailable, OutcomeUnknown, RowRefused, StoreError
+from relay.store import Cell, DatabaseUnavailable, OutcomeUnknown, Row, RowRefused, StoreError
 from relay.telemetry.metrics import Metrics
 
 _log = logging.getLogger("relay.ingest")
@@ -236,35 +236,25 @@ class GroupCommit:
 
     async def _write(self, events: Sequence[Waiting]) -> frozenset[UUID]:
         """One statement, one commit; gives the ids of the events that won their keys."""
-        columns = (
-            [event.organization_id for event in events],
-            [event.event_id for event in events],
-            [event.type for event in events],
-            [event.payload for event in events],
-        )
-        if not any(event.key for event in events):
-            (row,) = await self._connection.fetch("commit_events", *columns, timeout_s=self._commit_timeout_s)
-            won: frozenset[UUID] = frozenset()
+        rows = [event.row() for event in events]
+        if len(rows) == 1:
+            (row,) = await self._fetch("commit_event", *rows[0], self._dedup_window_s)
+        elif any(event.key for event in events):
+            (row,) = await self._fetch("commit_events_with_keys", *zip(*rows, strict=True), self._dedup_window_s)
         else:
-            (row,) = await self._connection.fetch(
-                "commit_events_with_keys",
-                *columns,
-                [event.key and event.key[1] for event in events],
-                [event.key and event.key[2] for event in events],
-                [event.digest for event in events],
-                self._dedup_window_s,
-                timeout_s=self._commit_timeout_s,
-            )
-            won = frozenset(row["won"])
+            (row,) = await self._fetch("commit_events", *zip(*(row[:4] for row in rows), strict=True))
         if row["due"]:
             self._due()
-        return won
+        return frozenset(row.get("won", ()))
+
+    async def _fetch(self, statement: str, *parameters: object) -> Sequence[Row]:
+        return await self._connection.fetch(statement, *parameters, timeout_s=self._commit_timeout_s)
 
     async def _answer_losers(self, losers: Sequence[Waiting]) -> None:
         """Tell those who lost a key who holds it. Nothing of theirs was stored, so a failure here is no unknown."""
         keys = [event.key for event in losers if event.key is not None]
         try:
-            rows = await self._connection.fetch("first_holders", *_key_columns(keys), timeout_s=self._commit_timeout_s)
+            rows = await self._fetch("first_holders", *_key_columns(keys))
         except StoreError as error:
             _log.warning("first_holders_not_read", extra={"reason": str(error)})
             self._fail(losers, "database_unavailable")

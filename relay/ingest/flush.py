@@ -67,6 +67,11 @@ class Waiting:
         """About how many bytes it holds while it waits."""
         return len(self.payload) + 512
 
+    def row(self) -> tuple[UUID, UUID, str, bytes, str | None, str | None, bytes]:
+        """What is stored, in the order of the statements' parameters; the last three are for its key."""
+        _, kind, key = self.key or (None, None, None)
+        return self.organization_id, self.event_id, self.type, self.payload, kind, key, self.digest
+
     def accept(self) -> None:
         """Answer the request: committed."""
         self.first = (self.event_id, self.digest)

@@ -96,6 +96,57 @@ select
     (select count(*) filter (where enabled) from targets) as due,
     array(select event_id from won) as won;
 
+-- name: commit_event
+-- The same for a flush of one event, which at low rates is every flush: an array costs more to send and to unnest than
+-- what is in it (measured: 14 µs less here and 30 less in PostgreSQL). Without a key `key_kind`, `key` and `key_digest`
+-- are null.
+-- $1 organization_id uuid, $2 event_id uuid, $3 type text, $4 payload bytea, $5 key_kind text, $6 key text,
+-- $7 key_digest bytea, $8 window_s float8
+-- gives: due int8, won uuid[]
+with won as (
+    insert into relay.dedup as d (organization_id, kind, key, event_id, digest, expires_at)
+    select $1::uuid, $5::text, $6::text, $2::uuid, $7::bytea, now() + $8::float8 * interval '1 second'
+    where $6::text is not null
+    on conflict (organization_id, kind, key) do update
+    set event_id = excluded.event_id, digest = excluded.digest, expires_at = excluded.expires_at
+    where d.expires_at <= now() or d.event_id = excluded.event_id
+    returning event_id
+),
+stored as (
+    insert into relay.events (organization_id, id, epoch, xid, type, payload, dedup_id)
+    select
+        $1::uuid,
+        $2::uuid,
+        (select epoch from relay.cell),
+        relay.stamp(),
+        $3::text,
+        $4::bytea,
+        case $5::text when 'd' then $6::text end
+    where $6::text is null or exists (select from won)
+    on conflict (organization_id, id) do nothing
+    returning organization_id, id, epoch, xid
+),
+targets as materialized (
+    select s.organization_id, s.epoch, s.xid, s.id as event_id, e.id as endpoint_id, e.bucket, e.enabled
+    from stored as s
+    left join relay.endpoints as e on e.organization_id = s.organization_id
+),
+opened as (
+    insert into relay.open (organization_id, epoch, xid, event_id, endpoint_id, bucket, due_at)
+    select
+        organization_id,
+        epoch,
+        xid,
+        event_id,
+        coalesce(endpoint_id, '00000000-0000-0000-0000-000000000000'),
+        coalesce(bucket, 0),
+        case when enabled then now() end
+    from targets
+)
+select
+    (select count(*) filter (where enabled) from targets) as due,
+    array(select event_id from won) as won;
+
 -- name: first_holders
 -- Who holds the keys that a flush lost. A key that has run out since then gives no row.
 -- $1 organization_id uuid[], $2 kind text[], $3 key text[]
