@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from types import TracebackType
 from typing import Final, Self
 from uuid import UUID
@@ -247,8 +247,8 @@ class GroupCommit:
             self._due()
         return frozenset(row.get("won", ()))
 
-    async def _fetch(self, statement: str, *parameters: object) -> Sequence[Row]:
-        return await self._connection.fetch(statement, *parameters, timeout_s=self._commit_timeout_s)
+    def _fetch(self, statement: str, *parameters: object) -> Awaitable[Sequence[Row]]:
+        return self._connection.fetch(statement, *parameters, timeout_s=self._commit_timeout_s)
 
     async def _answer_losers(self, losers: Sequence[Waiting]) -> None:
         """Tell those who lost a key who holds it. Nothing of theirs was stored, so a failure here is no unknown."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import asyncpg
@@ -31,6 +32,8 @@ _SESSION: Final[Mapping[str, str]] = {
 }
 
 Row = asyncpg.Record
+
+_Execute = Callable[..., Awaitable[Sequence[Row]]]
 
 
 class _Connection(asyncpg.Connection):
@@ -171,7 +174,7 @@ class HotConnection:
         self._statements = statements
         self._connection: asyncpg.Connection | None = None
         self._deadline: _Deadline | None = None
-        self._prepared: dict[str, Any] = {}
+        self._prepared: dict[str, _Execute] = {}
 
     async def fetch(self, name: str, *args: Any, timeout_s: float | None = None) -> Sequence[Row]:
         """Run a named statement in a transaction of its own.
@@ -188,27 +191,30 @@ class HotConnection:
             RowRefused: one of the rows spoils it.
         """
         for _ in range(_CONFLICT_TRIES):
-            await self._connect()
+            connection = self._connection
+            if connection is None or connection.is_closed() or self._opener.is_old(connection):
+                connection = await self._open()
             try:
-                return await self._run(name, args, timeout_s)
+                return await self._run(connection, name, args, timeout_s)
             except errors.TransactionConflict:
                 continue
         raise errors.DatabaseUnavailable("other transactions kept winning")
 
-    async def _connect(self) -> None:
-        connection = self._connection
-        if connection is not None and not connection.is_closed() and not self._opener.is_old(connection):
-            return
+    async def _open(self) -> asyncpg.Connection:
         await self.close()
-        self._connection = await self._opener.open()
-        self._deadline = _Deadline(self._connection)
+        connection = self._connection = await self._opener.open()
+        self._deadline = _Deadline(connection)
+        return connection
 
-    async def _run(self, name: str, args: tuple[Any, ...], timeout_s: float | None) -> Sequence[Row]:
-        connection, deadline = self._connection, self._deadline
-        assert connection is not None and deadline is not None  # noqa: S101, PT018 - _connect has just made them
+    async def _run(
+        self, connection: asyncpg.Connection, name: str, args: tuple[Any, ...], timeout_s: float | None
+    ) -> Sequence[Row]:
+        deadline = self._deadline
+        assert deadline is not None  # noqa: S101 - it comes with the connection
         deadline.set(timeout_s)
         try:
-            return await self._execute(connection, name, args)
+            execute = self._prepared.get(name) or await self._prepare(connection, name)
+            return await execute(*args)
         except asyncio.CancelledError:
             connection.terminate()
             raise
@@ -223,16 +229,13 @@ class HotConnection:
         finally:
             deadline.clear()
 
-    async def _execute(self, connection: asyncpg.Connection, name: str, args: tuple[Any, ...]) -> Sequence[Row]:
-        if self._opener.pooled:
-            rows: Sequence[Row] = await connection.fetch(self._statements[name], *args)
-            return rows
-        prepared = self._prepared.get(name)
-        if prepared is None:
-            prepared = await connection.prepare(self._statements[name])
-            self._prepared[name] = prepared
-        rows = await prepared.fetch(*args)
-        return rows
+    async def _prepare(self, connection: asyncpg.Connection, name: str) -> _Execute:
+        text = self._statements[name]
+        execute = (
+            functools.partial(connection.fetch, text) if self._opener.pooled else (await connection.prepare(text)).fetch
+        )
+        self._prepared[name] = execute
+        return execute
 
     async def close(self) -> None:
         """Close the connection; the next statement opens another."""
