@@ -62,6 +62,8 @@ class GroupCommit:
         self._waiting: deque[Waiting] = deque()
         self._waiting_bytes = 0
         self._under_way: Sequence[Waiting] = ()
+        # Asked for at each request it is a system call until Python 3.12.
+        self._loop = asyncio.get_running_loop()
         self._arrived = asyncio.Event()
         self._closing = False
         self._task: asyncio.Task[None] | None = None
@@ -134,7 +136,7 @@ class GroupCommit:
             raise ApiError("queue_full")
 
     def _add(self, organization_id: UUID, event: PostedEvent, idempotency_key: str | None) -> Waiting:
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Outcome] = self._loop.create_future()
         waiting = Waiting(organization_id, self._cell.clock.new(), event, idempotency_key, future)
         self._waiting.append(waiting)
         self._waiting_bytes += waiting.size

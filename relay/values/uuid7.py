@@ -25,12 +25,18 @@ class Uuid7Clock:
 
     Args:
         wall_ns: reads the local clock in nanoseconds since 1970.
+        kind: makes a UUID of its 16 bytes.
     """
 
-    __slots__ = ("_last", "_random", "_wall_ns", "offset_ns")
+    __slots__ = ("_kind", "_last", "_random", "_wall_ns", "offset_ns")
 
-    def __init__(self, wall_ns: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self,
+        wall_ns: Callable[[], int] = time.time_ns,
+        kind: Callable[[bytes], UUID] = lambda octets: UUID(bytes=octets),
+    ) -> None:
         self._wall_ns = wall_ns
+        self._kind = kind
         self._last = 0
         self._random: list[int] = []
         #: What to add to the local clock to have PostgreSQL's; the owner of a database connection sets it.
@@ -46,7 +52,8 @@ class Uuid7Clock:
         if not self._random:
             drawn = os.urandom(8 * _DRAWN)
             self._random = [int.from_bytes(drawn[at : at + 8], "big") & _TAIL for at in range(0, 8 * _DRAWN, 8)]
-        return UUID(int=(tick >> 12) << 80 | _VERSION | (tick & 0xFFF) << 64 | _VARIANT | self._random.pop())
+        value = (tick >> 12) << 80 | _VERSION | (tick & 0xFFF) << 64 | _VARIANT | self._random.pop()
+        return self._kind(value.to_bytes(16, "big"))
 
 
 def parse(text: str) -> UUID | None:

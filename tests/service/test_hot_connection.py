@@ -1,4 +1,4 @@
-"""A connection that a hot path owns: the time that its statements may take."""
+"""A connection that a hot path owns: the time that its statements may take, and the ids that it carries."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from relay.store import OutcomeUnknown
+from relay.store import Cell, OutcomeUnknown
 from relay.store.connection import HotConnection, Opener
+from relay.values import uuid7
 
 pytestmark = pytest.mark.anyio
 
 STATEMENTS = {
     "sleep": "select pg_sleep($1::float8)",
     "who": "select pg_backend_pid() as pid",
+    "echo": "select $1::uuid as id",
 }
 
 
@@ -77,3 +79,13 @@ async def test_after_a_statement_that_took_too_long_the_next_one_has_a_connectio
     await connection.fetch("sleep", 0.0, timeout_s=0.1)
 
     assert await backend(connection) != before
+
+
+async def test_a_cell_makes_ids_of_the_kind_that_its_rows_hold(cell: Cell, connection: HotConnection) -> None:
+    made = cell.clock.new()
+
+    (row,) = await connection.fetch("echo", made)
+
+    assert (type(row["id"]), row["id"]) == (type(made), made)
+    parsed = uuid7.parse(str(made))
+    assert (parsed, hash(parsed)) == (made, hash(made))
