@@ -158,7 +158,7 @@ class GroupCommit:
                         event.fail("internal_error")
                 self._times.observe(time.perf_counter() - begun)
                 self._sizes.observe(len(events))
-                self._waiting_bytes -= sum(event.size for event in events)
+                self._waiting_bytes -= sum([event.size for event in events])
             if self._closing:
                 return
 
@@ -223,10 +223,12 @@ class GroupCommit:
             _log.warning("flush_not_stored", extra={"events": len(events), "reason": str(unavailable)})
             self._fail(events, "commit_unknown" if sent_before else "database_unavailable")
             return
-        losers = [event for event in events if event.key is not None and event.event_id not in won]
+        losers = []
         for event in events:
             if event.key is None or event.event_id in won:
                 event.accept()
+            else:
+                losers.append(event)
         self._accepted.add(len(events) - len(losers))
         if losers:
             await self._answer_losers(losers)
