@@ -13,8 +13,7 @@ from relay.limits.gcra import Allowance, Meter
 #: What one address may do without the operator's token.
 SIGNUP_RATE: Final = Rate(per_minute=60, burst=60)
 _ADDRESSES: Final = 10_000
-# An enterprise's allowance is full again 0.6 ms after a request: to make its meter anew each time costs more than all
-# else at the door.
+# An enterprise's allowance is full again 0.6 ms after a request: tenants in turn would throw out each other's meters.
 _KEPT_S: Final = 60.0
 
 Caller = TypeVar("Caller", bound=Hashable)
