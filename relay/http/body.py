@@ -33,8 +33,8 @@ _LAST_S: Final = 5.0
 class _Reading:
     __slots__ = ("began", "last", "overdue", "task")
 
-    def __init__(self) -> None:
-        self.task: asyncio.Task[Any] | None = asyncio.current_task()
+    def __init__(self, task: asyncio.Task[Any] | None) -> None:
+        self.task = task
         self.began = self.last = time.monotonic()
         self.overdue = False
 
@@ -48,6 +48,8 @@ class BodyClock(Background):
         self._between_bytes_s = between_bytes_s
         self._whole_body_s = whole_body_s
         self._ends_at = math.inf
+        # Asked for at each request it is a system call until Python 3.12.
+        self._loop = asyncio.get_running_loop()
         self._readings: set[_Reading] = set()
 
     def stop(self) -> None:
@@ -91,7 +93,7 @@ class BodyClock(Background):
         return await self._read(exchange, limit_bytes if kind_ok else 0, declared)
 
     async def _read(self, exchange: Exchange, limit_bytes: int, declared: int | None) -> bytes:
-        reading = _Reading()
+        reading = _Reading(asyncio.current_task(self._loop))
         self._readings.add(reading)
         try:
             message = await exchange.receive()

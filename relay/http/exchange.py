@@ -26,14 +26,14 @@ class RequestIds:
     """Ids for requests that bring none: a prefix of this process and a counter."""
 
     def __init__(self) -> None:
-        self._prefix = secrets.token_hex(6)
+        self._prefix = secrets.token_hex(6).encode("ascii")
         self._next = itertools.count(1).__next__
 
     def of(self, given: bytes | None) -> bytes:
         """The caller's id if it is 1 to 128 visible ASCII characters, else a new one."""
         if given is not None and _VISIBLE.fullmatch(given):
             return given
-        return b"%s-%x" % (self._prefix.encode("ascii"), self._next())
+        return b"%s-%x" % (self._prefix, self._next())
 
 
 class Exchange:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from types import TracebackType
 from typing import Final, Self
 from uuid import UUID
@@ -15,7 +15,7 @@ from relay.errors import ApiError
 from relay.ingest.flush import Key, Waiting, part_followers
 from relay.ingest.outcome import Outcome
 from relay.ingest.parse import PostedEvent
-from relay.store import Cell, DatabaseUnavailable, OutcomeUnknown, RowRefused, StoreError
+from relay.store import Cell, DatabaseUnavailable, OutcomeUnknown, Row, RowRefused, StoreError
 from relay.telemetry.metrics import Metrics
 
 _log = logging.getLogger("relay.ingest")
@@ -62,6 +62,8 @@ class GroupCommit:
         self._waiting: deque[Waiting] = deque()
         self._waiting_bytes = 0
         self._under_way: Sequence[Waiting] = ()
+        # Asked for at each request it is a system call until Python 3.12.
+        self._loop = asyncio.get_running_loop()
         self._arrived = asyncio.Event()
         self._closing = False
         self._task: asyncio.Task[None] | None = None
@@ -134,7 +136,7 @@ class GroupCommit:
             raise ApiError("queue_full")
 
     def _add(self, organization_id: UUID, event: PostedEvent, idempotency_key: str | None) -> Waiting:
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Outcome] = self._loop.create_future()
         waiting = Waiting(organization_id, self._cell.clock.new(), event, idempotency_key, future)
         self._waiting.append(waiting)
         self._waiting_bytes += waiting.size
@@ -156,7 +158,7 @@ class GroupCommit:
                         event.fail("internal_error")
                 self._times.observe(time.perf_counter() - begun)
                 self._sizes.observe(len(events))
-                self._waiting_bytes -= sum(event.size for event in events)
+                self._waiting_bytes -= sum([event.size for event in events])
             if self._closing:
                 return
 
@@ -221,10 +223,12 @@ class GroupCommit:
             _log.warning("flush_not_stored", extra={"events": len(events), "reason": str(unavailable)})
             self._fail(events, "commit_unknown" if sent_before else "database_unavailable")
             return
-        losers = [event for event in events if event.key is not None and event.event_id not in won]
+        losers = []
         for event in events:
             if event.key is None or event.event_id in won:
                 event.accept()
+            else:
+                losers.append(event)
         self._accepted.add(len(events) - len(losers))
         if losers:
             await self._answer_losers(losers)
@@ -236,37 +240,25 @@ class GroupCommit:
 
     async def _write(self, events: Sequence[Waiting]) -> frozenset[UUID]:
         """One statement, one commit; gives the ids of the events that won their keys."""
-        columns = (
-            [event.organization_id for event in events],
-            [event.event_id for event in events],
-            [event.type for event in events],
-            [event.payload for event in events],
-        )
-        keyed = [(event, event.key) for event in events if event.key is not None]
-        if not keyed:
-            (row,) = await self._connection.fetch("commit_events", *columns, timeout_s=self._commit_timeout_s)
-            won: frozenset[UUID] = frozenset()
+        rows = [event.row() for event in events]
+        if len(rows) == 1:
+            (row,) = await self._fetch("commit_event", *rows[0], self._dedup_window_s)
+        elif any(event.key for event in events):
+            (row,) = await self._fetch("commit_events_with_keys", *zip(*rows, strict=True), self._dedup_window_s)
         else:
-            (row,) = await self._connection.fetch(
-                "commit_events_with_keys",
-                *columns,
-                [event.dedup_id for event in events],
-                *_key_columns([key for _, key in keyed]),
-                [event.event_id for event, _ in keyed],
-                [event.digest for event, _ in keyed],
-                self._dedup_window_s,
-                timeout_s=self._commit_timeout_s,
-            )
-            won = frozenset(row["won"])
+            (row,) = await self._fetch("commit_events", *zip(*(row[:4] for row in rows), strict=True))
         if row["due"]:
             self._due()
-        return won
+        return frozenset(row.get("won", ()))
+
+    def _fetch(self, statement: str, *parameters: object) -> Awaitable[Sequence[Row]]:
+        return self._connection.fetch(statement, *parameters, timeout_s=self._commit_timeout_s)
 
     async def _answer_losers(self, losers: Sequence[Waiting]) -> None:
         """Tell those who lost a key who holds it. Nothing of theirs was stored, so a failure here is no unknown."""
         keys = [event.key for event in losers if event.key is not None]
         try:
-            rows = await self._connection.fetch("first_holders", *_key_columns(keys), timeout_s=self._commit_timeout_s)
+            rows = await self._fetch("first_holders", *_key_columns(keys))
         except StoreError as error:
             _log.warning("first_holders_not_read", extra={"reason": str(error)})
             self._fail(losers, "database_unavailable")

@@ -29,6 +29,7 @@ class Waiting:
         "key",
         "organization_id",
         "payload",
+        "size",
         "type",
     )
 
@@ -45,6 +46,8 @@ class Waiting:
         self.type = event.type
         # A copy: the raw payload is a view that keeps the whole body alive.
         self.payload = bytes(event.payload)
+        #: About how many bytes it holds while it waits.
+        self.size = len(self.payload) + 512
         self.dedup_id = event.dedup_id
         self.future = future
         self.key: Key | None = None
@@ -62,10 +65,10 @@ class Waiting:
         if self.key is not None:
             self.digest = _digest(event.type, self.payload)
 
-    @property
-    def size(self) -> int:
-        """About how many bytes it holds while it waits."""
-        return len(self.payload) + 512
+    def row(self) -> tuple[UUID, UUID, str, bytes, str | None, str | None, bytes]:
+        """What is stored, in the order of the statements' parameters; the last three are for its key."""
+        _, kind, key = self.key or (None, None, None)
+        return self.organization_id, self.event_id, self.type, self.payload, kind, key, self.digest
 
     def accept(self) -> None:
         """Answer the request: committed."""

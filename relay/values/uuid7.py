@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import re
+import struct
 import time
 from collections.abc import Callable
 from typing import Final
@@ -14,7 +15,8 @@ _VERSION: Final = 0x7 << 76
 _VARIANT: Final = 0b10 << 62
 _TAIL: Final = (1 << 62) - 1
 # Random bits are drawn for this many ids at a time: a system call an id costs more than the rest of it.
-_DRAWN: Final = 256
+_WORDS: Final = struct.Struct(">256Q")
+_HALVES: Final = struct.Struct(">QQ")
 _PATTERN: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
@@ -25,12 +27,18 @@ class Uuid7Clock:
 
     Args:
         wall_ns: reads the local clock in nanoseconds since 1970.
+        kind: makes a UUID of its 16 bytes.
     """
 
-    __slots__ = ("_last", "_random", "_wall_ns", "offset_ns")
+    __slots__ = ("_kind", "_last", "_random", "_wall_ns", "offset_ns")
 
-    def __init__(self, wall_ns: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self,
+        wall_ns: Callable[[], int] = time.time_ns,
+        kind: Callable[[bytes], UUID] = lambda octets: UUID(bytes=octets),
+    ) -> None:
         self._wall_ns = wall_ns
+        self._kind = kind
         self._last = 0
         self._random: list[int] = []
         #: What to add to the local clock to have PostgreSQL's; the owner of a database connection sets it.
@@ -44,9 +52,8 @@ class Uuid7Clock:
             tick = self._last + 1
         self._last = tick
         if not self._random:
-            drawn = os.urandom(8 * _DRAWN)
-            self._random = [int.from_bytes(drawn[at : at + 8], "big") & _TAIL for at in range(0, 8 * _DRAWN, 8)]
-        return UUID(int=(tick >> 12) << 80 | _VERSION | (tick & 0xFFF) << 64 | _VARIANT | self._random.pop())
+            self._random = [drawn & _TAIL | _VARIANT for drawn in _WORDS.unpack(os.urandom(_WORDS.size))]
+        return self._kind(_HALVES.pack((tick >> 12) << 16 | 0x7000 | tick & 0xFFF, self._random.pop()))
 
 
 def parse(text: str) -> UUID | None:

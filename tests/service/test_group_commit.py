@@ -86,15 +86,33 @@ async def test_a_flush_whose_connection_breaks_is_sent_once_more(cell: Cell, dat
     assert len(rows) == 6, "what was committed before the cut is not written again"
 
 
-async def test_a_flush_sent_twice_is_no_duplicate_of_itself(cell: Cell, database: str) -> None:
+@pytest.mark.parametrize("size", [1, 5])
+async def test_a_flush_sent_twice_is_no_duplicate_of_itself(cell: Cell, database: str, size: int) -> None:
+    events = [event(dedup_id=f"d{number}") for number in range(size)]
     async with Proxy(database) as proxy, open_cell(proxy.url) as through, committing(through) as commit:
         await commit.join(ORGANIZATION, event())
         proxy.cut_after_next_answer()
-        first = await commit.join(ORGANIZATION, event(dedup_id="d"))
-        assert isinstance(first, Accepted)
-        again = await commit.join(ORGANIZATION, event(dedup_id="d"))
-    assert again == Duplicate(first.event_id, differs=False)
-    assert len(await stored(database)) == 2
+        firsts = await asyncio.gather(*(commit.join(ORGANIZATION, event) for event in events))
+        agains = await asyncio.gather(*(commit.join(ORGANIZATION, event) for event in events))
+    assert all(isinstance(first, Accepted) for first in firsts)
+    assert agains == [Duplicate(first[0], differs=False) for first in firsts]
+    rows = await stored(database)
+    assert [row["dedup_id"] for row in rows] == [None, *(event.dedup_id for event in events)]
+
+
+async def test_events_with_a_key_and_without_share_a_flush(cell: Cell, database: str) -> None:
+    async with committing(cell) as commit:
+        outcomes = await asyncio.gather(
+            commit.join(ORGANIZATION, event(dedup_id="d")),
+            commit.join(ORGANIZATION, event()),
+            commit.join(ORGANIZATION, event(), "an idempotency key"),
+        )
+    assert all(isinstance(outcome, Accepted) for outcome in outcomes)
+    rows = await stored(database)
+    assert [(row["id"], row["dedup_id"]) for row in rows] == [
+        (outcome[0], dedup_id) for outcome, dedup_id in zip(outcomes, ("d", None, None), strict=True)
+    ]
+    assert len({row["xid"] for row in rows}) == 1
 
 
 async def test_a_flush_that_stays_unknown_is_a_503_that_says_so(cell: Cell, database: str) -> None:

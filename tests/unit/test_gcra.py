@@ -187,15 +187,31 @@ def test_after_the_reset_all_of_the_burst_is_there(per_minute: int, burst: int, 
     assert meter.spend(now + allowance.reset_s, burst).allowed
 
 
-def test_organizations_that_are_idle_for_a_full_refill_are_forgotten(limiter: Limiter, clock: Clock) -> None:
+def test_organizations_that_are_idle_for_a_minute_after_a_full_refill_are_forgotten(
+    limiter: Limiter, clock: Clock
+) -> None:
     for _ in range(1_000):
         limiter.spend(IDS.new(), "free", 100)
-    clock.now += 60.0
+    clock.now += 60.0 + 60.0
 
     for _ in range(600):
         limiter.spend(IDS.new(), "free")
 
     assert len(limiter) == 600
+
+
+def test_organizations_that_take_turns_are_not_measured_anew_each_time(limiter: Limiter, clock: Clock) -> None:
+    tenants = [IDS.new() for _ in range(3)]
+
+    def take_turns() -> list[tuple[bytes, bytes]]:
+        headers = []
+        for tenant in tenants:
+            clock.now += 1.0
+            headers.append(limiter.spend(tenant, "pro").headers[0])
+        return headers
+
+    # A meter makes this header once.
+    assert all(again is first for first, again in zip(take_turns(), take_turns(), strict=True))
 
 
 def test_an_organization_that_owes_is_not_forgotten(limiter: Limiter, tenant_id: UUID) -> None:
