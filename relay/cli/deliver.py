@@ -77,7 +77,7 @@ async def _deliver(settings: Settings, database_url: str, no_ops: bool, ready_fd
             await stack.enter_async_context(_ops_port(settings, cell, metrics))
         loop = await stack.enter_async_context(DeliveryLoop(cell, settings, Vault(settings.secret_keys), metrics))
         await stack.enter_async_context(
-            JobRunner(cell, lease_s=settings.lease_s, commit_timeout_s=settings.commit_timeout_s, metrics=metrics)
+            JobRunner(cell, lease_s=settings.lease_s, settled_s=settings.commit_timeout_s + 1.0, metrics=metrics)
         )
         if await _first(loop.ready, loop.broken, signals.stop) is loop.ready:
             _log.info("delivering", extra={"cell": cell.id})

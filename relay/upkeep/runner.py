@@ -40,14 +40,14 @@ class JobRunner:
     Args:
         cell: where the jobs are.
         lease_s: after how long without a sign from this process another takes a job up.
-        commit_timeout_s: how long a flush may take in an API process.
+        settled_s: how long after a change of an endpoint a flush in an API process may still not have seen it.
         metrics: counts.
     """
 
-    def __init__(self, cell: Cell, *, lease_s: float, commit_timeout_s: float, metrics: Metrics) -> None:
+    def __init__(self, cell: Cell, *, lease_s: float, settled_s: float, metrics: Metrics) -> None:
         self._cell = cell
         self._lease_s = lease_s
-        self._batches = Batches(cell, lease_s=lease_s, settled_s=commit_timeout_s + 1.0)
+        self._batches = Batches(cell, lease_s=lease_s, settled_s=settled_s)
         self._stopping = asyncio.Event()
         self._taking: asyncio.Task[None] | None = None
         self._working: dict[asyncio.Task[None], Job] = {}
