@@ -12,9 +12,7 @@ from relay.store import Cell
 from relay.values.sealed import Vault
 from relay.values.uuid7 import bucket
 from tests.api import Api, Tenant
-from tests.conftest import SECRET_KEY
 
-VAULT = Vault([SECRET_KEY])
 NIL = UUID(int=0)
 NOWHERE = "http://127.0.0.1:9/"
 
@@ -22,7 +20,8 @@ NOWHERE = "http://127.0.0.1:9/"
 class Stage:
     """The API, its database and a cell on it."""
 
-    def __init__(self, api: Api, cell: Cell, connection: asyncpg.Connection, url: str) -> None:
+    def __init__(self, api: Api, cell: Cell, connection: asyncpg.Connection, url: str, vault: Vault) -> None:
+        self._vault = vault
         self.api = api
         self.cell = cell
         self.url = url
@@ -51,7 +50,7 @@ class Stage:
             endpoint_id,
             bucket(endpoint_id),
             url,
-            VAULT.seal(b"0123456789abcdef0123456789abcdef", endpoint_id.bytes),
+            self._vault.seal(b"0123456789abcdef0123456789abcdef", endpoint_id.bytes),
             enabled,
             default,
             list(types),

@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from uuid import UUID
 
-import asyncpg
 import httpx2
 import pytest
 
 from relay.values import uuid7
 from relay.values.uuid7 import Uuid7Clock
 from tests.api import Tenant
-from tests.conftest import Commands, Databases, open_cell
+from tests.conftest import open_cell
 from tests.receiver import Receiver, reply
 from tests.service.test_delivery_loop import delivering, until
 from tests.stage import NIL, Stage, deliveries, events
-
-
-@pytest.fixture(scope="module")
-async def stage(databases: Databases) -> AsyncIterator[Stage]:
-    async with AsyncExitStack() as stack:
-        url = await databases.create()
-        api = await Commands(stack).serve(url, RELAY_RATE_LIMIT_ENTERPRISE="1000000000")
-        cell = await stack.enter_async_context(open_cell(url))
-        connection = await asyncpg.connect(url)
-        stack.push_async_callback(connection.close)
-        yield Stage(api, cell, connection, url)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
@@ -23,22 +23,11 @@ from relay.values import uuid7
 from relay.values.times import rfc3339
 from relay.values.uuid7 import Uuid7Clock
 from tests.api import Tenant
-from tests.conftest import Commands, Databases, open_cell
+from tests.conftest import Commands, open_cell
 from tests.proxy import Proxy
 from tests.receiver import Receiver
 from tests.service.test_delivery_loop import until
 from tests.stage import NIL, Stage
-
-
-@pytest.fixture(scope="module")
-async def stage(databases: Databases) -> AsyncIterator[Stage]:
-    async with AsyncExitStack() as stack:
-        url = await databases.create()
-        api = await Commands(stack).serve(url, RELAY_RATE_LIMIT_ENTERPRISE="1000000000")
-        cell = await stack.enter_async_context(open_cell(url))
-        connection = await asyncpg.connect(url)
-        stack.push_async_callback(connection.close)
-        yield Stage(api, cell, connection, url)
 
 
 @pytest.fixture
@@ -298,6 +287,66 @@ async def test_deliveries_whose_endpoint_is_gone_count_as_failed(stage: Stage, t
         job = await over(tenant, begun["job_id"])
     assert (job["status"], job["matched"], job["done"], job["failed"]) == ("done", 6, 3, 3)
     assert {row["endpoint_id"] for row in await stage.ended(tenant)} == {gone}
+
+
+async def test_a_job_that_another_process_has_taken_is_left_to_it(stage: Stage, tenant: Tenant) -> None:
+    endpoint_id = await stage.endpoint(tenant)
+    await failed_events(stage, tenant, endpoint_id, OPENED * 2)
+    begun = await begin(tenant)
+    other = stage.cell.clock.new()
+    metrics = Metrics()
+
+    async def is_idle() -> bool:
+        return "relay_jobs_running 0.0" in metrics.render().decode()
+
+    async with running(stage.cell, metrics), attempting(stage, endpoint_id):
+        await has_done(tenant, begun["job_id"])
+        await stage.read(
+            "update relay.jobs set claim_token = $2, leased_until = 'infinity' where id = $1",
+            UUID(begun["job_id"]),
+            other,
+        )
+        await until(is_idle)
+    row = await stage.job(begun["job_id"])
+    assert (row["claim_token"], row["status"]) == (other, "running")
+    assert len(await stage.ended(tenant)) == OPENED * 2 - row["done"]
+
+
+async def test_a_job_that_postgresql_refuses_has_failed(stage: Stage, tenant: Tenant) -> None:
+    endpoint_id = await stage.endpoint(tenant)
+    (event_id,) = await stage.accept_many(tenant, 1)
+    await stage.end(endpoint_id, "failed", str(event_id), attempts=1_000_000)
+    await stage.read("alter table relay.open add constraint small check (attempts < 1000000)")
+    begun = await begin(tenant)
+    async with running(stage.cell):
+        job = await over(tenant, begun["job_id"])
+    await stage.read("alter table relay.open drop constraint small")
+    assert (job["status"], job["done"]) == ("failed", 0)
+    assert len(await stage.ended(tenant)) == 1
+
+
+async def test_what_matches_is_counted_up_to_100_000_and_then_by_the_job(stage: Stage, tenant: Tenant) -> None:
+    gone = Uuid7Clock().new()
+    organization_id = UUID(tenant.organization_id)
+    await stage.read(
+        "insert into relay.deliveries (organization_id, event_id, endpoint_id, status, attempts)"
+        " select $1, (left($2::text, 24) || lpad(to_hex(n), 12, '0'))::uuid, $3, 'failed', 1"
+        " from generate_series(1, 101000) as n",
+        organization_id, str(stage.cell.clock.new()), gone,
+    )  # fmt: skip
+    begun = await begin(tenant)
+    assert begun["matched"] == 100_000
+    await stage.read("update relay.jobs set matched = 10 where id = $1", UUID(begun["job_id"]))
+
+    async def has_grown() -> dict[str, Any] | None:
+        job = await shown(tenant, begun["job_id"])
+        return job if job["matched"] > 10 else None
+
+    async with running(stage.cell):
+        job = await until(has_grown)
+        assert job["matched"] == job["done"] + job["failed"]
+        await tenant.request("DELETE", f"/api/jobs/{begun['job_id']}")
+    await stage.read("delete from relay.deliveries where organization_id = $1", organization_id)
 
 
 async def test_a_job_leaves_alone_what_ended_after_it_was_asked_for(stage: Stage, tenant: Tenant) -> None:

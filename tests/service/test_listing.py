@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from uuid import UUID
 
-import asyncpg
 import pytest
 
 from relay.inbox import DeliveriesQuery, InboxQuery, Span, read_deliveries, read_page
@@ -15,19 +12,7 @@ from relay.values import uuid7
 from relay.values.times import read_rfc3339, rfc3339
 from relay.values.uuid7 import Uuid7Clock
 from tests.api import Tenant
-from tests.conftest import Commands, Databases, open_cell
 from tests.stage import Stage, deliveries, events, walk_deliveries
-
-
-@pytest.fixture(scope="module")
-async def stage(databases: Databases) -> AsyncIterator[Stage]:
-    async with AsyncExitStack() as stack:
-        url = await databases.create()
-        api = await Commands(stack).serve(url, RELAY_RATE_LIMIT_ENTERPRISE="1000000000")
-        cell = await stack.enter_async_context(open_cell(url))
-        connection = await asyncpg.connect(url)
-        stack.push_async_callback(connection.close)
-        yield Stage(api, cell, connection, url)
 
 
 @pytest.fixture
