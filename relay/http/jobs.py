@@ -66,13 +66,13 @@ class PostEndpointReplay:
         tenant = await self._door.admit(exchange, "manage")
         refuse_query(scope)
         key = idempotency.read_key(exchange)
+        endpoint_id = uuid7.parse(scope["path_params"]["id"])
+        if endpoint_id is None:
+            raise ApiError("endpoint_not_found")
         body = await self._bodies.read(exchange, SMALL_BODY_BYTES)
         asked: ReplayEndpoint = decode(body, _replay)
         since, until = read_span(asked.since, asked.until).ids
         statuses = get_args(EndedStatus) if asked.status is None else (asked.status,)
-        endpoint_id = uuid7.parse(scope["path_params"]["id"])
-        if endpoint_id is None:
-            raise ApiError("endpoint_not_found")
         wanted = Wanted("replay", endpoint_id, statuses, None, since, until)
         once = idempotency.once(scope, key, body, self._window_s)
         await _begin(exchange, self._cell, tenant.organization_id, wanted, once)
