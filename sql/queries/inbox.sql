@@ -420,9 +420,11 @@ order by a.endpoint_id, a.number;
 
 -- name: acknowledge
 -- Mark events as seen by their organization, and end what is open for its default endpoint: another team's endpoint is
--- not silenced by one reader. Gives the events that exist; marking one twice changes nothing.
+-- not silenced by one reader. Gives the events that exist; marking one twice changes nothing. `moved`: rows that this
+-- statement's snapshot has went while their locks were waited for, so there may be others in their place that it has not
+-- seen: a delivery opened again, or the wait for an acknowledgement alone.
 -- $1 organization_id uuid, $2 event_id uuid[]
--- gives: id uuid
+-- gives: id uuid, moved bool
 with wanted as materialized (
     select distinct w.event_id
     from unnest($2::uuid[]) as w (event_id)
@@ -480,5 +482,15 @@ cancelled as (
     where endpoint_id <> '00000000-0000-0000-0000-000000000000'
     on conflict (organization_id, event_id, endpoint_id) do nothing
 )
-select id
-from known;
+select k.id, coalesce(o.seen, 0) <> coalesce(l.locked, 0) as moved
+from known as k
+left join (
+    select l.event_id, count(*) as locked
+    from locked as l
+    group by l.event_id
+) as l on l.event_id = k.id
+cross join lateral (
+    select count(*) as seen
+    from relay.open as o
+    where o.organization_id = k.organization_id and o.epoch = k.epoch and o.xid = k.xid and o.event_id = k.id
+) as o;

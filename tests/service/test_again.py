@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from uuid import UUID
 
+import asyncpg
 import httpx2
 import pytest
 
@@ -269,3 +270,32 @@ async def test_racing_replays_retries_and_ends_keep_one_row_for_each_delivery(st
         assert {answer.status_code for answer in answers} == {202}
         rows = [row["endpoint_id"] for row in (*await stage.open(tenant), *await stage.ended(tenant))]
         assert sorted(rows) == sorted(endpoints)
+
+
+async def test_an_acknowledgement_that_meets_a_cancellation_leaves_nothing_waiting(
+    stage: Stage, tenant: Tenant
+) -> None:
+    endpoint_id = await stage.endpoint(tenant)
+    (event_id,) = await stage.accept_many(tenant, 1)
+    await stage.forget(endpoint_id)
+    job_id, token = await stage.follow("cancel", tenant, endpoint_id), stage.cell.clock.new()
+    await stage.read("update relay.jobs set claim_token = $2, leased_until = 'infinity' where id = $1", job_id, token)
+    connection = await asyncpg.connect(stage.url)
+    transaction = connection.transaction()
+    await transaction.start()
+    batch = stage.cell.statements["cancel_batch"]
+    place = UUID(tenant.organization_id), job_id, token, endpoint_id, uuid7.bucket(endpoint_id)
+    (row,) = await connection.fetch(batch, *place, 10, 30.0, 0.0)
+    assert row["handled"] == 1
+    acknowledging = asyncio.create_task(tenant.post(f"/api/ack/{event_id}"))
+    await until(
+        lambda: stage.read(
+            "select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+        )
+    )
+    await transaction.commit()
+    await connection.close()
+    assert (await acknowledging).status_code == 200
+    assert await stage.open(tenant) == []
+    assert await tenant.walk() == []
+    await stage.read("delete from relay.jobs where id = $1", job_id)
