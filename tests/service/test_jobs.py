@@ -25,7 +25,7 @@ from relay.values.uuid7 import Uuid7Clock
 from tests.api import Tenant
 from tests.conftest import Commands, open_cell
 from tests.proxy import Proxy
-from tests.receiver import Receiver
+from tests.receiver import Received, Receiver, hang, reply
 from tests.service.test_delivery_loop import until
 from tests.stage import NIL, Stage
 
@@ -390,18 +390,25 @@ async def test_a_killed_job_goes_on_where_it_was_and_repeats_nothing(
 ) -> None:
     count = 3000
     async with Receiver() as receiver:
+
+        async def stall(request: Received, writer: asyncio.StreamWriter) -> bool:
+            script = reply() if len(receiver.received) <= OPENED * 2 else hang
+            return await script(request, writer)
+
+        receiver.script = stall
         endpoint_id = await stage.endpoint(tenant, receiver.url)
         made = await failed_events(stage, tenant, endpoint_id, count)
         begun = await begin(tenant)
         assert begun["matched"] == count
         victim = await commands.deliver(stage.url, RELAY_LEASE_S="1")
-
-        await has_done(tenant, begun["job_id"], OPENED * 2)
+        await receiver.until(OPENED * 2 + 1)
         assert victim.pid is not None
         os.kill(victim.pid, signal.SIGKILL)
         await victim.wait()
-        assert (await shown(tenant, begun["job_id"]))["status"] == "running"
-        assert OPENED * 2 <= (await shown(tenant, begun["job_id"]))["done"] < count
+        receiver.script = reply()
+        job = await shown(tenant, begun["job_id"])
+        assert job["status"] == "running"
+        assert OPENED * 2 < job["done"] < count
         await asyncio.gather(*(commands.deliver(stage.url, RELAY_LEASE_S="1") for _ in range(2)))
         job = await over(tenant, begun["job_id"], 30.0)
         assert (job["status"], job["matched"], job["done"], job["failed"]) == ("done", count, count, 0)
