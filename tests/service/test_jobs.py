@@ -6,18 +6,14 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 import pytest
 
-from relay.store import Cell
 from relay.telemetry.metrics import Metrics
 from relay.upkeep.batches import OPENED
-from relay.upkeep.runner import JobRunner
 from relay.upkeep.tidy import Tidy
 from relay.values import uuid7
 from relay.values.times import rfc3339
@@ -28,79 +24,12 @@ from tests.proxy import Proxy
 from tests.receiver import Received, Receiver, hang, reply
 from tests.service.test_delivery_loop import until
 from tests.stage import NIL, Stage
+from tests.working import attempting, begin, failed_events, has_done, over, running, shown
 
 
 @pytest.fixture
 async def tenant(stage: Stage) -> Tenant:
     return await stage.api.tenant()
-
-
-def running(cell: Cell, metrics: Metrics | None = None, **changes: float) -> JobRunner:
-    options = {"lease_s": 30.0, "settled_s": 0.0, **changes}
-    return JobRunner(cell, metrics=metrics or Metrics(), **options)
-
-
-async def begin(tenant: Tenant, path: str = "/api/deliveries/retry", /, **members: object) -> dict[str, Any]:
-    answer = await tenant.post(path, json=members)
-    assert answer.status_code == 202, answer.text
-    begun: dict[str, Any] = answer.json()
-    return begun
-
-
-async def shown(tenant: Tenant, job_id: str) -> dict[str, Any]:
-    answer = await tenant.get(f"/api/jobs/{job_id}")
-    assert answer.status_code == 200, answer.text
-    job: dict[str, Any] = answer.json()
-    return job
-
-
-async def over(tenant: Tenant, job_id: str, timeout_s: float = 15.0) -> dict[str, Any]:
-    """The job, once it runs no more."""
-
-    async def ended() -> dict[str, Any] | None:
-        job = await shown(tenant, job_id)
-        return job if job["status"] != "running" else None
-
-    job: dict[str, Any] = await until(ended, timeout_s)
-    return job
-
-
-async def has_done(tenant: Tenant, job_id: str, least: int = 1) -> None:
-    """Wait until the job has come so far."""
-
-    async def done() -> bool:
-        return int((await shown(tenant, job_id))["done"]) >= least
-
-    await until(done)
-
-
-async def failed_events(stage: Stage, tenant: Tenant, endpoint_id: UUID, count: int) -> list[UUID]:
-    made = await stage.accept_many(tenant, count)
-    await stage.end(endpoint_id, "failed", *map(str, made))
-    return made
-
-
-@asynccontextmanager
-async def attempting(stage: Stage, endpoint_id: UUID) -> AsyncIterator[None]:
-    """Somebody attempts what is due for the endpoint, without success; only the rows are needed."""
-    connection = await asyncpg.connect(stage.url)
-
-    async def attempt() -> None:
-        while True:
-            await connection.execute(
-                "update relay.open set attempts = attempts + 1, due_at = now() + interval '1 hour'"
-                " where endpoint_id = $1 and due_at <= now()",
-                endpoint_id,
-            )
-            await asyncio.sleep(0.02)
-
-    task = asyncio.create_task(attempt())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait((task,))
-        connection.terminate()
 
 
 async def test_a_bulk_retry_opens_all_that_match(stage: Stage, tenant: Tenant) -> None:
@@ -485,174 +414,6 @@ async def test_what_is_due_again_wakes_those_who_deliver(stage: Stage, tenant: T
         async with asyncio.timeout(5):
             await woken.wait()
     await connection.close()
-
-
-async def followed(stage: Stage, job_id: UUID) -> asyncpg.Record:
-    async def ended() -> asyncpg.Record | None:
-        row = await stage.job(job_id)
-        return row if row["status"] != "running" else None
-
-    row: asyncpg.Record = await until(ended)
-    return row
-
-
-async def test_a_disabled_endpoints_deliveries_are_held_and_released_when_it_is_enabled(
-    stage: Stage, tenant: Tenant
-) -> None:
-    endpoint_id, other = await stage.endpoint(tenant), await stage.endpoint(tenant)
-    await stage.accept_many(tenant, 1200)
-
-    async def due() -> dict[UUID, int]:
-        rows = await stage.open(tenant)
-        return {
-            e: sum(row["due_at"] is not None for row in rows if row["endpoint_id"] == e) for e in (endpoint_id, other)
-        }
-
-    await stage.enable(endpoint_id, False)
-    jobs = [await stage.follow(kind, tenant, endpoint_id) for kind in ("hold", "release")]
-    async with running(stage.cell):
-        job = await followed(stage, jobs[0])
-        assert (await followed(stage, jobs[1]))["done"] == 0
-        assert (job["status"], job["done"]) == ("done", 1200)
-        assert await due() == {endpoint_id: 0, other: 1200}
-        await stage.enable(endpoint_id, True)
-        # Those that are overtaken by another change do nothing.
-        jobs = [await stage.follow(kind, tenant, endpoint_id) for kind in ("hold", "release", "cancel")]
-        assert [(await followed(stage, job_id))["done"] for job_id in jobs] == [0, 1200, 0]
-    assert await due() == {endpoint_id: 1200, other: 1200}
-
-
-async def test_a_flush_that_had_not_seen_the_change_is_made_up_for(stage: Stage, tenant: Tenant) -> None:
-    endpoint_id = await stage.endpoint(tenant, enabled=False)
-    job_id = await stage.follow("hold", tenant, endpoint_id)
-    async with running(stage.cell, settled_s=0.6):
-        await asyncio.sleep(0.1)
-        await stage.accept_many(tenant, 1)
-        await stage.read("update relay.open set due_at = now() where endpoint_id = $1", endpoint_id)
-        assert (await followed(stage, job_id))["done"] == 1
-    assert [row["due_at"] for row in await stage.open(tenant)] == [None]
-
-
-async def test_a_deleted_endpoints_deliveries_are_cancelled_and_their_events_wait_on(
-    stage: Stage, tenant: Tenant
-) -> None:
-    first = await stage.endpoint(tenant)
-    alone, shared, seen, done = await stage.accept_many(tenant, 4)
-    second = await stage.endpoint(tenant)
-    opened = [(shared, second)]
-    for event_id, endpoint_id in opened:
-        await stage.read(
-            "insert into relay.open (organization_id, epoch, xid, event_id, endpoint_id, bucket, due_at)"
-            " select organization_id, epoch, xid, id, $2, $3, now() from relay.events where id = $1",
-            event_id,
-            endpoint_id,
-            uuid7.bucket(endpoint_id),
-        )
-    await tenant.post(f"/api/ack/{seen}")
-    await stage.read(
-        "insert into relay.deliveries (organization_id, event_id, endpoint_id, status, attempts)"
-        " select organization_id, id, $2, 'delivered', 1 from relay.events where id = $1",
-        done,
-        second,
-    )
-    # One of them is held.
-    await stage.read("update relay.open set due_at = null where event_id = $1 and endpoint_id = $2", shared, first)
-    await stage.forget(first)
-    async with running(stage.cell):
-        job = await followed(stage, await stage.follow("cancel", tenant, first))
-    assert (job["status"], job["done"]) == ("done", 4)
-    assert [(row["event_id"], row["endpoint_id"]) for row in await stage.open(tenant)] == [
-        (alone, NIL),
-        (shared, second),
-    ]
-    assert {(row["event_id"], row["status"]) for row in await stage.ended(tenant) if row["endpoint_id"] == first} == {
-        (event_id, "cancelled") for event_id in (alone, shared, seen, done)
-    }
-    assert await tenant.walk() == [str(shared), str(alone)]
-    story = (await tenant.get(f"/api/events/{alone}")).json()
-    assert (story["status"], [d["status"] for d in story["deliveries"]]) == ("pending", ["cancelled"])
-
-
-async def test_of_endpoints_that_go_at_once_the_last_leaves_the_event_waiting(stage: Stage, tenant: Tenant) -> None:
-    endpoints = [await stage.endpoint(tenant) for _ in range(4)]
-    made = await stage.accept_many(tenant, 400)
-    for endpoint_id in endpoints:
-        await stage.forget(endpoint_id)
-    jobs = [await stage.follow("cancel", tenant, endpoint_id) for endpoint_id in endpoints]
-    async with open_cell(stage.url) as other, running(stage.cell), running(other):
-        for job_id in jobs:
-            await followed(stage, job_id)
-    assert [(row["event_id"], row["endpoint_id"]) for row in await stage.open(tenant)] == [(e, NIL) for e in made]
-
-
-async def catch_up(stage: Stage, tenant: Tenant, endpoint_id: UUID, since: UUID) -> str:
-    job_id = stage.cell.clock.new()
-    await stage.read(
-        "insert into relay.jobs (organization_id, id, kind, endpoint_id, since, until) values ($1, $2, $3, $4, $5, $6)",
-        UUID(tenant.organization_id), job_id, "catch_up", endpoint_id, since, uuid7.shifted(job_id, 2.0),
-    )  # fmt: skip
-    return str(job_id)
-
-
-async def test_a_new_endpoint_catches_up_with_what_it_has_not_had(stage: Stage, tenant: Tenant) -> None:
-    before = await stage.accept_many(tenant, 2)
-    wanted = await stage.accept_many(tenant, OPENED + 50)
-    (acknowledged,) = await stage.accept_many(tenant, 1)
-    await tenant.post(f"/api/ack/{acknowledged}")
-    unwanted = await stage.accept_many(tenant, 1, "refund")
-    endpoint_id = await stage.endpoint(tenant, types=["order.created"])
-    after = await stage.accept_many(tenant, 2)
-    await stage.end(endpoint_id, "delivered", str(after[0]), attempts=1)
-    job_id = await catch_up(stage, tenant, endpoint_id, wanted[0])
-    async with running(stage.cell), attempting(stage, endpoint_id):
-        job = await over(tenant, job_id)
-    assert (job["kind"], job["status"]) == ("catch_up", "done")
-    assert (job["matched"], job["done"], job["failed"]) == (OPENED + 51, OPENED + 51, 0)
-    rows = await stage.open(tenant)
-    assert [row["event_id"] for row in rows if row["endpoint_id"] == NIL] == [*before, *unwanted]
-    opened = {row["event_id"]: row for row in rows if row["endpoint_id"] == endpoint_id}
-    assert set(opened) == {*wanted, acknowledged, after[1]}
-    assert opened[acknowledged]["acknowledged"]
-    assert not opened[wanted[0]]["acknowledged"]
-    assert {row["attempts_before"] for row in opened.values()} == {0}
-
-
-async def test_a_default_endpoint_catches_up_with_nothing_that_was_acknowledged(stage: Stage, tenant: Tenant) -> None:
-    made = await stage.accept_many(tenant, 2)
-    await tenant.post(f"/api/ack/{made[0]}")
-    endpoint_id = await stage.endpoint(tenant, default=True, enabled=False)
-    async with running(stage.cell):
-        job = await over(tenant, await catch_up(stage, tenant, endpoint_id, made[0]))
-    assert (job["status"], job["done"]) == ("done", 1)
-    assert [(row["event_id"], row["due_at"]) for row in await stage.open(tenant)] == [(made[1], None)]
-
-
-async def test_catching_up_waits_for_a_commit_that_is_under_way(stage: Stage, tenant: Tenant) -> None:
-    organization_id = UUID(tenant.organization_id)
-    late = await asyncpg.connect(stage.url)
-    transaction = late.transaction()
-    await transaction.start()
-    event_id = stage.cell.clock.new()
-    columns = [organization_id], [event_id], ["a"], [b"1"]
-    await late.fetch(stage.cell.statements["commit_events"], *columns)
-    (visible,) = await stage.accept_many(tenant, 1)
-    endpoint_id = await stage.endpoint(tenant)
-    job_id = await catch_up(stage, tenant, endpoint_id, event_id)
-    async with running(stage.cell):
-        await asyncio.sleep(1.5)
-        job = await shown(tenant, job_id)
-        assert (job["status"], job["done"]) == ("running", 0), "what is not below the horizon is not passed over"
-        await transaction.commit()
-        assert (await over(tenant, job_id))["done"] == 2
-    await late.close()
-    assert [row["event_id"] for row in await stage.open(tenant)] == [event_id, visible]
-
-
-async def test_catching_up_fails_when_the_endpoint_is_gone(stage: Stage, tenant: Tenant) -> None:
-    await stage.accept_many(tenant, 1)
-    async with running(stage.cell):
-        job = await over(tenant, await catch_up(stage, tenant, Uuid7Clock().new(), NIL))
-    assert (job["status"], job["done"]) == ("failed", 0)
 
 
 async def test_what_has_served_its_time_is_deleted(stage: Stage, tenant: Tenant) -> None:
