@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Final, Self
@@ -10,9 +11,10 @@ from relay.auth import Guard, Hasher, Keyring, Keys
 from relay.config import Settings
 from relay.delivery.endpoints import Endpoints
 from relay.delivery.pings import Pings
-from relay.http import endpoint_schemas, schemas
+from relay.http import endpoint_schemas, idempotency, job_schemas, listing_schemas, schemas
 from relay.http.batch import PostBatch
 from relay.http.body import BodyClock
+from relay.http.deliveries import GetDeliveries, ReplayEvent, RetryDelivery
 from relay.http.door import Door
 from relay.http.endpoints import (
     DeleteEndpoint,
@@ -23,9 +25,10 @@ from relay.http.endpoints import (
     PostEndpoint,
     RotateSecret,
 )
-from relay.http.events import GetEvent, PostEvent
+from relay.http.events import GetEvent, GetEvents, PostEvent
 from relay.http.front import Front
 from relay.http.inbox import GetInbox, PostAck, PostAcks
+from relay.http.jobs import DeleteJob, GetJob, GetJobs, PostEndpointReplay, RetryDeliveries
 from relay.http.keys import GenerateKey, GetKeys, RotateKey
 from relay.http.openapi import document
 from relay.http.operations import Operation
@@ -108,7 +111,7 @@ class Service:
             self.front = Front(
                 operations(
                     settings, cell, door, bodies, commit, endpoints, pings,
-                    Keys(cell, keyring, hasher, guard), metrics,
+                    Keys(cell, keyring, hasher, guard), metrics, hint.due,
                 ),
                 metrics,
                 door=door,
@@ -139,9 +142,12 @@ def operations(
     pings: Pings,
     keys: Keys,
     metrics: Metrics,
+    due: Callable[[], None],
 ) -> list[Operation]:
     """Everything that can be asked of the API: routes and OpenAPI document are made from this table."""
     allowed = settings.allowed_networks or ()
+    again = ("invalid_idempotency_key", "idempotency_key_reused", "commit_unknown")
+    window_s = settings.dedup_window_s
     table = [
         Operation(
             "POST", "/api/events", PostEvent(door, bodies, commit),
@@ -160,8 +166,51 @@ def operations(
             headers={"Idempotency-Key": "1 to 255 visible ASCII characters: item n has the key `<header>#n`, from 0."},
         ),
         Operation(
+            "GET", "/api/events", GetEvents(door, cell),
+            success={200: schemas.InboxPage}, query=listing_schemas.EventsQuery,
+            errors=("invalid_request", "invalid_cursor"),
+        ),
+        Operation(
             "GET", "/api/events/{id}", GetEvent(door, cell),
             success={200: schemas.EventStory}, errors=("event_not_found", "invalid_request"),
+        ),
+        Operation(
+            "POST", "/api/events/{id}/replay", ReplayEvent(door, bodies, cell, window_s, due),
+            success={202: job_schemas.Replay}, body=schemas.NoMembers, body_optional=True,
+            errors=("event_not_found", "no_endpoint", *again), headers=idempotency.DESCRIBED,
+        ),
+        Operation(
+            "GET", "/api/deliveries", GetDeliveries(door, cell),
+            success={200: listing_schemas.DeliveriesPage}, query=listing_schemas.DeliveriesQuery,
+            errors=("invalid_request", "invalid_cursor"),
+        ),
+        Operation(
+            "POST", "/api/deliveries/{id}/retry", RetryDelivery(door, bodies, cell, window_s, due),
+            success={202: schemas.Delivery}, body=schemas.NoMembers, body_optional=True,
+            errors=("delivery_not_found", "endpoint_not_found", *again), headers=idempotency.DESCRIBED,
+        ),
+        Operation(
+            "POST", "/api/deliveries/retry", RetryDeliveries(door, bodies, cell, window_s),
+            success={202: job_schemas.JobBegun}, body=job_schemas.RetryMany, errors=again,
+            headers=idempotency.DESCRIBED,
+        ),
+        Operation(
+            "POST", "/api/endpoints/{id}/replay", PostEndpointReplay(door, bodies, cell, window_s),
+            success={202: job_schemas.JobBegun}, body=job_schemas.ReplayEndpoint,
+            errors=("endpoint_not_found", *again), headers=idempotency.DESCRIBED,
+        ),
+        Operation(
+            "GET", "/api/jobs", GetJobs(door, cell),
+            success={200: job_schemas.JobsPage}, query=job_schemas.JobsQuery,
+            errors=("invalid_request", "invalid_cursor"),
+        ),
+        Operation(
+            "GET", "/api/jobs/{id}", GetJob(door, cell),
+            success={200: job_schemas.Job}, errors=("job_not_found", "invalid_request"),
+        ),
+        Operation(
+            "DELETE", "/api/jobs/{id}", DeleteJob(door, cell),
+            success={204: None}, errors=("job_not_found", "invalid_request"),
         ),
         Operation(
             "GET", "/api/inbox", GetInbox(door, cell),

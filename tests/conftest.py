@@ -18,7 +18,9 @@ from relay.local.children import PythonChild
 from relay.local.postgres import EmbeddedPostgres
 from relay.store import Cell
 from relay.store.migrations import migrate
+from relay.values.sealed import Vault
 from tests.api import Api
+from tests.stage import Stage
 
 SECRET_KEY = "a secret key that only the tests know and nobody else"
 
@@ -166,3 +168,15 @@ async def api(databases: Databases) -> AsyncIterator[Api]:
     async with AsyncExitStack() as stack:
         limits = {"RELAY_RATE_LIMIT_ENTERPRISE": "1000000000"}
         yield await Commands(stack).serve(await databases.create(), **limits)
+
+
+@pytest.fixture(scope="session")
+async def stage(databases: Databases) -> AsyncIterator[Stage]:
+    """One API process and its database, for all tests that reach into that; each makes organizations of its own."""
+    async with AsyncExitStack() as stack:
+        url = await databases.create()
+        api = await Commands(stack).serve(url, RELAY_RATE_LIMIT_ENTERPRISE="1000000000")
+        cell = await stack.enter_async_context(open_cell(url))
+        connection = await asyncpg.connect(url)
+        stack.push_async_callback(connection.close)
+        yield Stage(api, cell, connection, url, Vault([SECRET_KEY]))

@@ -23,6 +23,8 @@ from relay.store import Cell, StoreError
 from relay.telemetry import logs
 from relay.telemetry.metrics import Metrics
 from relay.upkeep.partitions import Partitions
+from relay.upkeep.runner import JobRunner
+from relay.upkeep.tidy import Tidy
 from relay.values.sealed import Vault
 
 _log = logging.getLogger("relay.deliver")
@@ -70,9 +72,13 @@ async def _deliver(settings: Settings, database_url: str, no_ops: bool, ready_fd
             raise Stop(UNREACHABLE, f"DATABASE_URL: {error}") from None
         await stack.enter_async_context(Partitions(cell))
         await stack.enter_async_context(Presence(cell))
+        await stack.enter_async_context(Tidy(cell))
         if not no_ops:
             await stack.enter_async_context(_ops_port(settings, cell, metrics))
         loop = await stack.enter_async_context(DeliveryLoop(cell, settings, Vault(settings.secret_keys), metrics))
+        await stack.enter_async_context(
+            JobRunner(cell, lease_s=settings.lease_s, settled_s=settings.commit_timeout_s + 1.0, metrics=metrics)
+        )
         if await _first(loop.ready, loop.broken, signals.stop) is loop.ready:
             _log.info("delivering", extra={"cell": cell.id})
             say_ready(ready_fd)

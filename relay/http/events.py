@@ -1,4 +1,4 @@
-"""POST /api/events: accept one event, answer once it is committed. GET /api/events/{id}: all that became of one."""
+"""Accepting one event, which is answered once it is committed; and what has become of events."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from uuid import UUID
 from relay.errors import ApiError
 from relay.http import exchange as exchanges
 from relay.http.body import BodyClock
+from relay.http.deliveries import delivery
 from relay.http.door import Door
 from relay.http.exchange import JSON, Exchange, Receive, Scope, Send
 from relay.http.inbox import inbox_event
-from relay.http.query import refuse_query
-from relay.http.schemas import Attempt, Delivery, EventStory
-from relay.inbox import Story, read_event
+from relay.http.listing_schemas import EventsQuery
+from relay.http.query import read_id, read_query, read_span, refuse_query
+from relay.http.schemas import Attempt, DeliveryStory, EventStory, InboxPage
+from relay.inbox import InboxQuery, Story, read_event, read_page
 from relay.ingest import (
     Accepted,
     Duplicate,
@@ -26,7 +28,7 @@ from relay.ingest import (
 )
 from relay.store import Cell, Row
 from relay.values import uuid7
-from relay.values.times import rfc3339, rfc3339_or_none
+from relay.values.times import rfc3339
 
 SINGLE_EVENT_BODY_BYTES: Final = 320 * 1024
 _REPLAYED: Final = (b"idempotent-replayed", b"true")
@@ -72,6 +74,34 @@ def _accepted(event_id: UUID) -> bytes:
     return b'{"id":"%s","status":"accepted"}' % str(event_id).encode("ascii")
 
 
+class GetEvents:
+    """A page of events, in whatever state."""
+
+    def __init__(self, door: Door, cell: Cell) -> None:
+        self._door = door
+        self._cell = cell
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchanges.of(scope)
+        tenant = await self._door.admit(exchange, "consume")
+        asked = read_query(scope, EventsQuery)
+        query = InboxQuery(
+            tenant.organization_id,
+            asked.status or "all",
+            asked.type,
+            asked.order,
+            asked.limit,
+            asked.cursor,
+            list_name="events",
+            endpoint_id=read_id("endpoint_id", asked.endpoint_id),
+            dedup_id=asked.dedup_id,
+            span=read_span(asked.since, asked.until),
+        )
+        page = await read_page(self._cell, query)
+        events = [inbox_event(row, row["event_id"]) for row in page.events]
+        await exchange.answer_json(200, InboxPage(events, page.next_cursor))
+
+
 class GetEvent:
     """One event with its deliveries and their attempts."""
 
@@ -98,19 +128,12 @@ def _story(story: Story) -> EventStory:
     )
 
 
-def _delivery(story: Story, row: Row) -> Delivery:
-    event_id: UUID = story.event["id"]
-    endpoint_id: UUID = row["endpoint_id"]
-    return Delivery(
-        id=str(uuid7.delivery_id(event_id, endpoint_id)),
-        event_id=str(event_id),
-        endpoint_id=str(endpoint_id),
-        status=row["status"],
-        attempts=row["attempts"],
-        next_attempt_at=rfc3339_or_none(row["next_attempt_at"]),
-        last_error_class=row["last_error_class"],
-        created_at=rfc3339(uuid7.created_at(event_id)),
-        attempt_log=[attempt_shown(attempt) for attempt in story.attempts if attempt["endpoint_id"] == endpoint_id],
+def _delivery(story: Story, row: Row) -> DeliveryStory:
+    shown = delivery(story.event["id"], row)
+    log = [attempt_shown(attempt) for attempt in story.attempts if attempt["endpoint_id"] == row["endpoint_id"]]
+    return DeliveryStory(
+        **{field: getattr(shown, field) for field in shown.__struct_fields__},
+        attempt_log=log,
     )
 
 

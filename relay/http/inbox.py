@@ -20,7 +20,8 @@ from relay.values import uuid7
 from relay.values.times import rfc3339
 
 _many: Final = msgspec.json.Decoder(schemas.AcknowledgeMany)
-_nothing: Final = msgspec.json.Decoder(schemas.NoMembers)
+#: Reads a body that may hold an empty object and nothing else.
+nothing: Final = msgspec.json.Decoder(schemas.NoMembers)
 
 
 class GetInbox:
@@ -69,7 +70,7 @@ class PostAck:
         refuse_query(scope)
         body = await self._bodies.read(exchange, SMALL_BODY_BYTES)
         if body:
-            decode(body, _nothing)
+            decode(body, nothing)
         event_id = uuid7.parse(scope["path_params"]["id"])
         if event_id is None or not await acknowledge(self._cell, tenant.organization_id, (event_id,)):
             raise ApiError("event_not_found")

@@ -1,14 +1,19 @@
-"""Query strings."""
+"""Query strings, and what they have in common with bodies."""
 
 from __future__ import annotations
 
+import datetime
 from typing import TypeVar
 from urllib.parse import parse_qsl
+from uuid import UUID
 
 import msgspec
 
 from relay.errors import invalid, refused
 from relay.http.exchange import Scope
+from relay.inbox import Span
+from relay.values import uuid7
+from relay.values.times import read_rfc3339
 
 Parameters = TypeVar("Parameters", bound=msgspec.Struct)
 
@@ -46,6 +51,38 @@ def refuse_query(scope: Scope) -> None:
     """
     if scope["query_string"]:
         read_query(scope, _Nothing)
+
+
+def read_span(since: str | None, until: str | None) -> Span:
+    """The span that the parameters or members `since` and `until` name.
+
+    Raises:
+        ApiError: `invalid_request`.
+    """
+    return Span(_moment("since", since), _moment("until", until))
+
+
+def _moment(field: str, text: str | None) -> datetime.datetime | None:
+    if text is None:
+        return None
+    moment = read_rfc3339(text)
+    if moment is None:
+        raise invalid(field, "Not a time of RFC 3339 with an offset, such as 2026-01-02T03:04:05Z.")
+    return moment
+
+
+def read_id(field: str, text: str | None) -> UUID | None:
+    """The UUIDv7 that a parameter or member holds.
+
+    Raises:
+        ApiError: `invalid_request`.
+    """
+    if text is None:
+        return None
+    id_ = uuid7.parse(text)
+    if id_ is None:
+        raise invalid(field, "Not an id: a UUIDv7.")
+    return id_
 
 
 class _Nothing(msgspec.Struct, forbid_unknown_fields=True):

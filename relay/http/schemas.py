@@ -156,13 +156,18 @@ class Delivery(Struct):
     next_attempt_at: Time | None
     last_error_class: ErrorClass | None
     created_at: Time
+
+
+class DeliveryStory(Delivery):
+    """The same, with every attempt at it."""
+
     attempt_log: list[Attempt]
 
 
 class EventStory(InboxEvent):
     """An event with everything that has happened to it."""
 
-    deliveries: list[Delivery]
+    deliveries: list[DeliveryStory]
 
 
 class NoMembers(Struct, forbid_unknown_fields=True):

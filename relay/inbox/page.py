@@ -1,4 +1,4 @@
-"""Reading the inbox: one page at a time, in the order of commits."""
+"""Reading events: one page at a time, in the order of commits."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Final, Literal
 from uuid import UUID
 
 from relay.errors import ApiError
+from relay.inbox.span import ALWAYS, Span
 from relay.store import Cell, Row
 from relay.values import cursor
 from relay.values.cursor import Position
@@ -30,6 +31,10 @@ class InboxQuery:
         order: `desc` for the newest first, `asc` to follow.
         limit: how many at most.
         cursor: where the page before has ended.
+        list_name: which list this is; a cursor of one is not good for another.
+        endpoint_id: only events with a delivery, open or ended, for this endpoint.
+        dedup_id: only events with this one.
+        span: only events made then.
     """
 
     organization_id: UUID
@@ -38,10 +43,22 @@ class InboxQuery:
     order: Order
     limit: int
     cursor: str | None
+    list_name: str = "inbox"
+    endpoint_id: UUID | None = None
+    dedup_id: str | None = None
+    span: Span = ALWAYS
 
     @property
     def _identity(self) -> tuple[str, ...]:
-        return ("inbox", str(self.organization_id), self.status, self.order, self.type or "")
+        name = (self.list_name, str(self.organization_id), self.status, self.order, self.type or "")
+        if not self.is_narrowed:
+            return name
+        return (*name, str(self.endpoint_id or ""), self.dedup_id or "", *self.span.identity)
+
+    @property
+    def is_narrowed(self) -> bool:
+        """Whether it asks for more than status and type."""
+        return self.endpoint_id is not None or self.dedup_id is not None or not self.span.is_open
 
     def start(self) -> Position:
         """After which position the page begins.
@@ -83,13 +100,7 @@ async def read_page(cell: Cell, query: InboxQuery) -> Page:
         StoreError: the database does not answer.
     """
     start = query.start()
-    parameters: list[object] = [query.organization_id, *start, query.limit, *query.types()]
-    if query.status == "pending":
-        name = "inbox_pending_asc" if query.order == "asc" else "inbox_pending_desc"
-    else:
-        name = "inbox_all_asc" if query.order == "asc" else "inbox_all_desc"
-        parameters.append(None if query.status == "all" else query.status)
-    rows = await cell.fetch(name, *parameters)
+    rows = await _read(cell, query, start)
     events = [row for row in rows if row["event_id"] is not None]
     walked = rows[-1] if len(rows) > len(events) else None
     if events and walked is None:
@@ -100,3 +111,25 @@ async def read_page(cell: Cell, query: InboxQuery) -> Page:
     if walked is not None and (query.order == "asc" or walked["walked"] == EXAMINED_ROWS):
         return Page(events, query.cursor_at(Position(walked["epoch"], walked["xid"], UUID(walked["status"]))))
     return Page(events, query.cursor_at(start) if query.order == "asc" else None)
+
+
+async def _read(cell: Cell, query: InboxQuery, start: Position) -> Sequence[Row]:
+    descending = query.order == "desc"
+    if query.status == "pending" and not query.is_narrowed:
+        name = "inbox_pending_desc" if descending else "inbox_pending_asc"
+        return await cell.fetch(name, query.organization_id, *start, query.limit, *query.types())
+    first, last = await query.span.positions(cell, query.organization_id)
+    start, end = (min(start, last), first) if descending else (max(start, first), last)
+    return await cell.fetch(
+        "inbox_all_desc" if descending else "inbox_all_asc",
+        query.organization_id,
+        *start,
+        query.limit,
+        *query.types(),
+        None if query.status == "all" else query.status,
+        end.epoch,
+        end.xid,
+        *query.span.ids,
+        query.dedup_id,
+        query.endpoint_id,
+    )

@@ -9,9 +9,8 @@ import struct
 from typing import Final, NamedTuple
 from uuid import UUID
 
-_LAYOUT: Final = struct.Struct(">iq16s8s")
-_PLACE_BYTES: Final = 28
-_TEXT_LENGTH: Final = 48
+_POSITION: Final = struct.Struct(">iq16s")
+_TAG_BYTES: Final = 8
 
 
 class Position(NamedTuple):
@@ -27,33 +26,51 @@ FIRST: Final = Position(-1, 0, UUID(int=0))
 LAST: Final = Position(2**31 - 1, 2**63 - 1, UUID(int=2**128 - 1))
 
 
-def write(position: Position, query: tuple[str, ...]) -> str:
+def write(position: Position, query: tuple[str, ...], endpoint_id: UUID | None = None) -> str:
     """The cursor of a position within a query.
 
     Args:
         position: after which the next page begins.
         query: whose list it is: the organization and every parameter that a cursor may not outlive.
+        endpoint_id: in a list of deliveries, after which one of the event there.
     """
-    place = _LAYOUT.pack(position.epoch, position.xid, position.event_id.bytes, b"")[:_PLACE_BYTES]
+    place = _POSITION.pack(position.epoch, position.xid, position.event_id.bytes)
+    if endpoint_id is not None:
+        place += endpoint_id.bytes
     return base64.urlsafe_b64encode(place + _tag(place, query)).decode("ascii")
 
 
 def read(text: str, query: tuple[str, ...]) -> Position | None:
     """The position in a cursor, or None when this query did not give it."""
-    if len(text) != _TEXT_LENGTH or not text.isascii():
+    place = _place(text, _POSITION.size, query)
+    return None if place is None else _position(place)
+
+
+def read_delivery(text: str, query: tuple[str, ...]) -> tuple[Position, UUID] | None:
+    """The position and the endpoint in a cursor of a list of deliveries, or None when this query did not give it."""
+    place = _place(text, _POSITION.size + 16, query)
+    return None if place is None else (_position(place), UUID(bytes=place[_POSITION.size :]))
+
+
+def _place(text: str, place_bytes: int, query: tuple[str, ...]) -> bytes | None:
+    if not text.isascii():
         return None
     try:
         raw = base64.b64decode(text, altchars=b"-_", validate=True)
     except binascii.Error:
         return None
-    place, tag = raw[:_PLACE_BYTES], raw[_PLACE_BYTES:]
-    if tag != _tag(place, query):
-        return None
-    epoch, xid, event_id, _ = _LAYOUT.unpack(raw)
+    place, tag = raw[:-_TAG_BYTES], raw[-_TAG_BYTES:]
+    # Written once more, because an alphabet of 64 leaves spare bits in a last letter.
+    spelt = base64.urlsafe_b64encode(raw).decode("ascii")
+    return place if len(place) == place_bytes and tag == _tag(place, query) and spelt == text else None
+
+
+def _position(place: bytes) -> Position:
+    epoch, xid, event_id = _POSITION.unpack_from(place)
     return Position(epoch, xid, UUID(bytes=event_id))
 
 
 def _tag(place: bytes, query: tuple[str, ...]) -> bytes:
     # Not a secret: a cursor that somebody makes up shows nothing but places in that organization's own list.
     text = "\x00".join(query).encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(place + text, digest_size=8, person=b"relay cursor").digest()
+    return hashlib.blake2b(place + text, digest_size=_TAG_BYTES, person=b"relay cursor").digest()

@@ -17,6 +17,8 @@ _TAIL: Final = (1 << 62) - 1
 # Random bits are drawn for this many ids at a time: a system call an id costs more than the rest of it.
 _WORDS: Final = struct.Struct(">256Q")
 _HALVES: Final = struct.Struct(">QQ")
+#: An event is committed within seconds of the making of its id: this far apart the order of ids is that of commits.
+COMMITTED_WITHIN_S: Final = 120.0
 _PATTERN: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
@@ -71,10 +73,17 @@ def created_at(id_: UUID) -> datetime.datetime:
 
 
 def floor(moment: datetime.datetime) -> UUID:
-    """The least UUIDv7 that could have been made at or after `moment`: partition bounds and `since`."""
-    micros = (moment - _EPOCH) // datetime.timedelta(microseconds=1)
+    """The least UUIDv7 that could have been made at or after `moment`: partition bounds and `since`. Before 1970
+    there were none.
+    """
+    micros = max(0, (moment - _EPOCH) // datetime.timedelta(microseconds=1))
     milliseconds, rest = divmod(micros, 1000)
     return UUID(int=milliseconds << 80 | _VERSION | -(-rest * 4096 // 1000) << 64 | _VARIANT)
+
+
+def shifted(id_: UUID, by_s: float) -> UUID:
+    """The id as it would be, made so many seconds later; at most and at least what a UUID can be."""
+    return UUID(int=min(max(id_.int + (round(by_s * 1000) << 80), 0), (1 << 128) - 1))
 
 
 def delivery_id(event_id: UUID, endpoint_id: UUID) -> UUID:
@@ -83,6 +92,12 @@ def delivery_id(event_id: UUID, endpoint_id: UUID) -> UUID:
     A function of both ids, so a flush that is sent twice opens no delivery twice.
     """
     return UUID(int=event_id.int ^ (endpoint_id.int & _TAIL))
+
+
+def events_of_delivery(id_: UUID) -> tuple[UUID, UUID]:
+    """The least and the greatest id that the event of this delivery may have: they differ in their last 62 bits."""
+    head = id_.int & ~_TAIL
+    return UUID(int=head), UUID(int=head | _TAIL)
 
 
 def bucket(endpoint_id: UUID) -> int:

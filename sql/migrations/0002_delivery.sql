@@ -58,6 +58,8 @@ create table relay.answers (
     primary key (organization_id, key)
 );
 
+create index answers_expiring on relay.answers (expires_at);
+
 -- What touches many rows goes on in short transactions, each of which moves the place on: a job that is killed goes on
 -- where it was. `retry`, `replay` and `catch_up` are shown by the API. `hold`, `release` and `cancel` follow from an
 -- endpoint that was disabled, enabled or deleted, and are not.
@@ -88,6 +90,8 @@ create table relay.jobs (
 );
 
 create index jobs_running on relay.jobs (id) where status = 'running';
+
+create index jobs_ended on relay.jobs (id) where status <> 'running';
 
 -- Test deliveries: asked for by an API process, made and answered by a delivery process, stored as no event. What a crash
 -- takes of them was waited for by nobody any more.

@@ -171,17 +171,23 @@ union all
 -- name: inbox_all_desc
 -- A page of events in whatever state or, with $8, in one, newest first. It walks the index by position
 -- and examines 10,000 events at most. The row without an event id says how far the walk has come, as above.
+-- Bounds on the id leave out whole partitions; $9 and $10 end the walk where the rest of the last one is out of bounds.
 -- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid: the position after which to read,
--- $5 limit int, $6 exact type text or null, $7 type prefix text or null, $8 status text or null
+-- $5 limit int, $6 exact type text or null, $7 type prefix text or null, $8 status text or null,
+-- $9 last epoch int, $10 last xid int8, $11 since uuid or null, $12 until uuid or null, exclusive,
+-- $13 dedup_id text or null, $14 endpoint_id uuid or null: one that has a delivery of it, open or ended
 -- gives: epoch int4, xid int8, event_id uuid, type text, payload bytea, dedup_id text, status text, attempts int4,
 -- walked int4
 with page as materialized (
     select x.epoch, x.xid, x.id, s.status, s.attempts
     from (
-        select e.epoch, e.xid, e.id, e.type
+        select e.epoch, e.xid, e.id, e.type, e.dedup_id
         from relay.events as e
         where e.organization_id = $1::uuid
             and (e.epoch, e.xid, e.id) < ($2::int, $3::int8, $4::uuid)
+            and (e.epoch, e.xid) >= ($9::int, $10::int8)
+            and ($11::uuid is null or e.id >= $11::uuid)
+            and ($12::uuid is null or e.id < $12::uuid)
         order by e.epoch desc, e.xid desc, e.id desc
         limit 10000
     ) as x
@@ -189,6 +195,21 @@ with page as materialized (
     where ($6::text is null or x.type = $6::text)
         and ($7::text is null or starts_with(x.type, $7::text))
         and ($8::text is null or s.status = $8::text)
+        and ($13::text is null or x.dedup_id = $13::text)
+        and (
+            $14::uuid is null
+            or exists (
+                select
+                from relay.open as o
+                where o.organization_id = $1::uuid and o.epoch = x.epoch and o.xid = x.xid and o.event_id = x.id
+                    and o.endpoint_id = $14::uuid
+            )
+            or exists (
+                select
+                from relay.deliveries as d
+                where d.organization_id = $1::uuid and d.event_id = x.id and d.endpoint_id = $14::uuid
+            )
+        )
     order by x.epoch desc, x.xid desc, x.id desc
     limit $5::int
 ),
@@ -217,6 +238,9 @@ walked as materialized (
     where (select count(*) from page) < $5::int and (select count(*) from kept) = (select count(*) from page)
         and e.organization_id = $1::uuid
         and (e.epoch, e.xid, e.id) < ($2::int, $3::int8, $4::uuid)
+        and (e.epoch, e.xid) >= ($9::int, $10::int8)
+        and ($11::uuid is null or e.id >= $11::uuid)
+        and ($12::uuid is null or e.id < $12::uuid)
     order by e.epoch desc, e.xid desc, e.id desc
     limit 10000
 )
@@ -236,18 +260,24 @@ union all
 -- name: inbox_all_asc
 -- A page of events in whatever state or, with $8, in one, oldest first and never ahead of a commit. It walks the index by position
 -- and examines 10,000 events at most. The row without an event id says how far the walk has come, as above.
+-- Bounds on the id leave out whole partitions; $9 and $10 end the walk where the rest of the last one is out of bounds.
 -- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid: the position after which to read,
--- $5 limit int, $6 exact type text or null, $7 type prefix text or null, $8 status text or null
+-- $5 limit int, $6 exact type text or null, $7 type prefix text or null, $8 status text or null,
+-- $9 last epoch int, $10 last xid int8, $11 since uuid or null, $12 until uuid or null, exclusive,
+-- $13 dedup_id text or null, $14 endpoint_id uuid or null: one that has a delivery of it, open or ended
 -- gives: epoch int4, xid int8, event_id uuid, type text, payload bytea, dedup_id text, status text, attempts int4,
 -- walked int4
 with page as materialized (
     select x.epoch, x.xid, x.id, s.status, s.attempts
     from (
-        select e.epoch, e.xid, e.id, e.type
+        select e.epoch, e.xid, e.id, e.type, e.dedup_id
         from relay.events as e
         where e.organization_id = $1::uuid
             and (e.epoch, e.xid, e.id) > ($2::int, $3::int8, $4::uuid)
             and (e.epoch, e.xid) < ((select epoch from relay.cell), relay.horizon())
+            and (e.epoch, e.xid) <= ($9::int, $10::int8)
+            and ($11::uuid is null or e.id >= $11::uuid)
+            and ($12::uuid is null or e.id < $12::uuid)
         order by e.epoch, e.xid, e.id
         limit 10000
     ) as x
@@ -255,6 +285,21 @@ with page as materialized (
     where ($6::text is null or x.type = $6::text)
         and ($7::text is null or starts_with(x.type, $7::text))
         and ($8::text is null or s.status = $8::text)
+        and ($13::text is null or x.dedup_id = $13::text)
+        and (
+            $14::uuid is null
+            or exists (
+                select
+                from relay.open as o
+                where o.organization_id = $1::uuid and o.epoch = x.epoch and o.xid = x.xid and o.event_id = x.id
+                    and o.endpoint_id = $14::uuid
+            )
+            or exists (
+                select
+                from relay.deliveries as d
+                where d.organization_id = $1::uuid and d.event_id = x.id and d.endpoint_id = $14::uuid
+            )
+        )
     order by x.epoch, x.xid, x.id
     limit $5::int
 ),
@@ -283,7 +328,10 @@ walked as materialized (
     where (select count(*) from page) < $5::int and (select count(*) from kept) = (select count(*) from page)
         and e.organization_id = $1::uuid
         and (e.epoch, e.xid, e.id) > ($2::int, $3::int8, $4::uuid)
-            and (e.epoch, e.xid) < ((select epoch from relay.cell), relay.horizon())
+        and (e.epoch, e.xid) < ((select epoch from relay.cell), relay.horizon())
+        and (e.epoch, e.xid) <= ($9::int, $10::int8)
+        and ($11::uuid is null or e.id >= $11::uuid)
+        and ($12::uuid is null or e.id < $12::uuid)
     order by e.epoch, e.xid, e.id
     limit 10000
 )
@@ -300,6 +348,32 @@ union all
     limit 1
 );
 
+-- name: position_bounds
+-- Between which positions to look for events with ids from one bound to another: those of the last event safely before
+-- the first bound and of the first event safely after the second, as an event is committed soon after its id is made.
+-- $1 organization_id uuid, $2 before uuid or null, $3 after uuid or null
+-- gives: low_epoch int4, low_xid int8, high_epoch int4, high_xid int8
+select
+    coalesce(l.epoch, -1) as low_epoch,
+    coalesce(l.xid, 0) as low_xid,
+    coalesce(h.epoch, 2147483647) as high_epoch,
+    coalesce(h.xid, 9223372036854775807) as high_xid
+from (values (true)) as one (row)
+left join lateral (
+    select e.epoch, e.xid
+    from relay.events as e
+    where e.organization_id = $1::uuid and e.id < $2::uuid
+    order by e.id desc
+    limit 1
+) as l on true
+left join lateral (
+    select e.epoch, e.xid
+    from relay.events as e
+    where e.organization_id = $1::uuid and e.id >= $3::uuid
+    order by e.id
+    limit 1
+) as h on true;
+
 -- name: event_by_id
 -- One event with its status.
 -- $1 organization_id uuid, $2 event_id uuid
@@ -310,16 +384,22 @@ cross join lateral relay.event_status(e.organization_id, e.epoch, e.xid, e.id) a
 where e.organization_id = $1::uuid and e.id = $2::uuid;
 
 -- name: deliveries_of_event
--- The deliveries of one event, open and ended. `status` of an open one is held when it has no due time.
+-- The deliveries of one event, open and ended. An open one is held while its endpoint is disabled.
 -- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid
 -- gives: endpoint_id uuid, status text, attempts int4, next_attempt_at timestamptz, last_error_class text
 select
     o.endpoint_id,
-    case when o.due_at is null then 'held' else 'pending' end as status,
+    case when o.due_at is null or not e.enabled then 'held' else 'pending' end as status,
     o.attempts,
-    o.due_at as next_attempt_at,
+    case when e.enabled then o.due_at end as next_attempt_at,
     o.last_error_class
 from relay.open as o
+left join lateral (
+    select e.enabled
+    from relay.endpoints as e
+    where e.organization_id = $1::uuid and e.id = o.endpoint_id
+    limit 1
+) as e on true
 where o.organization_id = $1::uuid and o.epoch = $2::int and o.xid = $3::int8 and o.event_id = $4::uuid
     and o.endpoint_id <> '00000000-0000-0000-0000-000000000000'
 union all
@@ -340,9 +420,11 @@ order by a.endpoint_id, a.number;
 
 -- name: acknowledge
 -- Mark events as seen by their organization, and end what is open for its default endpoint: another team's endpoint is
--- not silenced by one reader. Gives the events that exist; marking one twice changes nothing.
+-- not silenced by one reader. Gives the events that exist; marking one twice changes nothing. `moved`: rows that this
+-- statement's snapshot has went while their locks were waited for, so there may be others in their place that it has not
+-- seen: a delivery opened again, or the wait for an acknowledgement alone.
 -- $1 organization_id uuid, $2 event_id uuid[]
--- gives: id uuid
+-- gives: id uuid, moved bool
 with wanted as materialized (
     select distinct w.event_id
     from unnest($2::uuid[]) as w (event_id)
@@ -400,5 +482,15 @@ cancelled as (
     where endpoint_id <> '00000000-0000-0000-0000-000000000000'
     on conflict (organization_id, event_id, endpoint_id) do nothing
 )
-select id
-from known;
+select k.id, coalesce(o.seen, 0) <> coalesce(l.locked, 0) as moved
+from known as k
+left join (
+    select l.event_id, count(*) as locked
+    from locked as l
+    group by l.event_id
+) as l on l.event_id = k.id
+cross join lateral (
+    select count(*) as seen
+    from relay.open as o
+    where o.organization_id = k.organization_id and o.epoch = k.epoch and o.xid = k.xid and o.event_id = k.id
+) as o;

@@ -334,3 +334,13 @@ def test_cursors_survive_nothing_but_their_own_query() -> None:
     assert cursor.read(text, ("inbox", "b")) is None
     assert cursor.read(text[:-1], ("inbox", "a")) is None
     assert cursor.read("\u00e9" * 48, ("inbox", "a")) is None
+
+
+def test_a_cursor_of_deliveries_holds_its_endpoint_too() -> None:
+    clock = Uuid7Clock()
+    position, endpoint_id = cursor.Position(3, 12345, clock.new()), clock.new()
+    text = cursor.write(position, ("deliveries", "a"), endpoint_id)
+    assert cursor.read_delivery(text, ("deliveries", "a")) == (position, endpoint_id)
+    assert cursor.read_delivery(text, ("deliveries", "b")) is None
+    assert cursor.read(text, ("deliveries", "a")) is None
+    assert cursor.read_delivery(cursor.write(position, ("deliveries", "a")), ("deliveries", "a")) is None

@@ -191,7 +191,7 @@ async def test_operation_ids_are_unique(document: dict[str, Any]) -> None:
 async def test_every_route_of_the_service_is_in_the_document(document: dict[str, Any]) -> None:
     nothing = cast(Any, None)
     closed = open_cell("postgresql:///nowhere")
-    table = operations(load({}), closed, nothing, nothing, nothing, nothing, nothing, nothing, nothing)
+    table = operations(load({}), closed, nothing, nothing, nothing, nothing, nothing, nothing, nothing, nothing)
     documented = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     assert documented == {(operation.method, operation.path) for operation in table if operation.listed}
     assert {operation.path for operation in table if not operation.listed} == {"/docs/{file}"}

@@ -154,3 +154,25 @@ def test_buckets_are_numbers_of_ten_bits_that_spread() -> None:
     buckets = {uuid7.bucket(clock.new()) for _ in range(20_000)}
 
     assert buckets == set(range(1024))
+
+
+def test_a_delivery_id_leads_back_to_its_event() -> None:
+    clock = Uuid7Clock()
+    for _ in range(100):
+        event_id, endpoint_id = clock.new(), clock.new()
+        least, greatest = uuid7.events_of_delivery(uuid7.delivery_id(event_id, endpoint_id))
+        assert least.int <= event_id.int <= greatest.int
+        assert greatest.int - least.int == 2**62 - 1
+
+
+def test_there_is_nothing_before_1970() -> None:
+    moment = datetime.datetime(1, 1, 1, tzinfo=datetime.UTC)
+    assert uuid7.floor(moment) == uuid7.floor(datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC))
+
+
+def test_an_id_is_shifted_in_time_as_far_as_ids_go() -> None:
+    id_ = Uuid7Clock().new()
+    assert uuid7.created_at(uuid7.shifted(id_, 1.5)) - uuid7.created_at(id_) == datetime.timedelta(seconds=1.5)
+    assert uuid7.shifted(uuid7.shifted(id_, 120.0), -120.0) == id_
+    assert uuid7.shifted(UUID(int=5), -1.0) == UUID(int=0)
+    assert uuid7.shifted(UUID(int=2**128 - 1), 1.0) == UUID(int=2**128 - 1)

@@ -1,0 +1,119 @@
+"""GET /api/deliveries, and what is sent again: one delivery, one event."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+from msgspec import structs
+
+from relay.http import exchange as exchanges
+from relay.http import idempotency
+from relay.http.body import SMALL_BODY_BYTES, BodyClock, decode
+from relay.http.door import Door
+from relay.http.exchange import Receive, Scope, Send
+from relay.http.inbox import nothing
+from relay.http.job_schemas import Replay
+from relay.http.listing_schemas import DeliveriesPage, DeliveriesQuery
+from relay.http.query import read_id, read_query, read_span, refuse_query
+from relay.http.schemas import Delivery
+from relay.inbox import DeliveriesQuery as Query
+from relay.inbox import read_deliveries
+from relay.store import Cell, Row
+from relay.upkeep.again import replay_event, retry_delivery
+from relay.values import uuid7
+from relay.values.times import rfc3339, rfc3339_or_none
+
+
+def delivery(event_id: UUID, row: Row | dict[str, Any]) -> Delivery:
+    """A delivery as the API shows it."""
+    return Delivery(
+        id=str(uuid7.delivery_id(event_id, row["endpoint_id"])),
+        event_id=str(event_id),
+        endpoint_id=str(row["endpoint_id"]),
+        status=row["status"],
+        attempts=row["attempts"],
+        next_attempt_at=rfc3339_or_none(row["next_attempt_at"]),
+        last_error_class=row["last_error_class"],
+        created_at=rfc3339(uuid7.created_at(event_id)),
+    )
+
+
+class GetDeliveries:
+    """A page of deliveries, newest first."""
+
+    def __init__(self, door: Door, cell: Cell) -> None:
+        self._door = door
+        self._cell = cell
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchanges.of(scope)
+        tenant = await self._door.admit(exchange, "manage")
+        asked = read_query(scope, DeliveriesQuery)
+        query = Query(
+            tenant.organization_id,
+            asked.status,
+            read_id("endpoint_id", asked.endpoint_id),
+            asked.error_class,
+            read_span(asked.since, asked.until),
+            asked.limit,
+            asked.cursor,
+        )
+        page = await read_deliveries(self._cell, query)
+        shown = [delivery(row["event_id"], row) for row in page.deliveries]
+        await exchange.answer_json(200, DeliveriesPage(shown, page.next_cursor))
+
+
+class RetryDelivery:
+    """Send one event to one endpoint again."""
+
+    def __init__(self, door: Door, bodies: BodyClock, cell: Cell, window_s: float, due: Callable[[], None]) -> None:
+        self._door = door
+        self._bodies = bodies
+        self._cell = cell
+        self._window_s = window_s
+        self._due = due
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchanges.of(scope)
+        tenant = await self._door.admit(exchange, "manage")
+        refuse_query(scope)
+        key = idempotency.read_key(exchange)
+        body = await self._bodies.read(exchange, SMALL_BODY_BYTES)
+        if body:
+            decode(body, nothing)
+        once = idempotency.once(scope, key, body, self._window_s)
+        delivery_id = uuid7.parse(scope["path_params"]["id"])
+        sent = await retry_delivery(self._cell, tenant.organization_id, delivery_id, once)
+        if sent.due:
+            self._due()
+        headers = (idempotency.REPLAYED,) if sent.repeated else ()
+        await exchange.answer_json(202, delivery(sent.event_id, structs.asdict(sent.deliveries[0])), *headers)
+
+
+class ReplayEvent:
+    """Send one event again to every endpoint that takes events of its type."""
+
+    def __init__(self, door: Door, bodies: BodyClock, cell: Cell, window_s: float, due: Callable[[], None]) -> None:
+        self._door = door
+        self._bodies = bodies
+        self._cell = cell
+        self._window_s = window_s
+        self._due = due
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchanges.of(scope)
+        tenant = await self._door.admit(exchange, "manage")
+        refuse_query(scope)
+        key = idempotency.read_key(exchange)
+        body = await self._bodies.read(exchange, SMALL_BODY_BYTES)
+        if body:
+            decode(body, nothing)
+        once = idempotency.once(scope, key, body, self._window_s)
+        event_id = uuid7.parse(scope["path_params"]["id"])
+        sent = await replay_event(self._cell, tenant.organization_id, event_id, once)
+        if sent.due:
+            self._due()
+        headers = (idempotency.REPLAYED,) if sent.repeated else ()
+        await exchange.answer_json(202, Replay(len(sent.deliveries)), *headers)

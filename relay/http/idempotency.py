@@ -1,0 +1,34 @@
+"""Idempotency-Keys of requests that post no event."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+from relay.http.exchange import Exchange, Header, Scope
+from relay.ingest import read_idempotency_key
+from relay.upkeep.answers import Once
+
+#: Says that an answer was given before.
+REPLAYED: Final[Header] = (b"idempotent-replayed", b"true")
+#: For the OpenAPI document.
+DESCRIBED: Final = {"Idempotency-Key": "1 to 255 visible ASCII characters: a repeat gets the first answer again."}
+
+
+def read_key(exchange: Exchange) -> str | None:
+    """The request's Idempotency-Key, if it has one.
+
+    Raises:
+        ApiError: `invalid_idempotency_key`.
+    """
+    header = exchange.headers.get(b"idempotency-key")
+    return None if header is None else read_idempotency_key(header)
+
+
+def once(scope: Scope, key: str | None, body: bytes, window_s: float) -> Once | None:
+    """What tells a repeat of this request from another one with the same key."""
+    if key is None:
+        return None
+    method, path = scope["method"].encode("ascii"), scope["path"].encode("utf-8", "surrogatepass")
+    digest = hashlib.blake2b(b"\x00".join((method, path, body)), digest_size=16, person=b"relay answer").digest()
+    return Once(key, digest, window_s)

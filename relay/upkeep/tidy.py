@@ -1,0 +1,41 @@
+"""Deleting what has served its time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from relay.store import Cell, StoreError
+from relay.values.background import Background
+
+_log = logging.getLogger("relay.upkeep")
+
+_INTERVAL_S: Final = 3600.0
+_BATCH: Final = 1000
+
+
+class Tidy(Background):
+    """Deletes ended jobs a week after they began, and answers whose Idempotency-Keys have run out: in small batches, at
+    the start and every hour. Every delivery process does; it costs one look.
+
+    Args:
+        cell: whose.
+    """
+
+    def __init__(self, cell: Cell) -> None:
+        self._cell = cell
+
+    async def run(self) -> None:
+        """Delete them again and again."""
+        while True:
+            for name in ("forget_jobs", "forget_answers"):
+                try:
+                    await self._forget(name)
+                except StoreError as reason:
+                    _log.info("not_tidied", extra={"statement": name, "reason": str(reason)})
+            await asyncio.sleep(_INTERVAL_S)
+
+    async def _forget(self, name: str) -> None:
+        while (row := await self._cell.fetch_row(name, _BATCH)) is not None and row["forgotten"] == _BATCH:
+            continue
