@@ -41,7 +41,6 @@ from relay.telemetry.metrics import Metrics
 from relay.upkeep.partitions import Partitions
 from relay.values.sealed import Vault
 
-_KEYED: Final = ("invalid_idempotency_key", "idempotency_key_reused")
 _CATCH_UP_HEADERS: Final = {
     "Idempotency-Key": "With `catch_up_since`: 1 to 255 visible ASCII characters; a repeat gets the same job again."
 }
@@ -106,7 +105,7 @@ class Service:
             )
             self._bodies = bodies = await stack.enter_async_context(BodyClock())
             self._pings = pings = await stack.enter_async_context(Pings(cell, settings.delivery_timeout_s))
-            endpoints = Endpoints(cell, vault, dedup_window_s=settings.dedup_window_s, due=hint.due)
+            endpoints = Endpoints(cell, vault, due=hint.due)
             door = Door(guard, Limiter(settings.rates))
             self.front = Front(
                 operations(
@@ -236,18 +235,18 @@ def operations(
             errors=("invalid_request", "invalid_cursor"),
         ),
         Operation(
-            "POST", "/api/endpoints", PostEndpoint(door, bodies, endpoints, allowed),
+            "POST", "/api/endpoints", PostEndpoint(door, bodies, endpoints, allowed, window_s),
             success={201: endpoint_schemas.MadeEndpoint}, body=endpoint_schemas.NewEndpoint,
-            errors=("endpoint_not_found", "invalid_url", *_KEYED, "commit_unknown"), headers=_CATCH_UP_HEADERS,
+            errors=("endpoint_not_found", "invalid_url", *again), headers=_CATCH_UP_HEADERS,
         ),
         Operation(
             "GET", "/api/endpoints/{id}", GetEndpoint(door, endpoints),
             success={200: endpoint_schemas.Endpoint}, errors=("endpoint_not_found", "invalid_request"),
         ),
         Operation(
-            "PATCH", "/api/endpoints/{id}", PatchEndpoint(door, bodies, endpoints, allowed),
+            "PATCH", "/api/endpoints/{id}", PatchEndpoint(door, bodies, endpoints, allowed, window_s),
             success={200: endpoint_schemas.WrittenEndpoint}, body=endpoint_schemas.ChangedEndpoint,
-            errors=("endpoint_not_found", "invalid_url", *_KEYED, "commit_unknown"), headers=_CATCH_UP_HEADERS,
+            errors=("endpoint_not_found", "invalid_url", *again), headers=_CATCH_UP_HEADERS,
         ),
         Operation(
             "DELETE", "/api/endpoints/{id}", DeleteEndpoint(door, endpoints),

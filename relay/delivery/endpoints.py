@@ -12,6 +12,7 @@ import msgspec
 from relay.delivery.members import CatchUp, Members, Scheme
 from relay.errors import ApiError, invalid
 from relay.store import Cell, Row
+from relay.store.answers import kept_answer
 from relay.values import cursor, signature, uuid7
 from relay.values.cursor import Position
 from relay.values.sealed import Vault
@@ -64,14 +65,12 @@ class Endpoints:
     Args:
         cell: where they are.
         vault: seals secrets and header values.
-        dedup_window_s: how long answers are kept for repeats.
         due: called when something may have become due.
     """
 
-    def __init__(self, cell: Cell, vault: Vault, *, dedup_window_s: float, due: Callable[[], None]) -> None:
+    def __init__(self, cell: Cell, vault: Vault, *, due: Callable[[], None]) -> None:
         self._cell = cell
         self._vault = vault
-        self._dedup_window_s = dedup_window_s
         self._due = due
 
     def now(self) -> datetime.datetime:
@@ -235,22 +234,19 @@ class Endpoints:
 
     def _kept(
         self, catch_up: CatchUp | None, endpoint_id: UUID, job_id: UUID | None
-    ) -> tuple[str | None, bytes | None, bytes | None, float]:
+    ) -> tuple[str | None, bytes | None, bytes | None, float | None]:
         """The parameters of an answer to keep."""
-        if catch_up is None or catch_up.key is None or job_id is None:
-            return None, None, None, self._dedup_window_s
-        return (*catch_up.key, msgspec.json.encode(_Answer(endpoint_id, job_id)), self._dedup_window_s)
+        if catch_up is None or catch_up.once is None or job_id is None:
+            return None, None, None, None
+        key, digest, window_s = catch_up.once
+        return key, digest, msgspec.json.encode(_Answer(endpoint_id, job_id)), window_s
 
     async def _repeated(self, organization_id: UUID, catch_up: CatchUp | None) -> Written | None:
         """The answer to a repeat, or None when the request is none. The endpoint is shown as it now is."""
-        if catch_up is None or catch_up.key is None:
-            return None
-        kept = await self._cell.fetch_row("kept_answer", organization_id, catch_up.key.key)
+        kept = await kept_answer(self._cell, organization_id, None if catch_up is None else catch_up.once)
         if kept is None:
             return None
-        if kept["digest"] != catch_up.key.digest:
-            raise ApiError("idempotency_key_reused")
-        answer = msgspec.json.decode(kept["answer"], type=_Answer)
+        answer = msgspec.json.decode(kept, type=_Answer)
         row = await self.read(organization_id, answer.endpoint_id)
         if row is None:
             raise ApiError("endpoint_not_found")

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from relay.store.answers import Once
+
 Scheme = Literal["v1", "v1a"]
 
 
@@ -41,15 +43,8 @@ class Members:
     retry_schedule: Sequence[float] | None
 
 
-class IdempotencyKey(NamedTuple):
-    """The key of a request that is done once, and the digest that tells the request from others with that key."""
-
-    key: str
-    digest: bytes
-
-
 class CatchUp(NamedTuple):
-    """Which events from before are sent too, and the key under which that is asked for once."""
+    """Which events from before are sent too, and how a repeat of the request is known."""
 
     since: datetime.datetime
-    key: IdempotencyKey | None
+    once: Once | None

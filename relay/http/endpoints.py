@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import datetime
 from collections.abc import Sequence
 from typing import Any, Final
 from uuid import UUID
@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET
 
 from relay.delivery.endpoints import Endpoints, Written
-from relay.delivery.members import CatchUp, IdempotencyKey
+from relay.delivery.members import CatchUp
 from relay.delivery.pings import Pings
 from relay.errors import ApiError
 from relay.http import endpoint_schemas as schemas
@@ -21,9 +21,9 @@ from relay.http.door import Door
 from relay.http.endpoint_rules import check_catch_up, members_of
 from relay.http.events import attempt_shown
 from relay.http.exchange import Exchange, Header, Receive, Scope, Send
+from relay.http.idempotency import REPLAYED, once, read_key
 from relay.http.query import read_query, refuse_query
 from relay.http.schemas import NoMembers
-from relay.ingest import read_idempotency_key
 from relay.store import Row
 from relay.values import uuid7
 from relay.values.addresses import Network
@@ -34,7 +34,6 @@ _changed: Final = msgspec.json.Decoder(schemas.ChangedEndpoint)
 _nothing: Final = msgspec.json.Decoder(NoMembers)
 # Secrets are shown once, and kept by nobody on the way (RFC 9111, section 5.2.2.5).
 _NO_STORE: Final = (b"cache-control", b"no-store")
-_REPLAYED: Final = (b"idempotent-replayed", b"true")
 
 
 class GetEndpoints:
@@ -71,11 +70,14 @@ class GetEndpoint:
 class PostEndpoint:
     """Make an endpoint."""
 
-    def __init__(self, door: Door, bodies: BodyClock, endpoints: Endpoints, allowed: Sequence[Network]) -> None:
+    def __init__(
+        self, door: Door, bodies: BodyClock, endpoints: Endpoints, allowed: Sequence[Network], window_s: float
+    ) -> None:
         self._door = door
         self._bodies = bodies
         self._endpoints = endpoints
         self._allowed = allowed
+        self._window_s = window_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
@@ -84,7 +86,7 @@ class PostEndpoint:
         body = await self._bodies.read(exchange, SMALL_BODY_BYTES)
         asked: schemas.NewEndpoint = decode(body, _new)
         members = members_of(asked, self._allowed)
-        catch_up = _catch_up(scope, exchange, body, asked, self._endpoints)
+        catch_up = _catch_up(scope, exchange, body, asked, self._endpoints.now(), self._window_s)
         made, secret = await self._endpoints.create(tenant.organization_id, members, asked.signature, catch_up)
         shown = schemas.MadeEndpoint(**_members(made.endpoint), job_id=_job(made), secret=secret)
         await exchange.answer_json(201, shown, _NO_STORE, *_replayed(made))
@@ -93,11 +95,14 @@ class PostEndpoint:
 class PatchEndpoint:
     """Change an endpoint; members that are not given stay."""
 
-    def __init__(self, door: Door, bodies: BodyClock, endpoints: Endpoints, allowed: Sequence[Network]) -> None:
+    def __init__(
+        self, door: Door, bodies: BodyClock, endpoints: Endpoints, allowed: Sequence[Network], window_s: float
+    ) -> None:
         self._door = door
         self._bodies = bodies
         self._endpoints = endpoints
         self._allowed = allowed
+        self._window_s = window_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
@@ -107,7 +112,7 @@ class PatchEndpoint:
         endpoint_id = _id_in(scope)
         asked: schemas.ChangedEndpoint = decode(body, _changed)
         members = members_of(asked, self._allowed)
-        catch_up = _catch_up(scope, exchange, body, asked, self._endpoints)
+        catch_up = _catch_up(scope, exchange, body, asked, self._endpoints.now(), self._window_s)
         changed = await self._endpoints.change(tenant.organization_id, endpoint_id, members, catch_up)
         if changed is None:
             raise ApiError("endpoint_not_found")
@@ -192,18 +197,18 @@ def _found(row: Row | None) -> Row:
 
 
 def _catch_up(
-    scope: Scope, exchange: Exchange, body: bytes, asked: schemas.ChangedEndpoint, endpoints: Endpoints
+    scope: Scope,
+    exchange: Exchange,
+    body: bytes,
+    asked: schemas.ChangedEndpoint,
+    now: datetime.datetime,
+    window_s: float,
 ) -> CatchUp | None:
     """What is asked to be sent besides; the key counts only then."""
     if asked.catch_up_since is UNSET:
         return None
-    check_catch_up(asked.catch_up_since, endpoints.now())
-    header = exchange.headers.get(b"idempotency-key")
-    if header is None:
-        return CatchUp(asked.catch_up_since, None)
-    request = b"\n".join((scope["method"].encode(), scope["path"].encode(), body))
-    key = IdempotencyKey(read_idempotency_key(header), hashlib.blake2b(request, digest_size=16).digest())
-    return CatchUp(asked.catch_up_since, key)
+    check_catch_up(asked.catch_up_since, now)
+    return CatchUp(asked.catch_up_since, once(scope, read_key(exchange), body, window_s))
 
 
 def _members(row: Row) -> dict[str, Any]:
@@ -237,4 +242,4 @@ def _job(written: Written) -> str | msgspec.UnsetType:
 
 
 def _replayed(written: Written) -> tuple[Header, ...]:
-    return (_REPLAYED,) if written.replayed else ()
+    return (REPLAYED,) if written.replayed else ()

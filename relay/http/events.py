@@ -11,6 +11,7 @@ from relay.http.body import BodyClock
 from relay.http.deliveries import delivery
 from relay.http.door import Door
 from relay.http.exchange import JSON, Exchange, Receive, Scope, Send
+from relay.http.idempotency import REPLAYED
 from relay.http.inbox import inbox_event
 from relay.http.listing_schemas import EventsQuery
 from relay.http.query import read_id, read_query, read_span, refuse_query
@@ -31,7 +32,6 @@ from relay.values import uuid7
 from relay.values.times import rfc3339
 
 SINGLE_EVENT_BODY_BYTES: Final = 320 * 1024
-_REPLAYED: Final = (b"idempotent-replayed", b"true")
 
 
 class PostEvent:
@@ -62,7 +62,7 @@ async def _answer(exchange: Exchange, outcome: Outcome) -> None:
         case Accepted(event_id):
             await exchange.answer(201, _accepted(event_id), JSON)
         case Replayed(first_id):
-            await exchange.answer(201, _accepted(first_id), JSON, _REPLAYED)
+            await exchange.answer(201, _accepted(first_id), JSON, REPLAYED)
         case Duplicate(first_id, differs):
             extra = {"id": str(first_id), "conflict": "payload"} if differs else {"id": str(first_id)}
             raise ApiError("duplicate", extra=extra)

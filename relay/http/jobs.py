@@ -16,7 +16,7 @@ from relay.http.exchange import Exchange, Receive, Scope, Send
 from relay.http.job_schemas import EndedStatus, Job, JobBegun, JobsPage, JobsQuery, ReplayEndpoint, RetryMany
 from relay.http.query import read_id, read_query, read_span, refuse_query
 from relay.store import Cell, Row
-from relay.upkeep.answers import Once
+from relay.store.answers import Once
 from relay.upkeep.jobs import Wanted, begin_job, list_jobs, read_job, stop_job
 from relay.values import uuid7
 from relay.values.times import rfc3339

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from relay.errors import ApiError
 from relay.store import Cell, DatabaseUnavailable
-from relay.upkeep.answers import Once, kept_answer
+from relay.store.answers import Once, kept_answer
 from relay.values import uuid7
 
 # How often somebody else may get in between.

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from relay.errors import ApiError
 from relay.store import Cell, DatabaseUnavailable, Row
-from relay.upkeep.answers import Once, kept_answer
+from relay.store.answers import Once, kept_answer
 from relay.values import cursor
 from relay.values.cursor import Position
 

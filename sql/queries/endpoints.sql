@@ -19,7 +19,7 @@ returning e.id, e.secret_seal;
 
 -- name: create_endpoint
 -- A new endpoint, perhaps with a job that catches up and the answer to a repeat. No row when the organization has 500
--- already (requests that race may pass that by a few), or when the Idempotency-Key was used before: `kept_answer`
+-- already (requests that race may pass that by a few), or when the Idempotency-Key was used before: `answer_kept`
 -- tells.
 -- $1 organization_id uuid, $2 endpoint_id uuid, $3 bucket int2, $4 url text, $5 description text, $6 event_types text[],
 -- $7 event_prefixes text[], $8 enabled bool, $9 header_names text[], $10 headers_seal bytea,
@@ -73,7 +73,7 @@ from made;
 -- name: change_endpoint
 -- Change what was given of an endpoint. Disabling and enabling leave its deliveries to a job, which is made here so that
 -- neither is without the other; enabling also forgets what was wrong with it. No row when there is no such endpoint, or
--- when the Idempotency-Key was used before: `kept_answer` tells. `coalesce` where null is no value, else $3 tells a
+-- when the Idempotency-Key was used before: `answer_kept` tells. `coalesce` where null is no value, else $3 tells a
 -- null that was given from none.
 -- $1 organization_id uuid, $2 endpoint_id uuid, $3 members text[] that were given, $4 url text, $5 description text,
 -- $6 event_types text[], $7 event_prefixes text[], $8 enabled bool, $9 header_names text[], $10 headers_seal bytea,
@@ -145,15 +145,6 @@ catching_up as (
 )
 select *
 from changed;
-
--- name: kept_answer
--- The answer that is kept for an Idempotency-Key. A statement of its own, because the one that lost a race for the key
--- cannot see the winner's.
--- $1 organization_id uuid, $2 idempotency key text
--- gives: digest bytea, answer bytea
-select digest, answer
-from relay.answers
-where organization_id = $1::uuid and key = $2::text;
 
 -- name: endpoint_by_id
 -- One endpoint, without its secrets.

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from relay.errors import ApiError
-from relay.store import Cell
+from relay.store.cell import Cell
 
 
 class Once(NamedTuple):
