@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import ipaddress
 import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -17,6 +18,7 @@ import pytest
 
 from relay.delivery.loop import DeliveryLoop
 from relay.store import Cell
+from tests.certificates import Authority
 from tests.conftest import Commands, Databases, open_cell
 from tests.receiver import Received, Receiver, Script, hang, raw, reply
 from tests.service.test_delivery_loop import Books, delivering, until
@@ -246,4 +248,74 @@ async def test_all_of_them_together_cost_bounded_memory_and_no_neighbour(
     await check_attempts(books, neighbour_id, Expected(reply(), 200, None), 60)
     # A dozen of the receivers offered 5 GB, four times each.
     assert peak_kib(child.pid) - before < 32 * 1024
+    await connection.close()
+
+
+async def test_only_a_certificate_that_is_good_for_the_host_is_talked_to(
+    cell: Cell, database: str, tmp_path: Path, neighbour: Receiver, commands: Commands
+) -> None:
+    authority = Authority(tmp_path, "authority")
+    presented = {
+        "good": authority.presents("localhost"),
+        "expired": authority.presents("localhost", days=(-9.0, -1.0)),
+        "of tomorrow": authority.presents("localhost", days=(0.5, 1.0)),
+        "of another host": authority.presents("example.com"),
+        "of strangers": Authority(tmp_path, "strangers").presents("localhost"),
+    }
+    connection = await asyncpg.connect(database)
+    books = Books(cell, connection)
+    # As an operator would have it trusted.
+    await commands.deliver(database, SSL_CERT_FILE=str(authority.path), RELAY_RETRY_SCHEDULE="3600")
+    async with AsyncExitStack() as stack:
+        endpoints = {}
+        for name, tls in presented.items():
+            receiver = await stack.enter_async_context(Receiver(tls=tls))
+            url = receiver.url.replace("127.0.0.1", "localhost")
+            endpoints[name] = (receiver, *await books.endpoint(url))
+        other_id, neighbour_id = await books.endpoint(neighbour.url)
+        for _, organization_id, _ in endpoints.values():
+            await books.accept(organization_id, EVENTS)
+        await books.accept(other_id, EVENTS)
+        for name, (receiver, _, endpoint_id) in endpoints.items():
+            expected = Expected(reply(), 200, None) if name == "good" else Expected(reply(), None, "tls")
+            await check_attempts(books, endpoint_id, expected, EVENTS)
+            assert len(receiver.received) == (EVENTS if name == "good" else 0)
+        await check_attempts(books, neighbour_id, Expected(reply(), 200, None), EVENTS)
+    await connection.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere 127.0.0.2 is not this machine")
+async def test_a_name_that_means_this_machine_the_second_time_is_blocked(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meanings = iter(("127.0.0.2", "127.0.0.1"))
+    real = socket.getaddrinfo
+
+    def look_up(host: str, *args: Any, **options: Any) -> Any:
+        return real(next(meanings) if host == "rebinding.example" else host, *args, **options)
+
+    # The system's resolver, whose answers come from the owner of the name.
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    options: dict[str, Any] = {
+        "allowed_networks": (ipaddress.ip_network("127.0.0.2/32"),),
+        "retry_schedule": (3600.0,),
+    }
+    connection = await asyncpg.connect(database)
+    async with Receiver(host="0.0.0.0") as receiver, open_cell(database) as cell:  # noqa: S104 - as both
+        books = Books(cell, connection)
+        organization_id, endpoint_id = await books.endpoint(f"http://rebinding.example:{receiver.port}/hook")
+        other_id, neighbour_id = await books.endpoint(f"http://127.0.0.2:{receiver.port}/neighbour")
+        await books.accept(organization_id)
+        async with delivering(cell, **options):
+            await check_attempts(books, endpoint_id, Expected(reply(), 200, None), 1)
+        # Another process, which remembers no addresses.
+        (event_id,) = await books.accept(organization_id)
+        await books.accept(other_id, 3)
+        async with delivering(cell, **options):
+            await check_attempts(books, neighbour_id, Expected(reply(), 200, None), 3)
+            (attempt,) = await until(lambda: books.read("select * from relay.attempts where event_id = $1", event_id))
+        assert (attempt["status_code"], attempt["error_class"]) == (None, "blocked")
+        assert [request.path for request in receiver.received] == ["/hook"] + ["/neighbour"] * 3
+        # Each attempt asked once: what was judged is what was connected to.
+        assert next(meanings, None) is None
     await connection.close()
