@@ -85,8 +85,12 @@ def _scenario(outcome: Outcome) -> str:
         lines(name[:1].upper() + name[1:], [Series(name, points)], Axis("seconds"), Axis("deliveries"))
         for name, points in outcome.extra.items()
     ]
+    texts = "".join(
+        f"<details><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>"
+        for name, text in outcome.texts.items()
+    )
     return (
-        f"<section><h2>{escape(outcome.title)}</h2>{_loads(outcome.loads)}<ul>{listed}</ul>"
+        f"<section><h2>{escape(outcome.title)}</h2>{_loads(outcome.loads)}<ul>{listed}</ul>{texts}"
         f'<div class="grid">{"".join(charts)}</div>{"".join(map(_processes, outcome.loads))}</section>'
     )
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from relay.values.addresses import Network
+
 TIERS: Final = ("free", "pro", "business", "enterprise")
 
 # The schedule that the Standard Webhooks specification shows ("Deliverability and reliability"): ten attempts in 75 h.
 STANDARD_RETRY_SCHEDULE: Final = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class BadSetting(ValueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -60,13 +61,17 @@ class Receiver:
     Args:
         script: how to answer; may be replaced at any time.
         host: the address to listen on.
+        tls: what to present, for https.
     """
 
-    def __init__(self, script: Script | None = None, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, script: Script | None = None, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+    ) -> None:
         self.script = script or reply()
         self.received: list[Received] = []
         self.connections = 0
         self._host = host
+        self._tls = tls
         self._arrived = asyncio.Condition()
         self._open: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -75,10 +80,11 @@ class Receiver:
     @property
     def url(self) -> str:
         """Where to send webhooks."""
-        return f"http://{self._host}:{self.port}/hook"
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://{self._host}:{self.port}/hook"
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._connected, self._host, 0, backlog=1024)
+        self._server = await asyncio.start_server(self._connected, self._host, 0, backlog=1024, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -120,7 +126,8 @@ class Receiver:
                     self._arrived.notify_all()
                 if not await self.script(request, writer):
                     return
-        except (OSError, asyncio.IncompleteReadError):
+        except (OSError, asyncio.IncompleteReadError, RuntimeError):
+            # uvloop raises RuntimeError where a transport is closed.
             return
         finally:
             self._open.discard(writer)

@@ -56,40 +56,58 @@ async def _at(bench: Bench, outcome: Outcome, rate: float, *, latency: str | Non
         watching = asyncio.create_task(_watch(relay))
         try:
             load = await bench.measure(relay, plan, outcome, f"{label} end to end")
-            drained_s = await _drained(relay)
+            drained_s = await drained(relay)
         finally:
             watching.cancel()
         backlog = await watching
     result, void = load.result, load.result.void is not None
-    received: dict[bytes, float] = {}
-    for event_id, at in receipts.read(received_path):
-        received.setdefault(event_id, at)
-    accepted = list(receipts.read(accepted_path))
-    waits = sorted(received[event_id] - at for event_id, at in accepted if event_id in received and at >= result.began)
-    lost = sum(event_id not in received for event_id, _ in accepted)
+    seen, lost = waits(accepted_path, received_path, result.began)
     inside = [(at - result.began, held) for at, held in backlog if result.began <= at <= result.ended]
     slope = linear_regression(*zip(*inside, strict=True)).slope if len(inside) > 2 else 0.0
     outcome.extra[f"backlog at {label}"] = [(round(at - result.began, 2), held) for at, held in backlog]
-    if not waits:
+    if not seen:
         bench.row(outcome, "lost", lost)
-        outcome.notes.append(f"{label}: none of {len(accepted):,} accepted events reached the receiver")
+        outcome.notes.append(f"{label}: none of the accepted events reached the receiver")
         return
     outcome.notes.append(
-        f"{label}: 201 to receiver p50 {_ms(waits, 0.5):.1f} ms, p95 {_ms(waits, 0.95):.1f} ms, "
-        f"p99 {_ms(waits, 0.99):.1f} ms; {len(accepted):,} accepted, {lost} not delivered; backlog at most "
+        f"{label}: {percentiles(seen)}; {lost} not delivered; backlog at most "
         f"{max((held for _, held in inside), default=0):,.0f}, growing by {slope:.0f}/s, "
         f"gone {drained_s:.1f} s after the last"
     )
     if latency:
-        bench.row(outcome, latency, _ms(waits, 0.95), void=void)
+        bench.row(outcome, latency, ms(seen, 0.95), void=void)
     if growth:
         bench.row(outcome, growth, max(0.0, slope), void=void)
     bench.row(outcome, "lost", lost)
 
 
-def _ms(ordered: Sequence[float], share: float) -> float:
+def waits(accepted_path: Path, received_path: Path, began: float) -> tuple[list[float], int]:
+    """How long each event took from its 201 to the receiver, in order of length, and how many never came.
+
+    Args:
+        accepted_path: the generator's receipts.
+        received_path: the receiver's.
+        began: when counting began; earlier ones have to come too.
+    """
+    received: dict[bytes, float] = {}
+    for event_id, at in receipts.read(received_path):
+        received.setdefault(event_id, at)
+    accepted = list(receipts.read(accepted_path))
+    seen = sorted(received[event_id] - at for event_id, at in accepted if event_id in received and at >= began)
+    return seen, sum(event_id not in received for event_id, _ in accepted)
+
+
+def ms(ordered: Sequence[float], share: float) -> float:
     """A percentile in milliseconds. A delivery may overtake its 201, so it may be below zero."""
     return percentile(ordered, share) * 1000
+
+
+def percentiles(ordered: Sequence[float]) -> str:
+    """What is said of such times."""
+    return (
+        f"201 to receiver p50 {ms(ordered, 0.5):.1f} ms, p95 {ms(ordered, 0.95):.1f} ms, "
+        f"p99 {ms(ordered, 0.99):.1f} ms of {len(ordered):,}"
+    )
 
 
 async def _watch(relay: Relay) -> list[tuple[float, float]]:
@@ -109,7 +127,7 @@ async def _counts(relay: Relay) -> tuple[float, float]:
     return total(await relay.scrape(), "relay_events_accepted_total"), ended
 
 
-async def _drained(relay: Relay) -> float:
+async def drained(relay: Relay) -> float:
     """Wait until everything accepted was delivered, or for so long that it will not be; how long that took."""
     begun = time.monotonic()
     while time.monotonic() - begun < _DRAIN_S:
@@ -145,7 +163,7 @@ async def backlog(bench: Bench, outcome: Outcome) -> None:
         waiting = await _fill(bench, relay, keys, 0.5 if bench.quick else 2.0)
         async with AsyncExitStack() as stack:
             await bench.bed.deliver(stack, relay, free_port())
-            await _drained(relay)
+            await drained(relay)
     times = sorted(dict(receipts.read(path)).values())
     low, high = len(times) // 10, len(times) * 9 // 10
     rate = (high - low) / (times[high] - times[low]) if high > low else 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from bench.scenarios import delivery, footprint, ingest
+from bench.scenarios import claims, delivery, fairness, footprint, ingest
 from bench.scenarios.run import Scenario
 
 SCENARIOS: Final = (
@@ -17,6 +17,8 @@ SCENARIOS: Final = (
     Scenario("end-to-end", "Accepted and delivered together, open loop", delivery.together),
     Scenario("backlog", "A backlog delivered by one process", delivery.backlog),
     Scenario("statements", "Claim and record without HTTP", delivery.statements),
+    Scenario("claims", "Claims beside 1,000,000 due over 10,000 endpoints", claims.claims),
+    Scenario("fairness", "A tenant beside endpoints that hang", fairness.fairness),
     Scenario("efficiency", "Memory and CPU at 1,000 req/s", footprint.efficiency),
     Scenario("cold-start", "Cold start of `relay serve`", footprint.cold_start),
     Scenario("idle", "POSTs beside 2,000 idle connections", footprint.idle, remote=True),

@@ -48,6 +48,7 @@ class Outcome(Struct, kw_only=True):
         notes: sentences.
         skipped: why it did not run.
         extra: series for the page, by name.
+        texts: for the page as they are, by name.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Outcome(Struct, kw_only=True):
     notes: list[str] = field(default_factory=list)
     skipped: str | None = None
     extra: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

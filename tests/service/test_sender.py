@@ -176,15 +176,53 @@ async def test_a_head_that_drips_is_a_timeout(hurried: Sender, receiver: Receive
     assert (await attempt(hurried, receiver.url)).error_class is ErrorClass.TIMEOUT
 
 
-async def test_endless_interim_answers_are_a_timeout(hurried: Sender, receiver: Receiver) -> None:
-    async def flood(_: Received, writer: asyncio.StreamWriter) -> bool:
-        while True:
-            writer.write(b"HTTP/1.1 103 Early Hints\r\n\r\n")
-            await writer.drain()
-            await asyncio.sleep(0.005)
+async def test_a_few_interim_answers_are_passed_over_and_a_flood_of_them_is_a_protocol_error(
+    sender: Sender, receiver: Receiver
+) -> None:
+    interim = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+    receiver.script = raw(interim * 3 + b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\nok")
+    answer = await attempt(sender, receiver.url)
+    assert (answer.status_code, answer.error_class, answer.response) == (201, None, b"ok")
+    # In one piece: that an answer follows in the end does not help.
+    receiver.script = raw(interim * 1_000 + b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    answer = await attempt(sender, receiver.url)
+    assert (answer.status_code, answer.error_class) == (None, ErrorClass.PROTOCOL)
 
-    receiver.script = flood
-    assert (await attempt(hurried, receiver.url)).error_class is ErrorClass.TIMEOUT
+
+async def test_two_answers_in_one_piece_are_one_answer_and_the_end_of_the_connection(
+    sender: Sender, receiver: Receiver
+) -> None:
+    twice = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfirstHTTP/1.1 500 X\r\nContent-Length: 6\r\n\r\nsecond"
+
+    async def script(_: Received, writer: asyncio.StreamWriter) -> bool:
+        writer.write(twice)
+        await writer.drain()
+        return True
+
+    receiver.script = script
+    for number in (1, 2):
+        answer = await attempt(sender, receiver.url)
+        assert (answer.status_code, answer.response) == (200, b"first")
+        assert receiver.connections == number
+
+
+async def test_a_kept_connection_is_closed_when_anything_comes_unasked(sender: Sender, receiver: Receiver) -> None:
+    go_on = asyncio.Event()
+
+    async def chatter(request: Received, writer: asyncio.StreamWriter) -> bool:
+        await reply(200)(request, writer)
+        await go_on.wait()
+        writer.write(b"HTTP/1.1 2")
+        return True
+
+    receiver.script = chatter
+    assert (await attempt(sender, receiver.url)).error_class is None
+    ((kept, _),) = next(iter(connector(sender)._conns.values()))
+    assert kept.is_connected()
+    go_on.set()
+    async with asyncio.timeout(5):
+        while kept.is_connected():
+            await asyncio.sleep(0.001)
 
 
 async def test_a_body_that_drips_does_not_hold_up_a_success(sender: Sender, receiver: Receiver) -> None:

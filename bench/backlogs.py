@@ -1,0 +1,55 @@
+"""Deliveries that are due, written straight into the tables: through the API a million of them would take minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+import asyncpg
+
+from relay.values.uuid7 import Uuid7Clock, bucket
+
+_ENDPOINTS = """
+insert into relay.endpoints (organization_id, id, bucket, url, secret_seal)
+select organization_id, endpoint_id, bucket, 'http://127.0.0.1:9/', ''
+from unnest($1::uuid[], $2::uuid[], $3::smallint[]) as e (organization_id, endpoint_id, bucket)
+"""
+
+# In turns, as tenants who post side by side leave them.
+_DUE = """
+with made as materialized (
+    select e.organization_id, c.epoch, relay.stamp() as xid, uuidv7() as event_id, e.id as endpoint_id, e.bucket
+    from generate_series(1, $2::int) as turn
+    cross join relay.endpoints as e
+    cross join relay.cell as c
+    where e.id = any($1::uuid[])
+    order by turn
+),
+stored as (
+    insert into relay.events (organization_id, id, epoch, xid, type, payload)
+    select organization_id, event_id, epoch, xid, 'order.created', '{"id":123,"amount":45.6}'
+    from made
+)
+insert into relay.open (organization_id, epoch, xid, event_id, endpoint_id, bucket, due_at)
+select organization_id, epoch, xid, event_id, endpoint_id, bucket, now()
+from made
+"""
+
+
+async def make_endpoints(connection: asyncpg.Connection, count: int) -> list[UUID]:
+    """Endpoints of as many organizations, whose secrets nobody can open: they are for claims alone."""
+    clock = Uuid7Clock()
+    ids = [clock.new() for _ in range(count)]
+    await connection.execute(_ENDPOINTS, [clock.new() for _ in ids], ids, [bucket(each) for each in ids])
+    return ids
+
+
+async def endpoints_at(connection: asyncpg.Connection, url: str) -> list[UUID]:
+    """The endpoints with this URL."""
+    return [row["id"] for row in await connection.fetch("select id from relay.endpoints where url = $1", url)]
+
+
+async def make_due(connection: asyncpg.Connection, endpoint_ids: Sequence[UUID], each: int) -> None:
+    """So many deliveries for each of these endpoints, due now; the planner knows of them."""
+    await connection.execute(_DUE, endpoint_ids, each)
+    await connection.execute("analyze relay.open, relay.events, relay.endpoints")
