@@ -90,7 +90,7 @@ class Share(Background):
         self._leaves = False
         self._ends = False
         self._announced: bool | None = None
-        #: Whether PostgreSQL has said once what is ours, which may be nothing.
+        #: Whether PostgreSQL has given us once what it could, which may be nothing.
         self.joined = False
         metrics.gauge(
             "relay_delivery_buckets",
@@ -175,15 +175,15 @@ class Share(Background):
         self._sure_until = asked_at + self._pace.lease_s * 7 / 8
         self._want(row["process_ids"])
         self._settle(frozenset(row["on_wire"]))
-        if self.turf != before or not self.joined:
-            self.joined = True
+        # Somebody came or went since we last knew, and what is due to us now we have not asked for.
+        again = bool(self._wanted - self._held - asked)
+        if self.turf != before or not (again or self.joined):
+            self.joined = self.joined or not again
             self._changed()
         if news:
             await self._connection.fetch("wake", self._cell.channel("share"), timeout_s=_NOTICE_S)
             self._announced = leaves
-        if self._wanted - self._held - asked:
-            return 0.0
-        return min(self._pace.tick_s, row["free_in_s"] or self._pace.tick_s)
+        return 0.0 if again else min(self._pace.tick_s, row["free_in_s"] or self._pace.tick_s)
 
     def _want(self, process_ids: Sequence[UUID]) -> None:
         if not self._leaves:
