@@ -208,17 +208,17 @@ async def test_an_endpoint_never_has_more_on_the_wire_than_its_slots_however_oft
         on_the_wire += 1
         most = max(most, on_the_wire)
         # Some take longer than anybody waits for them.
-        await asyncio.sleep(0.7 if len(receiver.received) % 20 == 0 else 0.04)
+        await asyncio.sleep(0.6 if len(receiver.received) % 20 == 0 else 0.04)
         on_the_wire -= 1
         return await reply()(request, writer)
 
     receiver.script = slow
-    accepted = await books.accept(organization_id, 2000)
+    accepted = await books.accept(organization_id, 1200)
     async with process(database) as stays:
         for _ in range(3):
             async with process(database) as comes:
                 await has(512, stays, comes)
-                await until(lambda: asyncio.sleep(0, comes.delivered > 0 or len(receiver.received) >= 2000))
+                await until(lambda: asyncio.sleep(0, comes.delivered > 0 or len(receiver.received) >= 1200))
         await until(books.is_empty, timeout_s=30)
     assert 40 <= most <= 50
     assert ids(receiver.received) == Counter(accepted)
