@@ -213,7 +213,7 @@ class Share(Background):
         """Until so much time has passed, somebody gave notice, or the others wait for what we can say now."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            waited_for = bool(self._unwanted or self._told)
+            waited_for = self._unwanted or self._told or self._in_flight_without(self._held)
             if await self._hear_within(min(left, _LOOK_S) if waited_for else left):
                 return
             if self._still_runs() or self._in_flight_without(self._held) != self._told:
