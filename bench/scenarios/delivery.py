@@ -20,6 +20,7 @@ from bench.scenarios.run import TENANTS, Bench, Outcome
 from bench.service import Relay, free_port, marker, module
 from relay.delivery.claims import Claimer
 from relay.delivery.recorder import Recorder, Result
+from relay.delivery.runs import EVERYTHING
 from relay.delivery.slots import Offer
 from relay.store import Cell
 
@@ -205,7 +206,7 @@ async def _claim_and_record(cell: Cell) -> int:
         claimer.begin_lap()
         more = True
         while more:
-            deliveries, more = await claimer.claim(Offer(_CLAIM, [], [], _CLAIM))
+            deliveries, more = await claimer.claim(Offer(_CLAIM, [], [], _CLAIM), EVERYTHING)
             claimed += len(deliveries)
             for delivery in deliveries:
                 recorder.add(Result(delivery.held, 1, now, 200, 1, None, b"", "delivered", None))

@@ -17,7 +17,6 @@ from relay.cli.exits import FAILED, UNREACHABLE, USAGE, Stop
 from relay.cli.listening import host_of, http_server, require_free, say_ready
 from relay.config import Settings, load
 from relay.delivery.loop import DeliveryLoop
-from relay.delivery.presence import Presence
 from relay.local.supervisor import StopSignals
 from relay.store import Cell, StoreError
 from relay.telemetry import logs
@@ -71,7 +70,6 @@ async def _deliver(settings: Settings, database_url: str, no_ops: bool, ready_fd
         except StoreError as error:
             raise Stop(UNREACHABLE, f"DATABASE_URL: {error}") from None
         await stack.enter_async_context(Partitions(cell))
-        await stack.enter_async_context(Presence(cell))
         await stack.enter_async_context(Tidy(cell))
         if not no_ops:
             await stack.enter_async_context(_ops_port(settings, cell, metrics))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 from uuid import UUID
 
 from msgspec import Struct
 
+from relay.delivery.runs import Span, Turf
 from relay.delivery.slots import Offer
 from relay.store import HotConnection, Row
 
 _NIL: Final = UUID(int=0)
-# Before every endpoint: buckets begin at 0.
-_START: Final = (-1, _NIL)
+# Before every endpoint: buckets begin at 0, and no endpoint is nil.
+_START: Final = (0, _NIL)
 _TIMEOUT_S: Final = 10.0
 
 
@@ -47,9 +49,10 @@ class Claim(NamedTuple):
 
 
 class Claimer:
-    """Claims in laps around the ring of endpoints, each claim from after the endpoint where the last one stopped.
+    """Claims in laps around the ring of our endpoints, each claim from after the endpoint where the last one stopped.
 
-    A lap ends when every endpoint has been looked at since the last claim that came back full.
+    A lap ends when every endpoint has been looked at since the last claim that came back full. Each claim stays within
+    one span.
 
     Args:
         connection: its own.
@@ -70,12 +73,21 @@ class Claimer:
         self._origin = self._after
         self._wrapped = False
 
-    async def claim(self, offer: Offer) -> Claim:
+    async def claim(self, offer: Offer, turf: Turf) -> Claim:
         """Take what `offer` allows.
+
+        Args:
+            offer: what there is room for.
+            turf: what is ours, which is something.
 
         Raises:
             StoreError: nothing is known to have been taken; what was taken all the same comes back when its lease ends.
         """
+        span = self._enter(turf.spans)
+        endpoint_ids, free = offer.endpoint_ids, offer.free
+        if turf.barred:
+            slots = dict(zip(endpoint_ids, free, strict=True)) | dict.fromkeys(turf.barred, 0)
+            endpoint_ids, free = list(slots), list(slots.values())
         token = uuid.uuid4()
         rows = await self._connection.fetch(
             "claim_due",
@@ -83,10 +95,11 @@ class Claimer:
             offer.batch,
             self._lease_s,
             *self._after,
-            offer.endpoint_ids,
-            offer.free,
+            endpoint_ids,
+            free,
             offer.first,
             self._visits,
+            span.last,
             timeout_s=_TIMEOUT_S,
         )
         deliveries = []
@@ -104,14 +117,24 @@ class Claimer:
             self._after = last_taken
             self.begin_lap()
             return Claim(deliveries, True)
-        return Claim(deliveries, self._go_on(rows[0]))
+        return Claim(deliveries, self._go_on(rows[0], span, turf.spans))
 
-    def _go_on(self, visited: Row) -> bool:
+    def _enter(self, spans: Sequence[Span]) -> Span:
+        """The span in which to go on, which is another one when ours have changed meanwhile."""
+        span = next((span for span in spans if span.last >= self._after[0]), spans[0])
+        if not span.first <= self._after[0] <= span.last:
+            self._after = (span.first, _NIL)
+        return span
+
+    def _go_on(self, visited: Row, span: Span, spans: Sequence[Span]) -> bool:
         if visited["visits"] >= self._visits:
             self._after = (visited["last_bucket"], visited["last_endpoint_id"])
-            return not self._wrapped or self._after < self._origin
-        self._after = _START
-        if self._wrapped or self._origin == _START:
-            return False
-        self._wrapped = True
-        return True
+        elif span.last < spans[-1].last:
+            self._after = (span.last + 1, _NIL)
+        else:
+            self._after = (spans[0].first, _NIL)
+            if self._wrapped or self._origin <= self._after:
+                return False
+            self._wrapped = True
+            return True
+        return not self._wrapped or self._after < self._origin

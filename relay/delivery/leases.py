@@ -9,6 +9,7 @@ from contextlib import suppress
 from itertools import islice
 from types import TracebackType
 from typing import Final, Self
+from uuid import UUID
 
 from relay.delivery.claims import Held
 from relay.store import HotConnection, StoreError
@@ -38,6 +39,10 @@ class Leases:
     def hold(self, claims: Iterable[Held]) -> None:
         """These have been claimed."""
         self._held.update(claims)
+
+    def endpoint_ids(self) -> set[UUID]:
+        """The endpoints of all that is held."""
+        return {held.endpoint_id for held in self._held}
 
     def drop(self, claims: Iterable[Held]) -> None:
         """These have been recorded, or are left to their leases."""

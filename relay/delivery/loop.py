@@ -22,6 +22,7 @@ from relay.delivery.measures import Measures
 from relay.delivery.recorder import Recorder, Result
 from relay.delivery.secrets import Secrets
 from relay.delivery.sender import Answer, Post, Sender
+from relay.delivery.share import PACE, Pace, Share
 from relay.delivery.slots import Ending, Slots
 from relay.store import Cell, StoreError
 from relay.telemetry.metrics import Metrics
@@ -43,7 +44,7 @@ _UNSIGNABLE_S: Final = 30.0
 
 
 class DeliveryLoop:
-    """Delivers what is due in one cell; any number of processes do so side by side.
+    """Delivers what is due in one cell to the endpoints that are this process's; any number of them share the work.
 
     Entering starts it. Leaving stops claiming, lets what is on the wire finish, records it and releases the rest,
     within 28 s.
@@ -53,9 +54,10 @@ class DeliveryLoop:
         settings: timeouts, schedule, slots.
         vault: opens the endpoints' secrets.
         metrics: counts.
+        pace: the times of sharing with other processes.
     """
 
-    def __init__(self, cell: Cell, settings: Settings, vault: Vault, metrics: Metrics) -> None:
+    def __init__(self, cell: Cell, settings: Settings, vault: Vault, metrics: Metrics, pace: Pace = PACE) -> None:
         self._cell = cell
         self._schedule = settings.retry_schedule
         self._attempts = settings.attempts
@@ -65,6 +67,7 @@ class DeliveryLoop:
         self._measures = Measures(metrics, lambda: self._slots.in_flight)
         self._claimer = Claimer(cell.owned_connection(), settings.lease_s)
         self._leases = Leases(cell.owned_connection(), settings.lease_s)
+        self._share = Share(cell, self._leases.endpoint_ids, self._look, metrics, pace)
         self._recorder = Recorder(cell.owned_connection(), self._recorded)
         self._sender = Sender(
             Guard(settings.allowed_networks or ()), timeout_s=settings.delivery_timeout_s, now=self._now
@@ -75,14 +78,15 @@ class DeliveryLoop:
         self._sending: set[asyncio.Task[None]] = set()
         self._held_up = False
         self._stack = AsyncExitStack()
-        #: Set once a claim has succeeded.
+        #: Set once it is known what this process shall deliver, and claimed if there is any.
         self.ready = asyncio.Event()
         #: Set when one of its tasks has ended by itself, which is logged: nothing is delivered any more.
         self.broken = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            # Left in the opposite order: listener, claims, what is on the wire, results, leases.
+            # Left in the opposite order: listener, claims, what is on the wire, results, leases, share.
+            await stack.enter_async_context(self._share)
             await stack.enter_async_context(self._leases)
             await stack.enter_async_context(self._recorder)
             await stack.enter_async_context(self._sender)
@@ -125,7 +129,8 @@ class DeliveryLoop:
                 pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
                 continue
             pause_s = _FIRST_PAUSE_S
-            self.ready.set()
+            if self._share.joined:
+                self.ready.set()
             try:
                 async with asyncio.timeout(_POLL_S):
                     await self._wake.wait()
@@ -140,20 +145,25 @@ class DeliveryLoop:
             self._held_up = self._recorder.failing or self._recorder.backlog >= self._most_unrecorded
             if self._held_up:
                 return
-            offer = self._slots.offer()
-            if offer is None:
+            turf, offer = self._share.turf, self._slots.offer()
+            if offer is None or not turf.spans:
                 return
-            claimed, more = await self._claimer.claim(offer)
+            claimed, more = await self._claimer.claim(offer, turf)
             self._measures.claimed(len(claimed))
             self._leases.hold(delivery.held for delivery in claimed)
-            if self._stopping.is_set():
-                await self._leases.release([delivery.held for delivery in claimed])
-                return
+            claimed = await self._still_ours(claimed)
             self._slots.take(offer, (delivery.held.endpoint_id for delivery in claimed))
             for delivery in claimed:
                 task = asyncio.create_task(self._deliver(delivery))
                 self._sending.add(task)
                 task.add_done_callback(self._sending.discard)
+
+    async def _still_ours(self, claimed: list[Claimed]) -> list[Claimed]:
+        """What may be sent: the rest of this claim was given up, or its lease ran out, while the statement ran."""
+        while lost := {delivery.held for delivery in claimed if not self._share.owns(delivery.held.endpoint_id)}:
+            await self._leases.release(list(lost))
+            claimed = [delivery for delivery in claimed if delivery.held not in lost]
+        return claimed
 
     async def _deliver(self, delivery: Claimed) -> None:
         held = delivery.held
@@ -229,6 +239,7 @@ class DeliveryLoop:
 
     async def _finish(self, claiming: asyncio.Task[None]) -> None:
         self._stopping.set()
+        self._share.leave()
         self._look()
         deadline = asyncio.get_running_loop().time() + _FINISH_S
         # A claim that is under way is waited for: cut off, what it took would stay leased.

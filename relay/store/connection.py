@@ -107,7 +107,11 @@ class Opener:
     async def on_open(self, connection: asyncpg.Connection) -> None:
         """Run the first statement of a new connection."""
         if self.enter is not None:
-            await connection.fetch(self.enter, timeout=CONNECT_TIMEOUT_S)
+            try:
+                await connection.fetch(self.enter, timeout=CONNECT_TIMEOUT_S)
+            except asyncpg.InternalClientError:
+                # The server said goodbye before we asked anything, for which asyncpg has neither a state nor an error.
+                raise asyncpg.InterfaceError("the connection ended as soon as it was open") from None
 
     def is_old(self, connection: Any) -> bool:
         """Whether a connection of ours has reached the age at which it is replaced."""

@@ -1,6 +1,7 @@
 -- Endpoints that can be set up one by one, deliveries that can be sent again, and jobs.
--- `endpoints` and `open` are locked for new columns only, which rewrites nothing. While the two indexes are built nothing
--- is written to `open` and `deliveries`: each reads its table once and keeps next to nothing. All else is new.
+-- `endpoints`, `open` and `processes` are locked for new columns only, which rewrites nothing. While the two indexes are
+-- built nothing is written to `open` and `deliveries`: each reads its table once and keeps next to nothing. All else is
+-- new.
 set local lock_timeout = '5s';
 set local statement_timeout = '600s';
 
@@ -108,6 +109,12 @@ create unlogged table relay.pings (
     response bytea,
     primary key (organization_id, id)
 );
+
+alter table relay.processes
+    -- Gives its buckets to the others and takes none.
+    add column leaves boolean not null default false,
+    -- Endpoints to which it still has something in flight though another process may have their buckets.
+    add column on_wire uuid[] not null default '{}';
 
 -- Who delivers to which endpoints: a row for each run of 16 buckets.
 create table relay.bucket_leases (

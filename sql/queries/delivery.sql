@@ -1,19 +1,21 @@
 -- name: claim_due
 -- Take due deliveries, fairly over endpoints. A loose index scan steps from endpoint to endpoint in the order
--- (bucket, endpoint), beginning after the last one that was taken, and looks at nothing but the first due time of each;
--- then each endpoint that has something due gives at most its free slots. So an endpoint with a backlog of a million
--- rows costs as much as one with a single row. The lease takes the place of a held lock: no transaction outlives this
--- statement. Endpoints in $6 have their free slots in $7, 0 included; every other one has $8. Each row also says how many
--- endpoints were visited and which came last; a claim that takes nothing is one row that says only this.
+-- (bucket, endpoint), beginning after the last one that was taken and ending with bucket $10, and looks at nothing but
+-- the first due time of each; then each endpoint that has something due gives at most its free slots. So an endpoint
+-- with a backlog of a million rows costs as much as one with a single row. The lease takes the place of a held lock: no
+-- transaction outlives this statement. Endpoints in $6 have their free slots in $7, 0 included; every other one has $8.
+-- Each row also says how many endpoints were visited and which came last; a claim that takes nothing is one row that
+-- says only this.
 -- $1 claim_token uuid, $2 batch int, $3 lease_s float8, $4 after_bucket int2, $5 after_endpoint_id uuid,
--- $6 known_endpoint_id uuid[], $7 free_slots int[], $8 first_slots int, $9 endpoints visited at most int
+-- $6 known_endpoint_id uuid[], $7 free_slots int[], $8 first_slots int, $9 endpoints visited at most int,
+-- $10 last_bucket int2
 -- gives: organization_id uuid, epoch int4, xid int8, event_id uuid, endpoint_id uuid, bucket int2, attempts int4, type
 -- text, payload bytea, url text, secret_seal bytea, visits int4, last_bucket int2, last_endpoint_id uuid
 with recursive visited as (
     (
         select o.bucket, o.endpoint_id, o.due_at, 1 as step
         from relay.open as o
-        where o.due_at is not null and (o.bucket, o.endpoint_id) > ($4::int2, $5::uuid)
+        where o.due_at is not null and (o.bucket, o.endpoint_id) > ($4::int2, $5::uuid) and o.bucket <= $10::int2
         order by o.bucket, o.endpoint_id, o.due_at
         limit 1
     )
@@ -23,7 +25,7 @@ with recursive visited as (
     cross join lateral (
         select o.bucket, o.endpoint_id, o.due_at
         from relay.open as o
-        where o.due_at is not null and (o.bucket, o.endpoint_id) > (v.bucket, v.endpoint_id)
+        where o.due_at is not null and (o.bucket, o.endpoint_id) > (v.bucket, v.endpoint_id) and o.bucket <= $10::int2
         order by o.bucket, o.endpoint_id, o.due_at
         limit 1
     ) as o

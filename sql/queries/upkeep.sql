@@ -39,23 +39,6 @@ select
 select coalesce(sum(relay.make_partitions((now() at time zone 'UTC')::date + day)), 0)::int as made
 from generate_series(-1, $1::int) as day;
 
--- name: process_seen
--- Say that this process is alive, and forget those that have not said so for an hour.
--- $1 id uuid, $2 kind text
-with forgotten as (
-    delete from relay.processes
-    where seen_at < now() - interval '1 hour'
-)
-insert into relay.processes (id, kind)
-values ($1::uuid, $2::text)
-on conflict (id) do update set seen_at = now();
-
--- name: process_gone
--- This process leaves.
--- $1 id uuid
-delete from relay.processes
-where id = $1::uuid;
-
 -- name: somebody_delivers
 -- Whether a delivery process has been seen lately, and is worth waking.
 -- gives: delivers bool

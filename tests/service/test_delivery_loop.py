@@ -20,6 +20,7 @@ from relay.delivery.answers import ErrorClass
 from relay.delivery.claims import Claimer, Held
 from relay.delivery.loop import DeliveryLoop
 from relay.delivery.recorder import Recorder, Result
+from relay.delivery.runs import EVERYTHING
 from relay.delivery.slots import Offer
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
@@ -396,7 +397,7 @@ async def test_results_wait_for_postgresql_and_are_recorded_once(
 async def test_a_record_whose_outcome_is_unknown_is_sent_again(cell: Cell, books: Books, database: str) -> None:
     organization_id, endpoint_id = await books.endpoint("http://127.0.0.1/")
     await books.accept(organization_id, 3)
-    claim = await Claimer(cell.owned_connection(), 30.0).claim(Offer(100, [], [], 4))
+    claim = await Claimer(cell.owned_connection(), 30.0).claim(Offer(100, [], [], 4), EVERYTHING)
     recorded: list[Result] = []
     async with (
         Proxy(database) as proxy,
@@ -424,7 +425,7 @@ async def test_a_result_that_postgresql_refuses_does_not_poison_its_batch(
 ) -> None:
     organization_id, _ = await books.endpoint("http://127.0.0.1/")
     await books.accept(organization_id, 40)
-    claim = await Claimer(cell.owned_connection(), 30.0).claim(Offer(100, [], [], 50))
+    claim = await Claimer(cell.owned_connection(), 30.0).claim(Offer(100, [], [], 50), EVERYTHING)
     helds = [delivery.held for delivery in claim.deliveries]
     # What any receiver can make us write is stored as it is; these two are refused: one for its answer alone.
     await books.read("alter table relay.attempts add constraint short check (length(response) < 1024)")
@@ -529,7 +530,7 @@ async def claim_lap(claimer: Claimer, offer: Offer) -> tuple[list[UUID], int]:
     while more:
         claims += 1
         assert claims < 50
-        found, more = await claimer.claim(offer)
+        found, more = await claimer.claim(offer, EVERYTHING)
         taken += [delivery.held.endpoint_id for delivery in found]
     return taken, claims
 
@@ -557,7 +558,8 @@ async def test_claims_take_turns_and_no_endpoint_more_than_its_slots(cell: Cell,
     claimer = Claimer(cell.owned_connection(), 30.0)
     offer = Offer(6, [in_order[2]], [0], 4)
     turns: Sequence[Sequence[UUID]] = [
-        [delivery.held.endpoint_id for delivery in (await claimer.claim(offer)).deliveries] for _ in range(3)
+        [delivery.held.endpoint_id for delivery in (await claimer.claim(offer, EVERYTHING)).deliveries]
+        for _ in range(3)
     ]
     a, b, _, d = in_order
     assert [sorted(turn) for turn in turns] == [

@@ -17,7 +17,7 @@ import pytest
 from relay.errors import ApiError
 from relay.ingest import GroupCommit, PostedEvent
 from relay.local.children import PythonChild
-from relay.store import Cell
+from relay.store import Cell, DatabaseUnavailable
 from relay.store.connection import Opener
 from relay.telemetry.metrics import Metrics
 from relay.values.uuid7 import Uuid7Clock
@@ -159,6 +159,30 @@ async def test_the_servers_default_isolation_is_not_ours(database: str) -> None:
     isolation = await connection.fetchval("show transaction_isolation")
     await connection.close()
     assert isolation == "read committed"
+
+
+async def test_a_server_that_greets_and_says_goodbye_at_once_is_away() -> None:
+    """As one does that crashes just then; it ended the delivery loop."""
+
+    def message(kind: bytes, content: bytes) -> bytes:
+        return kind + (len(content) + 4).to_bytes(4, "big") + content
+
+    greeting = message(b"R", bytes(4)) + message(b"S", b"server_version\00018.6\0") + message(b"Z", b"I")
+    goodbye = message(b"E", b"SFATAL\0C57P01\0Mgoodbye\0\0")
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # asyncpg asks for TLS first.
+        await reader.readexactly(8)
+        writer.write(b"N")
+        await reader.read(1024)
+        writer.write(greeting + goodbye)
+        writer.close()
+
+    server = await asyncio.start_server(greet, "127.0.0.1", 0)
+    async with server:
+        url = f"postgresql://relay:x@127.0.0.1:{server.sockets[0].getsockname()[1]}/relay"
+        with pytest.raises(DatabaseUnavailable):
+            await Opener(url, "relay tests", pooled=False, lifetime_s=60.0, enter="select 1").open()
 
 
 async def test_host_may_be_a_name(commands: Commands, database: str) -> None:

@@ -1,0 +1,57 @@
+"""The pieces in which delivery processes share endpoints: runs of 16 buckets, each named by its first bucket. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from relay.values.uuid7 import bucket
+
+#: Buckets in a run, and in all: `relay.bucket_leases` has a row for each run.
+RUN: Final = 16
+BUCKETS: Final = 1024
+_RUNS: Final = BUCKETS // RUN
+
+
+class Span(NamedTuple):
+    """Buckets from `first` to `last`, both included."""
+
+    first: int
+    last: int
+
+
+class Turf(NamedTuple):
+    """What one process may claim from: all in `spans`, but for endpoints where another has something in flight."""
+
+    spans: tuple[Span, ...] = ()
+    barred: frozenset[UUID] = frozenset()
+
+
+#: Of a process that shares with nobody.
+EVERYTHING: Final = Turf((Span(0, BUCKETS - 1),))
+
+
+def run_of(endpoint_id: UUID) -> int:
+    """The run of an endpoint."""
+    return bucket(endpoint_id) // RUN * RUN
+
+
+def share(rank: int, processes: int) -> range:
+    """The runs of the process that is the `rank`th, from 0, of so many.
+
+    Neighbours, so that claims walk over them in one go. Each run is somebody's, and no share is larger than another by
+    more than one run; past 64 processes some have none.
+    """
+    return range(_RUNS * rank // processes * RUN, _RUNS * (rank + 1) // processes * RUN, RUN)
+
+
+def spans(runs: Iterable[int]) -> tuple[Span, ...]:
+    """These runs in order, neighbours as one."""
+    merged: list[Span] = []
+    for first in sorted(runs):
+        if merged and merged[-1].last + 1 == first:
+            merged[-1] = Span(merged[-1].first, first + RUN - 1)
+        else:
+            merged.append(Span(first, first + RUN - 1))
+    return tuple(merged)
