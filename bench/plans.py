@@ -32,13 +32,13 @@ class Explained(HotConnection):
     def __init__(self, opener: Opener, statements: Mapping[str, str]) -> None:
         super().__init__(opener, statements)
         self._texts = statements
-        self._open = opener.open
+        self._aside = opener.open
         #: By mode; the last statement's.
         self.plans: dict[Mode, Node] = {}
 
     async def fetch(self, name: str, *args: Any, timeout_s: float | None = None) -> Sequence[Row]:
         """Explain it, undo what that did, and run it."""
-        aside = await self._open()
+        aside = await self._aside()
         try:
             for mode in MODES:
                 self.plans[mode] = await _explain(aside, self._texts[name], args, mode)

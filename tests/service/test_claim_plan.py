@@ -8,6 +8,7 @@ import pytest
 from bench.backlogs import make_due, make_endpoints
 from bench.plans import MODES, Explained, looked_at, nodes, outline
 from relay.delivery.claims import Claimer
+from relay.delivery.runs import EVERYTHING
 from relay.delivery.slots import FIRST_SLOTS, Offer
 from relay.store.connection import Opener
 from relay.store.statements import Statements
@@ -31,7 +32,7 @@ async def test_a_claim_reads_indexes_only_and_no_more_than_it_visits_and_takes(b
     explained = Explained(Opener(backlog, "relay tests", pooled=False, lifetime_s=540.0), Statements("relay"))
     claimer = Claimer(explained, 30.0)
     for _ in range(3):
-        taken, more = await claimer.claim(Offer(BATCH, [], [], FIRST_SLOTS))
+        taken, more = await claimer.claim(Offer(BATCH, [], [], FIRST_SLOTS), EVERYTHING)
         assert (len(taken), more) == (BATCH, True)
         for mode in MODES:
             plan = explained.plans[mode]
