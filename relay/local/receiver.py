@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 from granian.constants import HTTPModes, Interfaces
 from granian.server.embed import Server
 
-from relay.values.signature import PREFIX, sign
+from relay.values.signature import PREFIX, sign_v1
 
 _log: Final = logging.getLogger("relay.local")
 
@@ -46,7 +46,7 @@ def verify(headers: Mapping[bytes, bytes], body: bytes, *, secret: bytes, now_s:
     if not stamp.isdigit() or len(stamp) > 15 or abs(now_s - int(stamp)) > _TOLERANCE_S:
         raise BadDelivery("bad_timestamp")
     try:
-        ours = sign(secret, headers.get(b"webhook-id", b"").decode("ascii"), int(stamp), body).encode()
+        ours = sign_v1(secret, headers.get(b"webhook-id", b"").decode("ascii"), int(stamp), body).encode()
     except UnicodeDecodeError:
         raise BadDelivery("bad_signature") from None
     theirs = headers.get(b"webhook-signature", b"").split(b" ")
