@@ -45,6 +45,12 @@ class Limits(NamedTuple):
     failing_at: float | None = None
     broken_at: float | None = None
 
+    def first(self, slots: int) -> int:
+        """How many a claim takes at most that does not know the endpoint and offers so many: as `claim_due` reckons."""
+        if self.broken_at is not None:
+            return 1
+        return min(slots, self.most, slots if self.per_second is None else self.per_second)
+
 
 class Allowance:
     """What is on the wire to one endpoint, and how much more may be.

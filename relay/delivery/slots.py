@@ -106,6 +106,10 @@ class Slots:
             endpoint.take(count)
             self.in_flight += count
         offered = dict(zip(offer.endpoint_ids, offer.free, strict=True))
+        for endpoint_id in taken.keys() - offered.keys():
+            offered[endpoint_id] = first = limits[endpoint_id].first(offer.first)
+            if first == limits[endpoint_id].per_second:
+                self._short.add(endpoint_id)
         for endpoint_id in self._busy:
             if taken.get(endpoint_id, 0) >= offered.get(endpoint_id, offer.first):
                 self._waiting.add(endpoint_id)
@@ -113,10 +117,10 @@ class Slots:
                 self._waiting.discard(endpoint_id)
         self._dry = {
             endpoint_id: endpoint.bucket
-            for endpoint_id in (*self._short, *(taken.keys() - offered.keys()))
-            if (endpoint := self._find(endpoint_id)) is not None
+            for endpoint_id in self._short
+            if taken.get(endpoint_id, 0) >= offered.get(endpoint_id, offer.first)
+            and (endpoint := self._busy.get(endpoint_id) or self._idle.get(endpoint_id)) is not None
             and endpoint.bucket is not None
-            and taken.get(endpoint_id, 0) >= min(offered.get(endpoint_id, offer.first), endpoint.bucket.per_second)
         }
 
     def give_back(
@@ -163,9 +167,6 @@ class Slots:
             if not breaker.probing and breaker.probe_at > now
         ]
         return min(waits, default=None)
-
-    def _find(self, endpoint_id: UUID) -> Allowance | None:
-        return self._busy.get(endpoint_id) or self._idle.get(endpoint_id)
 
     def _begin(self, endpoint_id: UUID, limits: Limits, now: float) -> Allowance:
         known = self._idle.pop(endpoint_id, None) or self._sick.pop(endpoint_id, None)

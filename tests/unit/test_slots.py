@@ -32,10 +32,7 @@ def claim(slots: Slots, backlog: dict[UUID, int], now: float = 0.0, limits: Limi
     free = dict(zip(offer.endpoint_ids, offer.free, strict=True))
     taken: list[UUID] = []
     for endpoint_id in backlog:
-        first = min(
-            offer.first, limits.most, limits.per_second or offer.first, 1 if limits.broken_at is not None else 50
-        )
-        count = min(backlog[endpoint_id], free.get(endpoint_id, first), offer.batch - len(taken))
+        count = min(backlog[endpoint_id], free.get(endpoint_id, limits.first(offer.first)), offer.batch - len(taken))
         taken += [endpoint_id] * count
         backlog[endpoint_id] -= count
     slots.take(offer, Counter(taken), dict.fromkeys(taken, limits), now)
@@ -149,6 +146,13 @@ def test_an_endpoint_never_has_more_slots_than_it_allows(most: int, sizes: list[
         seen.append(len(taken))
         end(slots, taken, Ending.DELIVERED)
     assert seen == sizes
+
+
+def test_an_endpoint_of_few_slots_is_wanted_again_after_its_first_claim() -> None:
+    slots = slots_of(1000)
+    taken = claim(slots, {A: 10}, limits=Limits(most=2))
+    end(slots, taken, Ending.FAILED)
+    assert slots.wanted
 
 
 def test_slots_that_are_lowered_are_lowered_at_once() -> None:
