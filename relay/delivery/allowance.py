@@ -13,6 +13,8 @@ from relay.delivery.rate import Bucket
 MOST_SLOTS: Final = 50
 #: An endpoint's slots until it has shown that it answers.
 FIRST_SLOTS: Final = 4
+#: The slots of an endpoint whose breaker is open, unless its row says otherwise: somebody has enabled it.
+SHUT: Final = -1
 #: An endpoint whose last attempts, as many as this, all timed out has one slot.
 _TIMEOUTS_IN_A_ROW: Final = 4
 
@@ -89,10 +91,12 @@ class Allowance:
             self.bucket = Bucket(rate, now)
 
     def slots(self, now: float) -> int:
-        """How many more may begin, as far as tokens allow."""
+        """How many more may begin, as far as tokens allow; `SHUT` while the next probe is not due."""
         breaker = self.breaker
         if breaker.broken_at is not None:
-            return 0 if breaker.probing or now < breaker.probe_at else 1
+            if breaker.probing:
+                return 0
+            return SHUT if now < breaker.probe_at else 1
         return max(0, self.allowed - self.in_flight)
 
     def take(self, count: int) -> None:

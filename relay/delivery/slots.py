@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from math import inf
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -21,7 +22,10 @@ _LOOK_S: Final = 0.1
 
 
 class Offer(NamedTuple):
-    """What one claim may take: `free` slots of the known endpoints, `first` of every other one, `batch` in all."""
+    """What one claim may take: `free` slots of the known endpoints, `first` of every other one, `batch` in all.
+
+    A known endpoint with `SHUT` slots has one where its row says that its breaker is closed, and else none.
+    """
 
     batch: int
     endpoint_ids: list[UUID]
@@ -59,6 +63,7 @@ class Slots:
         # Endpoints that had fewer tokens than slots in the last offer, and those that may have more due than tokens.
         self._short: set[UUID] = set()
         self._dry: dict[UUID, Bucket] = {}
+        self._offered_at = -inf
         self.in_flight = 0
         #: Whether slots have become free for something that waits for them.
         self.wanted = False
@@ -79,6 +84,7 @@ class Slots:
         self._exhausted = free <= 0
         if free <= 0:
             return None
+        self._offered_at = now
         self._short.clear()
         ids = [*self._busy, *self._idle, *self._sick]
         idle = [self._free(endpoint_id, endpoint, now) for endpoint_id, endpoint in self._idle.items()]
@@ -162,9 +168,9 @@ class Slots:
         """How long until there may be something to take that no slot waits for: a token, or a probe that is due."""
         waits = [max(_LOOK_S, bucket.wait_s(now)) for bucket in self._dry.values()]
         waits += [
-            breaker.probe_at - now
+            max(0.0, breaker.probe_at - now)
             for breaker in self._broken.values()
-            if not breaker.probing and breaker.probe_at > now
+            if not breaker.probing and breaker.probe_at > self._offered_at
         ]
         return min(waits, default=None)
 

@@ -3,8 +3,9 @@
 -- (bucket, endpoint), beginning after the last one that was taken, and looks at nothing but the first due time of each;
 -- then each endpoint that has something due gives at most its free slots, and nothing while it is disabled or gone. So
 -- an endpoint with a backlog of a million rows costs as much as one with a single row. The lease takes the place of a
--- held lock: no transaction outlives this statement. Endpoints in $6 have their free slots in $7, 0 included; every other
--- one has $8, or fewer where it allows fewer, or one while its breaker is open. Each row also says how many endpoints
+-- held lock: no transaction outlives this statement. Endpoints in $6 have their free slots in $7, 0 included, and one in
+-- place of -1 where their breaker has been closed by somebody else; every other one has $8, or fewer where it allows
+-- fewer, or one while its breaker is open. Each row also says how many endpoints
 -- were visited and which came last; a claim that takes nothing is one row that says only this.
 -- $1 claim_token uuid, $2 batch int, $3 lease_s float8, $4 after_bucket int2, $5 after_endpoint_id uuid,
 -- $6 known_endpoint_id uuid[], $7 free_slots int[], $8 first_slots int, $9 endpoints visited at most int
@@ -40,19 +41,16 @@ takers as materialized (
         v.endpoint_id,
         v.step,
         e.version,
-        coalesce(
-            k.free_slots,
-            least(
-                $8::int,
-                e.max_in_flight,
-                e.rate_limit_per_second,
-                case when e.broken_since is not null then 1 end
-            )
-        ) as free_slots
+        case
+            when k.free_slots >= 0 then k.free_slots
+            when k.free_slots < 0 then case when e.broken_since is null then 1 else 0 end
+            when e.broken_since is not null then 1
+            else least($8::int, e.max_in_flight, e.rate_limit_per_second)
+        end as free_slots
     from visited as v
     left join known as k on k.endpoint_id = v.endpoint_id
     inner join relay.endpoints as e on e.organization_id = v.organization_id and e.id = v.endpoint_id
-    where v.due_at <= now() and coalesce(k.free_slots, 1) > 0 and e.enabled
+    where v.due_at <= now() and coalesce(k.free_slots, 1) <> 0 and e.enabled
 ),
 taken as materialized (
     select o.organization_id, o.epoch, o.xid, o.event_id, o.endpoint_id, t.version
@@ -404,22 +402,18 @@ with stale as (
     where asked_at < now() - interval '10 minutes'
 ),
 next as materialized (
-    select organization_id, id, endpoint_id
-    from relay.pings
-    where at is null and leased_until <= now() and asked_at >= now() - interval '10 minutes'
-    order by asked_at
+    select p.organization_id, p.id, coalesce(e.timeout_s, $2::float8) + 5 as lease_s
+    from relay.pings as p
+    inner join relay.endpoints as e on e.organization_id = p.organization_id and e.id = p.endpoint_id
+    where p.at is null and p.leased_until <= now() and p.asked_at >= now() - interval '10 minutes'
+    order by p.asked_at
     limit $1::int
-    for update skip locked
-),
-waits as materialized (
-    select n.organization_id, n.id, coalesce(e.timeout_s, $2::float8) + 5 as lease_s
-    from next as n
-    inner join relay.endpoints as e on e.organization_id = n.organization_id and e.id = n.endpoint_id
+    for update of p skip locked
 )
 update relay.pings as p
-set leased_until = now() + w.lease_s * interval '1 second'
-from waits as w
-where p.organization_id = w.organization_id and p.id = w.id
+set leased_until = now() + n.lease_s * interval '1 second'
+from next as n
+where p.organization_id = n.organization_id and p.id = n.id
 returning p.organization_id, p.id, p.endpoint_id;
 
 -- name: answer_ping

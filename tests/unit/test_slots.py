@@ -260,7 +260,7 @@ def test_a_breaker_that_was_open_before_we_came_is_taken_up_and_closed_when_some
 
 def test_what_is_remembered_is_bounded() -> None:
     slots = Slots(10_000, Tolerance(1, 0.0))
-    for number in range(1_200):
+    for number in range(1_050):
         endpoint_id = UUID(int=number)
         claim(slots, {endpoint_id: 1})
         slots.give_back(endpoint_id, Ending.TIMED_OUT, 0.0, EVENT)
