@@ -307,12 +307,7 @@ unanswered as materialized (
                         and x.endpoint_id = o.endpoint_id
                 )
         )
-        and not exists (
-            select
-            from relay.deliveries as d
-            where d.organization_id = c.organization_id and d.event_id = c.event_id
-                and d.status in ('delivered', 'failed')
-        )
+        and not relay.has_outcome(c.organization_id, c.event_id)
 ),
 waiting as (
     insert into relay.open (organization_id, epoch, xid, event_id, endpoint_id, bucket)
