@@ -16,6 +16,9 @@ from relay.delivery.rate import Bucket
 _REMEMBERED: Final = 1_000
 #: Of those whose breaker is open more: one that is forgotten is probed by every lap.
 _BROKEN_REMEMBERED: Final = 5_000
+#: When a probe has been due for so long without a delivery, the endpoint may be disabled, gone, or another process's. What
+#: its row says is taken up again with the next delivery.
+_QUIET_S: Final = 600.0
 _BATCH: Final = 100
 # Tokens are waited for this long at least, so that an endpoint of a high rate is not claimed for one by one.
 _LOOK_S: Final = 0.1
@@ -85,6 +88,7 @@ class Slots:
         if free <= 0:
             return None
         self._offered_at = now
+        self._forget_quiet(now)
         self._short.clear()
         ids = [*self._busy, *self._idle, *self._sick]
         idle = [self._free(endpoint_id, endpoint, now) for endpoint_id, endpoint in self._idle.items()]
@@ -93,6 +97,13 @@ class Slots:
             return Offer(min(free, _BATCH), ids, [0] * len(self._busy) + [min(1, slots) for slots in idle], 1)
         busy = [self._free(endpoint_id, endpoint, now) for endpoint_id, endpoint in self._busy.items()]
         return Offer(min(free - self._reserve, _BATCH), ids, busy + idle, FIRST_SLOTS)
+
+    def _forget_quiet(self, now: float) -> None:
+        quiet = [
+            endpoint_id for endpoint_id, endpoint in self._sick.items() if now - endpoint.breaker.probe_at > _QUIET_S
+        ]
+        for endpoint_id in quiet:
+            del self._sick[endpoint_id], self._broken[endpoint_id]
 
     def _free(self, endpoint_id: UUID, endpoint: Allowance, now: float) -> int:
         free = endpoint.slots(now)

@@ -269,6 +269,16 @@ def test_what_is_remembered_is_bounded() -> None:
     assert len(offer.endpoint_ids) == 1_000
 
 
+def test_a_broken_endpoint_with_nothing_to_send_is_forgotten_after_ten_minutes() -> None:
+    slots = Slots(1000, Tolerance(5, 0.0))
+    broken(slots)
+    claim(slots, {}, 600.0)
+    assert slots.broken == 1
+    offer = slots.offer(602.0)
+    assert offer is not None
+    assert (offer.endpoint_ids, slots.broken, slots.look_s(602.0)) == ([], 0, None)
+
+
 def failing(breaker: Breaker, times: list[float], tolerance: Tolerance, events: int) -> None:
     for nth, now in enumerate(times):
         breaker.failed(UUID(int=nth % events), tolerance, now, 0.0, probe=False)
