@@ -16,7 +16,7 @@ from relay.delivery.rate import Bucket
 _REMEMBERED: Final = 1_000
 #: Of those whose breaker is open more: one that is forgotten is probed by every lap.
 _BROKEN_REMEMBERED: Final = 5_000
-#: When a probe has been due for so long without a delivery, the endpoint may be disabled, gone, or another process's. What
+#: When a probe has been due for so long and nothing was, the endpoint may be disabled, gone, or another process's. What
 #: its row says is taken up again with the next delivery.
 _QUIET_S: Final = 600.0
 _BATCH: Final = 100
