@@ -15,7 +15,7 @@ from relay.telemetry.metrics import Metrics
 from relay.upkeep.runner import JobRunner
 from relay.values import uuid7
 from tests.api import Tenant
-from tests.service.test_delivery_loop import until
+from tests.books import until
 from tests.stage import Stage
 
 

@@ -31,14 +31,17 @@ class Held(Struct, eq=False):
 
 
 class Claimed(NamedTuple):
-    """A delivery to attempt: how often it has been, and what to send where."""
+    """A delivery to attempt: how often it has been, how often before its present schedule, and what to send.
+
+    `version` is that of its endpoint.
+    """
 
     held: Held
     attempts: int
+    attempts_before: int
+    version: int
     type: str
     payload: bytes
-    url: str
-    secret_seal: bytes
 
 
 class Claim(NamedTuple):
@@ -111,7 +114,7 @@ class Claimer:
             last_taken = max(last_taken, (row["bucket"], row["endpoint_id"]))
             held = Held(row["organization_id"], row["epoch"], row["xid"], row["event_id"], row["endpoint_id"], token)
             deliveries.append(
-                Claimed(held, row["attempts"], row["type"], row["payload"], row["url"], row["secret_seal"])
+                Claimed(held, row["attempts"], row["attempts_before"], row["version"], row["type"], row["payload"])
             )
         if len(deliveries) >= offer.batch:
             self._after = last_taken

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, Self
 
 from relay.delivery.answers import ErrorClass
 from relay.delivery.claims import Held
-from relay.store import HotConnection, RowRefused, StoreError
+from relay.store import HotConnection, PartitionMissing, RowRefused, StoreError
 
 _log = logging.getLogger("relay.delivery")
 
@@ -25,7 +25,11 @@ _LARGEST_INT4: Final = 2**31 - 1
 
 
 class Result(NamedTuple):
-    """One attempt and what it does to its delivery: `outcome` is delivered, failed or retry."""
+    """One attempt and what it does to its delivery: `outcome` is delivered, failed, retry or probe.
+
+    A retry to an endpoint that has been disabled is held, and cancelled where that is gone. `probe` is one that failed:
+    it was no attempt, so `number` is that of the last one, or 0.
+    """
 
     held: Held
     number: int
@@ -114,21 +118,19 @@ class Recorder:
     async def _write(self, results: list[Result]) -> None:
         try:
             await self._connection.fetch("record_attempts", *_columns(results), timeout_s=_TIMEOUT_S)
-        except RowRefused as refused:
+        except (RowRefused, PartitionMissing) as refused:
             if len(results) > 1:
                 middle = len(results) // 2
                 await self._write(results[:middle])
                 await self._write(results[middle:])
-                return
-            await self._write_without_response(results[0], refused)
+            elif isinstance(refused, RowRefused):
+                await self._write_without_response(results[0], refused)
+            else:
+                # Its day is gone, and its event with it: there is nothing to wait for.
+                _log.error("attempt_not_recorded", extra={**_facts(results[0]), "reason": str(refused)})
 
     async def _write_without_response(self, result: Result, refused: RowRefused) -> None:
-        facts = {
-            "event_id": str(result.held.event_id),
-            "endpoint_id": str(result.held.endpoint_id),
-            "attempt": result.number,
-            "sqlstate": refused.sqlstate,
-        }
+        facts = {**_facts(result), "sqlstate": refused.sqlstate}
         _log.error("attempt_refused_by_database", extra=facts)
         try:
             bare = result._replace(response=None)
@@ -136,6 +138,14 @@ class Recorder:
         except RowRefused:
             # Its lease runs out, and it is attempted again.
             _log.error("attempt_not_recorded", extra=facts)
+
+
+def _facts(result: Result) -> dict[str, object]:
+    return {
+        "event_id": str(result.held.event_id),
+        "endpoint_id": str(result.held.endpoint_id),
+        "attempt": result.number,
+    }
 
 
 def _columns(results: Sequence[Result]) -> list[list[object]]:

@@ -17,7 +17,7 @@ from yarl import URL
 
 from relay.delivery.answers import ErrorClass, error_class, retry_after_s
 from relay.delivery.guard import Guard
-from relay.delivery.request import body_of, headers_of
+from relay.delivery.request import Target, body_of, headers_of
 from relay.delivery.wire import begin_exchange, died_unheard, open_session, total_timeout
 
 _log = logging.getLogger("relay.delivery")
@@ -32,8 +32,7 @@ _EXPECTED: Final = (aiohttp.ClientError, OSError, ValueError, RuntimeError)
 class Post(NamedTuple):
     """What one attempt sends, and where."""
 
-    url: str
-    secret: bytes
+    target: Target
     event_id: UUID
     type: str
     payload: bytes
@@ -56,7 +55,6 @@ class Sender:
 
     Args:
         guard: decides which addresses may be reached.
-        timeout_s: for an attempt, up to the head of its answer.
         now: the clock that attempts are stamped with.
     """
 
@@ -64,14 +62,13 @@ class Sender:
     # Keeps no connection, so never meets a dead one.
     _fresh: aiohttp.ClientSession
 
-    def __init__(self, guard: Guard, *, timeout_s: float, now: Callable[[], datetime.datetime]) -> None:
+    def __init__(self, guard: Guard, *, now: Callable[[], datetime.datetime]) -> None:
         self._guard = guard
-        self._timeout_s = timeout_s
         self._now = now
 
     async def __aenter__(self) -> Self:
-        self._session = open_session(self._guard, self._timeout_s, keep=True)
-        self._fresh = open_session(self._guard, self._timeout_s, keep=False)
+        self._session = open_session(self._guard, keep=True)
+        self._fresh = open_session(self._guard, keep=False)
         return self
 
     async def __aexit__(
@@ -85,9 +82,12 @@ class Sender:
         at = self._now()
         begun = time.perf_counter()
         body = body_of(post.event_id, post.type, post.payload)
-        headers = headers_of(post.event_id, post.type, post.number, at, post.secret, body)
+        target = post.target
+        headers = headers_of(post.event_id, post.type, post.number, at, target.keys, body)
+        if target.headers:
+            headers = {**target.headers, **headers}
         try:
-            response = await self._post(post.url, headers, body, begun)
+            response = await self._post(target, headers, body, begun)
         except Exception as error:
             if not isinstance(error, _EXPECTED):
                 _log.warning("attempt_raised", extra={"error": type(error).__name__}, exc_info=error)
@@ -100,27 +100,31 @@ class Sender:
         wait_s = None if put_off is None else retry_after_s(put_off, at)
         return Answer(at, latency_s, response.status, ErrorClass.HTTP, read, wait_s)
 
-    async def _post(self, url: str, headers: dict[str, str], body: bytes, begun: float) -> aiohttp.ClientResponse:
-        target = _target(url)
+    async def _post(self, target: Target, headers: dict[str, str], body: bytes, begun: float) -> aiohttp.ClientResponse:
+        url = _url(target.url)
+        timeout = _timeout(target.timeout_s)
         begin_exchange()
         try:
-            return await self._session.post(target, data=body, headers=headers, allow_redirects=False)
+            return await self._session.post(url, data=body, headers=headers, allow_redirects=False, timeout=timeout)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
             # The receiver has closed a kept connection while the request was on its way.
             if not died_unheard():
                 raise
-        left_s = max(self._timeout_s - (time.perf_counter() - begun), 0.001)
+        left_s = max(target.timeout_s - (time.perf_counter() - begun), 0.001)
         return await self._fresh.post(
-            target, data=body, headers=headers, allow_redirects=False, timeout=total_timeout(left_s)
+            url, data=body, headers=headers, allow_redirects=False, timeout=total_timeout(left_s)
         )
 
 
+_timeout = lru_cache(maxsize=1024)(total_timeout)
+
+
 @lru_cache(maxsize=4096)
-def _target(url: str) -> URL:
-    target = URL(url)
-    if target.scheme not in ("http", "https"):
-        raise aiohttp.NonHttpUrlClientError(target)
-    return target
+def _url(text: str) -> URL:
+    url = URL(text)
+    if url.scheme not in ("http", "https"):
+        raise aiohttp.NonHttpUrlClientError(url)
+    return url
 
 
 async def _first_kib(response: aiohttp.ClientResponse) -> bytes:

@@ -77,12 +77,12 @@ class _Connection(ResponseHandler):
         super().feed_data(data, size)
 
 
-def open_session(guard: Guard, timeout_s: float, *, keep: bool) -> aiohttp.ClientSession:
-    """A session without limits of its own (slots bound what is on the wire), without cookies, decompression, proxies.
+def open_session(guard: Guard, *, keep: bool) -> aiohttp.ClientSession:
+    """A session without limits of its own (slots bound what is on the wire, each request has its timeout), without
+    cookies, decompression, proxies.
 
     Args:
         guard: makes the sockets.
-        timeout_s: for everything up to the head of the answer.
         keep: whether connections are kept for the next request.
     """
     connector = aiohttp.TCPConnector(
@@ -100,7 +100,7 @@ def open_session(guard: Guard, timeout_s: float, *, keep: bool) -> aiohttp.Clien
     return aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=total_timeout(timeout_s),
+        timeout=total_timeout(None),
         skip_auto_headers=("Accept", "Accept-Encoding"),
         auto_decompress=False,
         trust_env=False,
@@ -108,8 +108,8 @@ def open_session(guard: Guard, timeout_s: float, *, keep: bool) -> aiohttp.Clien
     )
 
 
-def total_timeout(timeout_s: float) -> aiohttp.ClientTimeout:
-    """A timeout over all of a request, to the fraction of a second."""
+def total_timeout(timeout_s: float | None) -> aiohttp.ClientTimeout:
+    """A timeout over all of a request, to the fraction of a second; None when each request brings its own."""
     return aiohttp.ClientTimeout(total=timeout_s, ceil_threshold=_NEVER_ROUND)
 
 

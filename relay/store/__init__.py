@@ -6,6 +6,7 @@ from relay.store.errors import (
     DatabaseUnavailable,
     MigrationRefused,
     OutcomeUnknown,
+    PartitionMissing,
     RowRefused,
     StoreError,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "Listener",
     "MigrationRefused",
     "OutcomeUnknown",
+    "PartitionMissing",
     "Row",
     "RowRefused",
     "Statements",

@@ -27,6 +27,10 @@ class DatabaseUnavailable(StoreError):
     """The database did not do it, for certain: nothing was sent, or the statement was rolled back."""
 
 
+class PartitionMissing(DatabaseUnavailable):
+    """One of the rows is of a day that has no partition, not yet or no more; nothing of the statement was stored."""
+
+
 class OutcomeUnknown(StoreError):
     """The connection was lost while a statement was under way: it may have been committed."""
 
@@ -69,7 +73,7 @@ def running(error: BaseException) -> StoreError:
         state = error.sqlstate or "XX000"
         if state == _CHECK_VIOLATION and error.constraint_name is None:
             # Not the row's fault: its day has no partition yet, which shares its SQLSTATE and names no constraint.
-            return DatabaseUnavailable("a partition is missing")
+            return PartitionMissing("a partition is missing")
         if state[:2] in ROW_CLASSES:
             return RowRefused(state)
         if state in TRY_AGAIN:

@@ -22,7 +22,7 @@ _LONGEST_PAUSE_S: Final = 5.0
 
 
 class Listener(Background):
-    """Calls `heard` for each notification on a channel. A hint may be lost: whoever listens also polls.
+    """Calls `heard` for each notification on a channel, or on several. A hint may be lost: whoever listens also polls.
 
     Entering starts it, also while the database is away; leaving stops it.
     """
@@ -30,11 +30,16 @@ class Listener(Background):
     def __init__(self, opener: Opener, channel: str) -> None:
         self._opener = opener
         self._channel = channel
-        self._heard: Callable[[], None] = lambda: None
+        self._heard: dict[str, Callable[[], None]] = {}
 
     def on_notice(self, heard: Callable[[], None]) -> Self:
         """Say what to call; before entering."""
-        self._heard = heard
+        self._heard[self._channel] = heard
+        return self
+
+    def and_on(self, channel: str, heard: Callable[[], None]) -> Self:
+        """What to call for another channel of the same database; before entering."""
+        self._heard[channel] = heard
         return self
 
     async def run(self) -> None:
@@ -56,12 +61,13 @@ class Listener(Background):
                 connection.terminate()
 
     async def _listen(self, connection: asyncpg.Connection) -> None:
-        await connection.add_listener(self._channel, self._notice)
-        # Whatever was said while nobody listened is made up for by looking once.
-        self._heard()
+        for channel, heard in self._heard.items():
+            await connection.add_listener(channel, self._notice)
+            # Whatever was said while nobody listened is made up for by looking once.
+            heard()
         while not self._opener.is_old(connection):
             await asyncio.sleep(_PROBE_INTERVAL_S)
             await connection.fetchval("select 1", timeout=_PROBE_TIMEOUT_S)
 
-    def _notice(self, *_: Any) -> None:
-        self._heard()
+    def _notice(self, _connection: Any, _process_id: int, channel: str, _payload: object) -> None:
+        self._heard[channel]()

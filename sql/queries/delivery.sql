@@ -1,29 +1,30 @@
 -- name: claim_due
 -- Take due deliveries, fairly over endpoints. A loose index scan steps from endpoint to endpoint in the order
 -- (bucket, endpoint), beginning after the last one that was taken and ending with bucket $10, and looks at nothing but
--- the first due time of each; then each endpoint that has something due gives at most its free slots. So an endpoint
--- with a backlog of a million rows costs as much as one with a single row. The lease takes the place of a held lock: no
--- transaction outlives this statement. Endpoints in $6 have their free slots in $7, 0 included; every other one has $8.
--- Each row also says how many endpoints were visited and which came last; a claim that takes nothing is one row that
--- says only this.
+-- the first due time of each; then each endpoint that has something due gives at most its free slots, and nothing while
+-- it is disabled or gone. So an endpoint with a backlog of a million rows costs as much as one with a single row. The
+-- lease takes the place of a held lock: no transaction outlives this statement. Endpoints in $6 have their free slots in
+-- $7, 0 included, and one in place of -1 where their breaker has been closed by somebody else; every other one has $8, or
+-- fewer where it allows fewer, or one while its breaker is open. Each row also says how many endpoints were visited and
+-- which came last; a claim that takes nothing is one row that says only this.
 -- $1 claim_token uuid, $2 batch int, $3 lease_s float8, $4 after_bucket int2, $5 after_endpoint_id uuid,
 -- $6 known_endpoint_id uuid[], $7 free_slots int[], $8 first_slots int, $9 endpoints visited at most int,
 -- $10 last_bucket int2
--- gives: organization_id uuid, epoch int4, xid int8, event_id uuid, endpoint_id uuid, bucket int2, attempts int4, type
--- text, payload bytea, url text, secret_seal bytea, visits int4, last_bucket int2, last_endpoint_id uuid
+-- gives: organization_id uuid, epoch int4, xid int8, event_id uuid, endpoint_id uuid, bucket int2, attempts int4,
+-- attempts_before int4, version int4, type text, payload bytea, visits int4, last_bucket int2, last_endpoint_id uuid
 with recursive visited as (
     (
-        select o.bucket, o.endpoint_id, o.due_at, 1 as step
+        select o.bucket, o.endpoint_id, o.due_at, o.organization_id, 1 as step
         from relay.open as o
         where o.due_at is not null and (o.bucket, o.endpoint_id) > ($4::int2, $5::uuid) and o.bucket <= $10::int2
         order by o.bucket, o.endpoint_id, o.due_at
         limit 1
     )
     union all
-    select o.bucket, o.endpoint_id, o.due_at, v.step + 1
+    select o.bucket, o.endpoint_id, o.due_at, o.organization_id, v.step + 1
     from visited as v
     cross join lateral (
-        select o.bucket, o.endpoint_id, o.due_at
+        select o.bucket, o.endpoint_id, o.due_at, o.organization_id
         from relay.open as o
         where o.due_at is not null and (o.bucket, o.endpoint_id) > (v.bucket, v.endpoint_id) and o.bucket <= $10::int2
         order by o.bucket, o.endpoint_id, o.due_at
@@ -36,13 +37,24 @@ known as materialized (
     from unnest($6::uuid[], $7::int[]) as k (endpoint_id, free_slots)
 ),
 takers as materialized (
-    select v.bucket, v.endpoint_id, v.step, coalesce(k.free_slots, $8::int) as free_slots
+    select
+        v.bucket,
+        v.endpoint_id,
+        v.step,
+        e.version,
+        case
+            when k.free_slots >= 0 then k.free_slots
+            when k.free_slots < 0 then case when e.broken_since is null then 1 else 0 end
+            when e.broken_since is not null then 1
+            else least($8::int, e.max_in_flight, e.rate_limit_per_second)
+        end as free_slots
     from visited as v
     left join known as k on k.endpoint_id = v.endpoint_id
-    where v.due_at <= now() and coalesce(k.free_slots, $8::int) > 0
+    inner join relay.endpoints as e on e.organization_id = v.organization_id and e.id = v.endpoint_id
+    where v.due_at <= now() and coalesce(k.free_slots, 1) <> 0 and e.enabled
 ),
 taken as materialized (
-    select o.organization_id, o.epoch, o.xid, o.event_id, o.endpoint_id
+    select o.organization_id, o.epoch, o.xid, o.event_id, o.endpoint_id, t.version
     from (select * from takers order by step) as t
     cross join lateral (
         select o.organization_id, o.epoch, o.xid, o.event_id, o.endpoint_id
@@ -61,7 +73,16 @@ claimed as (
     from taken as t
     where o.organization_id = t.organization_id and o.epoch = t.epoch and o.xid = t.xid
         and o.event_id = t.event_id and o.endpoint_id = t.endpoint_id
-    returning o.organization_id, o.epoch, o.xid, o.event_id, o.endpoint_id, o.bucket, o.attempts
+    returning
+        o.organization_id,
+        o.epoch,
+        o.xid,
+        o.event_id,
+        o.endpoint_id,
+        o.bucket,
+        o.attempts,
+        o.attempts_before,
+        t.version
 )
 select
     c.organization_id,
@@ -71,10 +92,10 @@ select
     c.endpoint_id,
     c.bucket,
     c.attempts,
+    c.attempts_before,
+    c.version,
     c.type,
     c.payload,
-    c.url,
-    c.secret_seal,
     coalesce(v.step, 0) as visits,
     v.bucket as last_bucket,
     v.endpoint_id as last_endpoint_id
@@ -89,10 +110,10 @@ left join (
         c.endpoint_id,
         c.bucket,
         c.attempts,
+        c.attempts_before,
+        c.version,
         e.type,
-        e.payload,
-        p.url,
-        p.secret_seal
+        e.payload
     from claimed as c
     cross join lateral (
         select e.type, e.payload
@@ -100,13 +121,34 @@ left join (
         where e.organization_id = c.organization_id and e.id = c.event_id and e.epoch = c.epoch and e.xid = c.xid
         limit 1
     ) as e
-    cross join lateral (
-        select p.url, p.secret_seal
-        from relay.endpoints as p
-        where p.organization_id = c.organization_id and p.id = c.endpoint_id
-        limit 1
-    ) as p
 ) as c on true;
+
+-- name: endpoints_of_claim
+-- What a claim must know of endpoints beyond their rows. Ages instead of times, so that no clock but PostgreSQL's is
+-- asked.
+-- $1 organization_id uuid[], $2 endpoint_id uuid[]
+-- gives: organization_id uuid, id uuid, version int4, enabled bool, url text, secret_seal bytea, signature text,
+-- old_secret_seal bytea, old_secret_until timestamptz, headers_seal bytea, timeout_s float8, retry_schedule float8[],
+-- max_in_flight int4, rate_limit_per_second int4, failing_s float8, broken_s float8
+select
+    e.organization_id,
+    e.id,
+    e.version,
+    e.enabled,
+    e.url,
+    e.secret_seal,
+    e.signature,
+    e.old_secret_seal,
+    e.old_secret_until,
+    e.headers_seal,
+    e.timeout_s,
+    e.retry_schedule,
+    e.max_in_flight,
+    e.rate_limit_per_second,
+    extract(epoch from now() - e.failing_since)::float8 as failing_s,
+    extract(epoch from now() - e.broken_since)::float8 as broken_s
+from unnest($1::uuid[], $2::uuid[]) as w (organization_id, id)
+inner join relay.endpoints as e on e.organization_id = w.organization_id and e.id = w.id;
 
 -- name: renew_leases
 -- Keep what is in flight, so that a lease may be shorter than a timeout. What somebody else holds is being recorded or
@@ -149,12 +191,15 @@ where o.organization_id = h.organization_id and o.epoch = h.epoch and o.xid = h.
 
 -- name: record_attempts
 -- Write a batch of results: the attempts always, and their effect only where the claim is still ours. A delivery that
--- ended leaves `open` for `deliveries`; one that is tried again waits for `retry_s`. An attempt that was on the wire
--- while its event was acknowledged finds no row of its claim: it is recorded and changes nothing. Rows are locked in
--- the order of the primary key, as `acknowledge` does: else the two would deadlock.
+-- ended leaves `open` for `deliveries`; one that is tried again waits for `retry_s`, or for its endpoint where that has
+-- been disabled, and is cancelled where that is gone. A failed probe is no attempt: its delivery is as it was. An attempt
+-- that was on the wire while its event was acknowledged finds no row of its claim: it is recorded and changes nothing.
+-- An event that still waits for its acknowledgement and is left with cancelled deliveries alone has its row with the nil
+-- endpoint again. Rows are locked in the order of the primary key, as `acknowledge` does: else the two would deadlock.
 -- $1 organization_id uuid[], $2 epoch int[], $3 xid int8[], $4 event_id uuid[], $5 endpoint_id uuid[],
 -- $6 claim_token uuid[], $7 number int[], $8 at timestamptz[], $9 status_code int[], $10 latency_ms int[],
--- $11 error_class text[], $12 response bytea[], $13 outcome text[]: delivered, failed or retry, $14 retry_s float8[]
+-- $11 error_class text[], $12 response bytea[], $13 outcome text[]: delivered, failed, retry or probe,
+-- $14 retry_s float8[]
 -- gives: ended int8, retried int8
 with results as materialized (
     select *
@@ -172,14 +217,34 @@ attempted as (
     )
     select organization_id, event_id, endpoint_id, number, at, status_code, latency_ms, error_class, response
     from results
+    where outcome <> 'probe'
     on conflict (organization_id, event_id, endpoint_id, number) do nothing
 ),
 ours as materialized (
-    select r.*
+    select
+        r.organization_id,
+        r.epoch,
+        r.xid,
+        r.event_id,
+        r.endpoint_id,
+        r.number,
+        r.error_class,
+        r.outcome,
+        r.retry_s,
+        o.acknowledged,
+        e.enabled,
+        case
+            when r.outcome in ('delivered', 'failed') then r.outcome
+            when e.enabled is null then 'cancelled'
+        end as status
     from results as r
     inner join relay.open as o
         on o.organization_id = r.organization_id and o.epoch = r.epoch and o.xid = r.xid
         and o.event_id = r.event_id and o.endpoint_id = r.endpoint_id and o.claim_token = r.claim_token
+    -- Not looked up for those that end: a null is found without looking.
+    left join relay.endpoints as e
+        on e.organization_id = r.organization_id
+        and e.id = case when r.outcome in ('retry', 'probe') then r.endpoint_id end
     order by o.organization_id, o.epoch, o.xid, o.event_id, o.endpoint_id
     for update of o
 ),
@@ -188,26 +253,31 @@ ended as (
     using ours as r
     where o.organization_id = r.organization_id and o.epoch = r.epoch and o.xid = r.xid
         and o.event_id = r.event_id and o.endpoint_id = r.endpoint_id
-        and r.outcome in ('delivered', 'failed')
-    returning o.organization_id, o.event_id, o.endpoint_id, r.outcome, r.number, r.error_class
+        and r.status is not null
+    returning
+        o.organization_id, o.epoch, o.xid, o.event_id, o.endpoint_id, r.status, r.number, r.error_class, r.acknowledged
 ),
 retried as (
     update relay.open as o
     set
         attempts = r.number,
-        due_at = now() + r.retry_s * interval '1 second',
+        due_at = case
+            when not r.enabled then null
+            when r.outcome = 'probe' then o.due_at
+            else now() + r.retry_s * interval '1 second'
+        end,
         leased_until = '-infinity',
         claim_token = null,
         last_error_class = r.error_class
     from ours as r
     where o.organization_id = r.organization_id and o.epoch = r.epoch and o.xid = r.xid
         and o.event_id = r.event_id and o.endpoint_id = r.endpoint_id
-        and r.outcome = 'retry'
+        and r.status is null
     returning o.endpoint_id
 ),
 kept as (
     insert into relay.deliveries (organization_id, event_id, endpoint_id, status, attempts, last_error_class)
-    select organization_id, event_id, endpoint_id, outcome, number, error_class
+    select organization_id, event_id, endpoint_id, status, number, error_class
     from ended
     on conflict (organization_id, event_id, endpoint_id) do update
     set
@@ -215,7 +285,137 @@ kept as (
         attempts = excluded.attempts,
         last_error_class = excluded.last_error_class,
         ended_at = excluded.ended_at
+),
+unanswered as materialized (
+    select distinct c.organization_id, c.epoch, c.xid, c.event_id
+    from ended as c
+    where c.status = 'cancelled'
+        and not c.acknowledged
+        and not exists (
+            select
+            from ended as x
+            where x.organization_id = c.organization_id and x.event_id = c.event_id and x.status <> 'cancelled'
+        )
+        and not exists (
+            select
+            from relay.open as o
+            where o.organization_id = c.organization_id and o.epoch = c.epoch and o.xid = c.xid
+                and o.event_id = c.event_id
+                and not exists (
+                    select
+                    from ended as x
+                    where x.organization_id = o.organization_id and x.event_id = o.event_id
+                        and x.endpoint_id = o.endpoint_id
+                )
+        )
+        and not relay.has_outcome(c.organization_id, c.event_id)
+),
+waiting as (
+    insert into relay.open (organization_id, epoch, xid, event_id, endpoint_id, bucket)
+    select organization_id, epoch, xid, event_id, '00000000-0000-0000-0000-000000000000', 0
+    from unanswered
+    on conflict (organization_id, epoch, xid, event_id, endpoint_id) do nothing
 )
 select
     (select count(*) from ended) as ended,
     (select count(*) from retried) as retried;
+
+-- name: note_health
+-- Write down since when an endpoint fails and since when its breaker is open, so that another process goes on from
+-- there; null takes it back.
+-- $1 organization_id uuid, $2 endpoint_id uuid, $3 failing_s float8, $4 broken_s float8
+update relay.endpoints
+set
+    failing_since = now() - $3::float8 * interval '1 second',
+    broken_since = now() - $4::float8 * interval '1 second',
+    version = version + 1
+where organization_id = $1::uuid and id = $2::uuid and enabled;
+
+-- name: disable_endpoint
+-- Disable an endpoint that we have given up, while it still has the URL that was judged: with a job that holds its
+-- deliveries, and an event that tells the organization, pushed to its other endpoints. Said twice it is done once.
+-- $1 organization_id uuid, $2 endpoint_id uuid, $3 url text, $4 reason text, $5 at timestamptz, $6 job_id uuid,
+-- $7 event_id uuid, $8 payload bytea
+-- gives: disabled int8
+with disabled as (
+    update relay.endpoints
+    set
+        enabled = false,
+        disabled_reason = $4::text,
+        disabled_at = $5::timestamptz,
+        updated_at = now(),
+        version = version + 1
+    where organization_id = $1::uuid and id = $2::uuid and url = $3::text and enabled
+    returning organization_id, id
+),
+holding as (
+    insert into relay.jobs (organization_id, id, kind, endpoint_id)
+    select organization_id, $6::uuid, 'hold', id
+    from disabled
+),
+stored as (
+    insert into relay.events (organization_id, id, epoch, xid, type, payload)
+    select
+        organization_id,
+        $7::uuid,
+        (select epoch from relay.cell),
+        relay.stamp(),
+        'relay.endpoint.disabled',
+        $8::bytea
+    from disabled
+    returning organization_id, id, epoch, xid, type
+),
+targets as materialized (
+    select s.organization_id, s.epoch, s.xid, s.id as event_id, e.id as endpoint_id, e.bucket, e.enabled
+    from stored as s
+    left join relay.endpoints as e
+        on e.organization_id = s.organization_id
+        and e.id <> $2::uuid
+        and relay.subscribes(e.event_types, e.event_prefixes, s.type)
+),
+opened as (
+    insert into relay.open (organization_id, epoch, xid, event_id, endpoint_id, bucket, due_at)
+    select
+        organization_id,
+        epoch,
+        xid,
+        event_id,
+        coalesce(endpoint_id, '00000000-0000-0000-0000-000000000000'),
+        coalesce(bucket, 0),
+        case when enabled then now() end
+    from targets
+)
+select count(*) as disabled
+from disabled;
+
+-- name: take_pings
+-- Take test deliveries that somebody has asked for, each for as long as its endpoint may take to answer and a little
+-- more; and throw away what nobody waits for any more.
+-- $1 most int, $2 timeout_s float8
+-- gives: organization_id uuid, id uuid, endpoint_id uuid
+with stale as (
+    delete from relay.pings
+    where asked_at < now() - interval '10 minutes'
+),
+next as materialized (
+    select p.organization_id, p.id, coalesce(e.timeout_s, $2::float8) + 5 as lease_s
+    from relay.pings as p
+    inner join relay.endpoints as e on e.organization_id = p.organization_id and e.id = p.endpoint_id
+    where p.at is null and p.leased_until <= now() and p.asked_at >= now() - interval '10 minutes'
+    order by p.asked_at
+    limit $1::int
+    for update of p skip locked
+)
+update relay.pings as p
+set leased_until = now() + n.lease_s * interval '1 second'
+from next as n
+where p.organization_id = n.organization_id and p.id = n.id
+returning p.organization_id, p.id, p.endpoint_id;
+
+-- name: answer_ping
+-- Say what came of a test delivery; whoever asked has taken the row away if it waits no more.
+-- $1 organization_id uuid, $2 id uuid, $3 at timestamptz, $4 status_code int, $5 latency_ms int, $6 error_class text,
+-- $7 response bytea
+update relay.pings
+set at = $3::timestamptz, status_code = $4::int, latency_ms = $5::int, error_class = $6::text, response = $7::bytea
+where organization_id = $1::uuid and id = $2::uuid;

@@ -12,9 +12,9 @@ import pytest
 from relay.values import uuid7
 from relay.values.uuid7 import Uuid7Clock
 from tests.api import Tenant
+from tests.books import delivering, until
 from tests.conftest import open_cell
 from tests.receiver import Receiver, reply
-from tests.service.test_delivery_loop import delivering, until
 from tests.stage import NIL, Stage, deliveries, events
 
 

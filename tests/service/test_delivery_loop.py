@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import datetime
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
 from uuid import UUID
 
 import asyncpg
 import pytest
 from standardwebhooks import Webhook
 
-from relay.config import Settings, load
 from relay.delivery.answers import ErrorClass
 from relay.delivery.claims import Claimer, Held
-from relay.delivery.loop import DeliveryLoop
 from relay.delivery.recorder import Recorder, Result
 from relay.delivery.runs import EVERYTHING
 from relay.delivery.slots import Offer
@@ -28,76 +24,10 @@ from relay.upkeep.partitions import Partitions
 from relay.values.sealed import Vault
 from relay.values.signature import written
 from relay.values.uuid7 import bucket
-from tests.conftest import SECRET_KEY, open_cell
+from tests.books import SECRET, Books, delivering, until
+from tests.conftest import open_cell
 from tests.proxy import Proxy
 from tests.receiver import Received, Receiver, hang, reply
-
-SECRET = b"0123456789abcdef0123456789abcdef"
-VAULT = Vault([SECRET_KEY])
-
-
-def settings(**changes: object) -> Settings:
-    loaded = load({"RELAY_ALLOWED_NETWORKS": "127.0.0.0/8", "RELAY_RETRY_SCHEDULE": "0.03,0.03,0.03,0.03"})
-    return dataclasses.replace(loaded, **changes)  # type: ignore[arg-type]
-
-
-def delivering(cell: Cell, metrics: Metrics | None = None, **changes: object) -> DeliveryLoop:
-    return DeliveryLoop(cell, settings(**changes), VAULT, metrics or Metrics())
-
-
-async def until(condition: Callable[[], Awaitable[object]], timeout_s: float = 15.0) -> Any:
-    async with asyncio.timeout(timeout_s):
-        while not (found := await condition()):
-            await asyncio.sleep(0.01)
-    return found
-
-
-class Books:
-    """What a test writes into the database and reads in it."""
-
-    def __init__(self, cell: Cell, connection: asyncpg.Connection) -> None:
-        self.cell = cell
-        self._connection = connection
-
-    async def endpoint(self, url: str, seal: bytes | None = None) -> tuple[UUID, UUID]:
-        """An organization with this default endpoint; both ids."""
-        organization_id, endpoint_id = self.cell.clock.new(), self.cell.clock.new()
-        await self.cell.fetch(
-            "set_default_endpoint",
-            organization_id,
-            endpoint_id,
-            bucket(endpoint_id),
-            url,
-            seal or VAULT.seal(SECRET, endpoint_id.bytes),
-        )
-        return organization_id, endpoint_id
-
-    async def accept(
-        self, organization_id: UUID, count: int = 1, payload: bytes = b"1", *, wake: bool = True
-    ) -> list[UUID]:
-        """Events, as the API stores them, and the hint that it gives; their ids."""
-        ids = [self.cell.clock.new() for _ in range(count)]
-        types = ["order.created"] * count
-        await self.cell.fetch("commit_events", [organization_id] * count, ids, types, [payload] * count)
-        if wake:
-            await self.cell.fetch("wake", self.cell.channel("wake"))
-        return ids
-
-    async def read(self, query: str, *arguments: object) -> list[asyncpg.Record]:
-        rows: list[asyncpg.Record] = await self._connection.fetch(query, *arguments)
-        return rows
-
-    async def open(self) -> list[asyncpg.Record]:
-        return await self.read("select * from relay.open order by event_id")
-
-    async def is_empty(self) -> bool:
-        return not await self.open()
-
-    async def attempts(self) -> list[asyncpg.Record]:
-        return await self.read("select * from relay.attempts order by event_id, number")
-
-    async def deliveries(self) -> list[asyncpg.Record]:
-        return await self.read("select * from relay.deliveries order by event_id")
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ import pytest
 
 from relay.delivery.loop import DeliveryLoop
 from relay.store import Cell
+from tests.books import Books, delivering, until
 from tests.certificates import Authority
 from tests.conftest import Commands, Databases, open_cell
 from tests.receiver import Received, Receiver, Script, hang, raw, reply
-from tests.service.test_delivery_loop import Books, delivering, until
 
 #: For those who let it pass.
 TIMEOUT_S = 1.0

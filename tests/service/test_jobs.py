@@ -19,10 +19,10 @@ from relay.values import uuid7
 from relay.values.times import rfc3339
 from relay.values.uuid7 import Uuid7Clock
 from tests.api import Tenant
+from tests.books import until
 from tests.conftest import Commands, open_cell
 from tests.proxy import Proxy
 from tests.receiver import Received, Receiver, hang, reply
-from tests.service.test_delivery_loop import until
 from tests.stage import NIL, Stage
 from tests.working import attempting, begin, failed_events, has_done, over, running, shown
 

@@ -14,9 +14,9 @@ import asyncpg
 import httpx2
 
 from relay.store import Cell
+from tests.books import Books, until
 from tests.conftest import Commands, Databases, environment, free_port
 from tests.receiver import Receiver, hang, reply
-from tests.service.test_delivery_loop import Books, until
 
 ROOT = Path(__file__).parents[2]
 

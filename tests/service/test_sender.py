@@ -10,7 +10,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import aiohttp
@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from relay.delivery.answers import ErrorClass
 from relay.delivery.guard import Guard
+from relay.delivery.request import Keys, Target
 from relay.delivery.sender import Answer, Post, Sender
 from relay.values.uuid7 import Uuid7Clock
 from tests.receiver import Received, Receiver, hang, raw, reply
@@ -34,20 +35,13 @@ def now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
 
 
-def sender_with(guard: Guard = LOOPBACK, timeout_s: float = 5.0) -> Sender:
-    return Sender(guard, timeout_s=timeout_s, now=now)
+def sender_with(guard: Guard = LOOPBACK) -> Sender:
+    return Sender(guard, now=now)
 
 
 @pytest.fixture
 async def sender() -> AsyncIterator[Sender]:
     async with sender_with() as entered:
-        yield entered
-
-
-@pytest.fixture
-async def hurried() -> AsyncIterator[Sender]:
-    """A sender that waits a quarter of a second."""
-    async with sender_with(timeout_s=0.25) as entered:
         yield entered
 
 
@@ -62,8 +56,16 @@ def connector(sender: Sender) -> aiohttp.BaseConnector:
     return sender._session.connector
 
 
-async def attempt(sender: Sender, url: str, payload: bytes = b"1") -> Answer:
-    return await sender.send(Post(url, SECRET, CLOCK.new(), "order.created", payload, 1))
+async def attempt(
+    sender: Sender,
+    url: str,
+    payload: bytes = b"1",
+    *,
+    timeout_s: float = 5.0,
+    headers: Mapping[str, str] | None = None,
+) -> Answer:
+    target = Target(url, Keys(SECRET), headers or {}, timeout_s)
+    return await sender.send(Post(target, CLOCK.new(), "order.created", payload, 1))
 
 
 async def test_a_2xx_is_a_success_and_its_body_is_kept(sender: Sender, receiver: Receiver) -> None:
@@ -157,14 +159,14 @@ async def test_an_answer_that_came_unasked_is_not_taken_for_the_next_one(sender:
     assert (await attempt(sender, receiver.url)).status_code == 500
 
 
-async def test_no_answer_within_the_timeout_is_a_timeout(hurried: Sender, receiver: Receiver) -> None:
+async def test_no_answer_within_the_timeout_is_a_timeout(sender: Sender, receiver: Receiver) -> None:
     receiver.script = hang
-    answer = await attempt(hurried, receiver.url)
+    answer = await attempt(sender, receiver.url, timeout_s=0.25)
     assert (answer.status_code, answer.error_class) == (None, ErrorClass.TIMEOUT)
     assert 0.2 <= answer.latency_s < 1.0
 
 
-async def test_a_head_that_drips_is_a_timeout(hurried: Sender, receiver: Receiver) -> None:
+async def test_a_head_that_drips_is_a_timeout(sender: Sender, receiver: Receiver) -> None:
     async def drip(_: Received, writer: asyncio.StreamWriter) -> bool:
         writer.write(b"HTTP/1.1 200 OK\r\nX: ")
         while True:
@@ -173,7 +175,7 @@ async def test_a_head_that_drips_is_a_timeout(hurried: Sender, receiver: Receive
             await asyncio.sleep(0.01)
 
     receiver.script = drip
-    assert (await attempt(hurried, receiver.url)).error_class is ErrorClass.TIMEOUT
+    assert (await attempt(sender, receiver.url, timeout_s=0.25)).error_class is ErrorClass.TIMEOUT
 
 
 async def test_a_few_interim_answers_are_passed_over_and_a_flood_of_them_is_a_protocol_error(
@@ -448,3 +450,16 @@ async def test_plain_http_where_tls_was_expected_is_a_tls_error(sender: Sender, 
     async with await asyncio.start_server(plain, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         assert (await attempt(sender, f"https://localhost:{port}/")).error_class is ErrorClass.TLS
+
+
+async def test_an_endpoints_own_headers_go_along(sender: Sender, receiver: Receiver) -> None:
+    await attempt(sender, receiver.url, headers={"Authorization": "Bearer of good news", "X-Team": "a"})
+    (request,) = receiver.received
+    assert (request.headers["authorization"], request.headers["x-team"]) == ("Bearer of good news", "a")
+    assert "webhook-signature" in request.headers
+
+
+async def test_a_header_that_cannot_be_sent_is_a_failed_attempt(sender: Sender, receiver: Receiver) -> None:
+    answer = await attempt(sender, receiver.url, headers={"X-Team": "a\r\nX-Other: b"})
+    assert answer.error_class is ErrorClass.PROTOCOL
+    assert receiver.received == []

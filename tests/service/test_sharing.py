@@ -26,10 +26,10 @@ from relay.store.migrations import migrate
 from relay.store.statements import Statements
 from relay.telemetry.metrics import Metrics
 from relay.values.uuid7 import bucket
+from tests.books import VAULT, Books, settings, until
 from tests.conftest import Commands, environment, open_cell
 from tests.proxy import Proxy
 from tests.receiver import Received, Receiver, hang, reply
-from tests.service.test_delivery_loop import VAULT, Books, settings, until
 from tests.sharing import QUICK
 
 ROOT = Path(__file__).parents[2]

@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from uuid import UUID
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.delivery.slots import FIRST_SLOTS, MOST_SLOTS, Ending, Slots
+from relay.delivery.allowance import FIRST_SLOTS, MOST_SLOTS, Ending, Limits
+from relay.delivery.breaker import Breaker, Tolerance
+from relay.delivery.slots import Slots
 
 A, B = UUID(int=1), UUID(int=2)
+EVENT = UUID(int=3)
+# Breakers that these tests do not meet.
+NEVER = Tolerance(10_000, 0.0)
 
 
-def claim(slots: Slots, backlog: dict[UUID, int]) -> list[UUID]:
-    """Take as a claim would that finds `backlog`; lessens it."""
-    offer = slots.offer()
+def slots_of(total: int) -> Slots:
+    return Slots(total, NEVER)
+
+
+def claim(slots: Slots, backlog: dict[UUID, int], now: float = 0.0, limits: Limits | None = None) -> list[UUID]:
+    """Take as a claim would that finds `backlog` and knows each endpoint's limits; lessens it."""
+    limits = limits or Limits()
+    offer = slots.offer(now)
     if offer is None:
         return []
     free = dict(zip(offer.endpoint_ids, offer.free, strict=True))
     taken: list[UUID] = []
     for endpoint_id in backlog:
-        count = min(backlog[endpoint_id], free.get(endpoint_id, offer.first), offer.batch - len(taken))
+        count = min(backlog[endpoint_id], free.get(endpoint_id, limits.first(offer.first)), offer.batch - len(taken))
         taken += [endpoint_id] * count
         backlog[endpoint_id] -= count
-    slots.take(offer, taken)
+    slots.take(offer, Counter(taken), dict.fromkeys(taken, limits), now)
     return taken
 
 
-def end(slots: Slots, taken: list[UUID], ending: Ending) -> None:
+def end(slots: Slots, taken: list[UUID], ending: Ending, now: float = 0.0) -> None:
     for endpoint_id in taken:
-        slots.give_back(endpoint_id, ending)
+        slots.give_back(endpoint_id, ending, now, EVENT)
 
 
 def test_an_endpoint_starts_with_four_slots_and_doubles_with_successes_up_to_fifty() -> None:
-    slots = Slots(1000)
+    slots = slots_of(1000)
     backlog = {A: 10_000}
     sizes = []
     for _ in range(6):
@@ -44,7 +56,7 @@ def test_an_endpoint_starts_with_four_slots_and_doubles_with_successes_up_to_fif
 
 
 def test_failures_neither_add_nor_take_slots() -> None:
-    slots = Slots(1000)
+    slots = slots_of(1000)
     backlog = {A: 1000}
     for _ in range(3):
         taken = claim(slots, backlog)
@@ -53,7 +65,7 @@ def test_failures_neither_add_nor_take_slots() -> None:
 
 
 def test_an_endpoint_whose_last_attempts_all_timed_out_has_one_slot_until_one_succeeds() -> None:
-    slots = Slots(1000)
+    slots = slots_of(1000)
     backlog = {A: 1000}
     end(slots, claim(slots, backlog), Ending.TIMED_OUT)
     assert len(claim(slots, backlog)) == 1
@@ -65,7 +77,7 @@ def test_an_endpoint_whose_last_attempts_all_timed_out_has_one_slot_until_one_su
 
 
 def test_a_success_among_timeouts_keeps_the_slots() -> None:
-    slots = Slots(1000)
+    slots = slots_of(1000)
     backlog = {A: 1000}
     taken = claim(slots, backlog)
     end(slots, taken[:3], Ending.TIMED_OUT)
@@ -74,14 +86,14 @@ def test_a_success_among_timeouts_keeps_the_slots() -> None:
 
 
 def test_a_full_endpoint_is_offered_nothing_and_wanted_again_once_a_slot_is_free() -> None:
-    slots = Slots(1000)
+    slots = slots_of(1000)
     backlog = {A: 5, B: 2}
     taken = claim(slots, backlog)
     assert taken.count(A) == FIRST_SLOTS
     assert claim(slots, backlog) == []
     wanted = [slots.wanted]
     for endpoint_id in (B, A):
-        slots.give_back(endpoint_id, Ending.DELIVERED)
+        slots.give_back(endpoint_id, Ending.DELIVERED, 0.0, EVENT)
         wanted.append(slots.wanted)
     assert wanted == [False, False, True]
     assert claim(slots, backlog) == [A]
@@ -91,7 +103,7 @@ def test_a_full_endpoint_is_offered_nothing_and_wanted_again_once_a_slot_is_free
 
 
 def test_the_last_tenth_is_for_endpoints_with_nothing_on_the_wire_one_each() -> None:
-    slots = Slots(100)
+    slots = slots_of(100)
     hanging = {UUID(int=number): 1000 for number in range(100, 125)}
     while claim(slots, hanging):
         pass
@@ -101,11 +113,11 @@ def test_the_last_tenth_is_for_endpoints_with_nothing_on_the_wire_one_each() -> 
 
 
 def test_without_free_slots_there_is_no_offer_and_any_slot_that_comes_free_is_wanted() -> None:
-    slots = Slots(3)
+    slots = slots_of(3)
     backlog = {A: 10}
     assert len(claim(slots, backlog)) == 3
-    assert slots.offer() is None
-    slots.give_back(A, Ending.FAILED)
+    assert slots.offer(0.0) is None
+    slots.give_back(A, Ending.FAILED, 0.0, EVENT)
     assert slots.wanted
 
 
@@ -114,11 +126,197 @@ def test_without_free_slots_there_is_no_offer_and_any_slot_that_comes_free_is_wa
     st.lists(st.tuples(st.sampled_from([A, B]), st.integers(0, 60), st.sampled_from(Ending)), max_size=60),
 )
 def test_no_bound_is_ever_passed(total: int, steps: list[tuple[UUID, int, Ending]]) -> None:
-    slots = Slots(total)
+    slots = slots_of(total)
     flying: list[UUID] = []
     for endpoint_id, due, ending in steps:
         flying += claim(slots, {endpoint_id: due})
         assert slots.in_flight == len(flying) <= total
         assert all(flying.count(known) <= MOST_SLOTS for known in (A, B))
         for _ in range(len(flying) // 2):
-            slots.give_back(flying.pop(), ending)
+            slots.give_back(flying.pop(), ending, 0.0, EVENT)
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(2, [2, 2, 2]), (200, [4, 8, 16])])
+def test_an_endpoint_never_has_more_slots_than_it_allows(most: int, sizes: list[int]) -> None:
+    slots, limits = slots_of(1000), Limits(most=most)
+    backlog = {A: 10_000}
+    seen = []
+    for _ in range(3):
+        taken = claim(slots, backlog, limits=limits)
+        seen.append(len(taken))
+        end(slots, taken, Ending.DELIVERED)
+    assert seen == sizes
+
+
+def test_an_endpoint_of_few_slots_is_wanted_again_after_its_first_claim() -> None:
+    slots = slots_of(1000)
+    taken = claim(slots, {A: 10}, limits=Limits(most=2))
+    end(slots, taken, Ending.FAILED)
+    assert slots.wanted
+
+
+def test_slots_that_are_lowered_are_lowered_at_once() -> None:
+    slots = slots_of(1000)
+    backlog = {A: 100}
+    for _ in range(2):
+        end(slots, claim(slots, backlog), Ending.DELIVERED)
+    assert len(claim(slots, {A: 1}, limits=Limits(version=1, most=3))) == 1
+    assert len(claim(slots, backlog, limits=Limits(version=1, most=3))) == 2
+
+
+def test_an_endpoint_that_has_too_much_to_do_keeps_half_and_wins_it_back_one_by_one() -> None:
+    slots = slots_of(1000)
+    backlog = {A: 10_000}
+    for _ in range(5):
+        end(slots, claim(slots, backlog), Ending.DELIVERED)
+    taken = claim(slots, backlog)
+    assert len(taken) == 50
+    sizes = []
+    for ending in (Ending.OVERLOADED, Ending.OVERLOADED, Ending.DELIVERED):
+        end(slots, [A], ending)
+        sizes.append(slots._busy[A].allowed)
+    assert sizes == [25, 12, 13]
+    end(slots, taken[3:], Ending.OVERLOADED)
+    assert len(claim(slots, backlog)) == 1
+    end(slots, [A], Ending.DELIVERED)
+    assert len(claim(slots, backlog)) == 2
+
+
+def test_a_rate_lets_one_second_through_at_once_and_then_one_by_one() -> None:
+    slots, limits = slots_of(1000), Limits(per_second=5)
+    backlog = {A: 100}
+    assert len(claim(slots, backlog, limits=limits)) == FIRST_SLOTS
+    end(slots, [A] * 4, Ending.DELIVERED)
+    assert claim(slots, backlog, limits=limits) == [A]
+    slots.give_back(A, Ending.DELIVERED, 0.0, EVENT)
+    assert not slots.wanted
+    assert claim(slots, backlog, limits=limits) == []
+    assert slots.look_s(0.0) == 0.2
+    assert claim(slots, backlog, 0.19, limits) == []
+    assert claim(slots, backlog, 0.2, limits) == [A]
+    # Tokens of a high rate are waited for together.
+    quick = slots_of(1000)
+    while claim(quick, {B: 100}, limits=Limits(per_second=100)):
+        end(quick, [B] * quick.in_flight, Ending.DELIVERED)
+    assert quick.look_s(0.0) == 0.1
+    assert quick.offer(0.1).free == [10]  # type: ignore[union-attr]
+
+
+def test_a_rate_without_a_backlog_is_not_looked_after() -> None:
+    slots, limits = slots_of(1000), Limits(per_second=1)
+    assert claim(slots, {A: 1}, limits=limits) == [A]
+    end(slots, [A], Ending.DELIVERED)
+    assert slots.look_s(0.0) == 1.0
+    assert claim(slots, {}, 1.0, limits) == []
+    assert slots.look_s(1.0) is None
+
+
+def broken(slots: Slots) -> None:
+    """Open the breaker of A, whose tolerance is five failures."""
+    for number in range(5):
+        claim(slots, {A: 1})
+        slots.give_back(A, Ending.FAILED, 0.0, UUID(int=number))
+
+
+def test_a_broken_endpoint_gets_one_probe_at_a_time_until_one_succeeds() -> None:
+    slots = Slots(1000, Tolerance(5, 0.0))
+    broken(slots)
+    assert (slots.broken, slots.is_broken(A), slots.look_s(0.0)) == (1, True, 1.0)
+    backlog = {A: 100, B: 1}
+    assert claim(slots, backlog, 0.9) == [B]
+    assert claim(slots, backlog, 1.0) == [A]
+    assert claim(slots, backlog, 50.0) == []
+    slots.give_back(A, Ending.FAILED, 50.0, EVENT, probe=True)
+    assert slots.wanted
+    assert slots.look_s(50.0) == 2.0
+    assert claim(slots, backlog, 51.9) == []
+    assert claim(slots, backlog, 52.0) == [A]
+    slots.give_back(A, Ending.DELIVERED, 52.0, EVENT, probe=True)
+    assert (slots.wanted, slots.broken, slots.look_s(52.0)) == (True, 0, None)
+    assert claim(slots, backlog, 52.0) == [A] * 5
+
+
+def test_a_probe_that_could_not_be_sent_leaves_room_for_another() -> None:
+    slots = Slots(1000, Tolerance(5, 0.0))
+    broken(slots)
+    assert claim(slots, {A: 1}, 1.0) == [A]
+    slots.give_back(A, Ending.UNSENT, 1.0, EVENT, probe=True)
+    assert claim(slots, {A: 1}, 1.0) == [A]
+
+
+def test_a_breaker_that_was_open_before_we_came_is_taken_up_and_closed_when_somebody_enables_it() -> None:
+    slots = Slots(1000, Tolerance(5, 0.0))
+    limits = Limits(version=3, failing_at=-40.0, broken_at=-10.0)
+    assert claim(slots, {A: 9}, 0.0, limits) == [A]
+    assert slots.is_broken(A)
+    slots.give_back(A, Ending.TIMED_OUT, 0.0, EVENT, probe=True)
+    # It has been open for ten seconds, so the next probe is farther off than a second.
+    assert slots.look_s(0.0) == 20.0
+    assert claim(slots, {A: 1}, 20.0, limits) == [A]
+    slots.give_back(A, Ending.TIMED_OUT, 20.0, EVENT, probe=True)
+    assert claim(slots, {A: 1}, 60.0, Limits(version=4)) == [A]
+    assert not slots.is_broken(A)
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    slots = Slots(10_000, Tolerance(1, 0.0))
+    for number in range(1_050):
+        endpoint_id = UUID(int=number)
+        claim(slots, {endpoint_id: 1})
+        slots.give_back(endpoint_id, Ending.TIMED_OUT, 0.0, EVENT)
+    offer = slots.offer(0.0)
+    assert offer is not None
+    assert len(offer.endpoint_ids) == 1_000
+
+
+def test_a_broken_endpoint_with_nothing_to_send_is_forgotten_after_ten_minutes() -> None:
+    slots = Slots(1000, Tolerance(5, 0.0))
+    broken(slots)
+    claim(slots, {}, 600.0)
+    assert slots.broken == 1
+    offer = slots.offer(602.0)
+    assert offer is not None
+    assert (offer.endpoint_ids, slots.broken, slots.look_s(602.0)) == ([], 0, None)
+
+
+def failing(breaker: Breaker, times: list[float], tolerance: Tolerance, events: int) -> None:
+    for nth, now in enumerate(times):
+        breaker.failed(UUID(int=nth % events), tolerance, now, 0.0, probe=False)
+
+
+def test_a_breaker_opens_after_enough_failures_of_enough_events_over_enough_time() -> None:
+    tolerance = Tolerance(20, 30.0)
+    cases = {
+        "all of it": ([30.0 * nth / 19 for nth in range(20)], 5, True),
+        "too few": ([40.0 * nth / 18 for nth in range(19)], 5, False),
+        "too few events": ([40.0 * nth / 19 for nth in range(20)], 4, False),
+        "too quick": ([29.0 * nth / 19 for nth in range(20)], 5, False),
+    }
+    for name, (times, events, opens) in cases.items():
+        breaker = Breaker(None, None, 0.0)
+        failing(breaker, times, tolerance, events)
+        assert (breaker.broken_at is not None) == opens, name
+    interrupted = Breaker(None, None, 0.0)
+    failing(interrupted, [0.0] * 19, tolerance, 5)
+    interrupted.succeeded()
+    failing(interrupted, [31.0], tolerance, 5)
+    assert interrupted.broken_at is None
+    assert interrupted.failing_at == 31.0
+
+
+def test_probes_come_at_growing_distances_up_to_a_minute() -> None:
+    breaker = Breaker(None, None, 0.0)
+    failing(breaker, [0.0], Tolerance(1, 0.0), 1)
+    assert breaker.broken_at is None
+    failing(breaker, [0.0] * 5, Tolerance(1, 0.0), 5)
+    distances, now = [], 0.0
+    for _ in range(8):
+        distances.append(breaker.probe_at - now)
+        now = breaker.probe_at
+        breaker.failed(EVENT, Tolerance(1, 0.0), now, 0.0, probe=True)
+    assert distances == [1, 2, 4, 8, 16, 32, 60, 60]
+    breaker.failed(EVENT, Tolerance(1, 0.0), now, 0.5, probe=True)
+    assert breaker.probe_at - now == 66.0
+    # What was on the wire when it opened says nothing new.
+    breaker.failed(EVENT, Tolerance(1, 0.0), now + 1, 0.0, probe=False)
+    assert breaker.probe_at - now == 66.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import json
 from urllib.parse import unquote_to_bytes
@@ -12,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from relay.delivery.request import body_of, header_of_type, headers_of
-from relay.values.signature import written
+from relay.delivery.request import Keys, body_of, header_of_type, headers_of
+from relay.values.signature import private_key, written
 from relay.values.uuid7 import Uuid7Clock, created_at
 
 SECRET = b"0123456789abcdef0123456789abcdef"
@@ -24,7 +25,7 @@ def test_the_reference_library_accepts_the_signature_and_refuses_another_body() 
     event_id = Uuid7Clock().new()
     body = body_of(event_id, "order.created", b'{"a": 1}')
     now = datetime.datetime.now(datetime.UTC)
-    headers = headers_of(event_id, "order.created", 1, now, SECRET, body)
+    headers = headers_of(event_id, "order.created", 1, now, Keys(SECRET), body)
     webhook = Webhook(written(SECRET))
     assert webhook.verify(body.decode(), headers)["data"] == {"a": 1}
     with pytest.raises(WebhookVerificationError):
@@ -67,3 +68,27 @@ def test_the_type_can_be_read_back_from_its_header_and_from_the_body(type_: str)
 def test_what_is_visible_ascii_stays_readable_in_the_header() -> None:
     assert header_of_type("order.created:v2/x") == "order.created:v2/x"
     assert header_of_type("100% done\r\nX: ü") == "100%25%20done%0D%0AX:%20%C3%BC"
+
+
+def test_the_secret_before_signs_too_until_its_time_is_over() -> None:
+    event_id, old = Uuid7Clock().new(), b"old secret of thirty-two bytes.."
+    body = body_of(event_id, "order.created", b"1")
+    now = datetime.datetime.now(datetime.UTC)
+    keys = Keys(SECRET, old, now)
+    before = headers_of(event_id, "order.created", 1, now - datetime.timedelta(microseconds=1), keys, body)
+    for secret in (SECRET, old):
+        assert Webhook(written(secret)).verify(body.decode(), before) is not None
+    at_the_end = headers_of(event_id, "order.created", 1, now, keys, body)
+    assert at_the_end["webhook-signature"].count("v1,") == 1
+    with pytest.raises(WebhookVerificationError):
+        Webhook(written(old)).verify(body.decode(), at_the_end)
+
+
+def test_ed25519_signs_what_the_public_key_verifies() -> None:
+    event_id, key = Uuid7Clock().new(), private_key(SECRET)
+    body = body_of(event_id, "order.created", b"1")
+    headers = headers_of(event_id, "order.created", 1, datetime.datetime.now(datetime.UTC), Keys(key), body)
+    scheme, _, signature = headers["webhook-signature"].partition(",")
+    assert scheme == "v1a"
+    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+    key.public_key().verify(base64.b64decode(signature), signed)

@@ -1,0 +1,128 @@
+"""What is on the wire: each claimed delivery from its request to the verdict on its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import Final
+
+from relay.delivery.allowance import Ending
+from relay.delivery.claims import Claimed
+from relay.delivery.directory import Endpoint
+from relay.delivery.health import Health
+from relay.delivery.leases import Leases
+from relay.delivery.measures import Measures
+from relay.delivery.recorder import Recorder, Result
+from relay.delivery.request import Target
+from relay.delivery.sender import Answer, Post, Sender
+from relay.delivery.slots import Slots
+from relay.delivery.verdict import ending_of, is_gone, result_of
+
+_log = logging.getLogger("relay.delivery")
+
+# How long a delivery is left alone whose secret cannot be opened; it keeps its slot, so that a backlog of such
+# deliveries is not claimed from end to end.
+_UNSIGNABLE_S: Final = 30.0
+
+
+class Attempts:
+    """Makes attempts, each in a task of its own, and passes on what came of them.
+
+    Args:
+        sender: posts.
+        slots: are given back.
+        leases: of what will not be attempted are given back too.
+        recorder: writes the results.
+        health: hears how endpoints do.
+        measures: counts.
+    """
+
+    def __init__(
+        self, sender: Sender, slots: Slots, leases: Leases, recorder: Recorder, health: Health, measures: Measures
+    ) -> None:
+        self._sender = sender
+        self._slots = slots
+        self._leases = leases
+        self._recorder = recorder
+        self._health = health
+        self._measures = measures
+        self._stopping = asyncio.Event()
+        self._running: set[asyncio.Task[None]] = set()
+
+    def begin(self, delivery: Claimed, endpoint: Endpoint) -> None:
+        """Attempt this, for which a slot has been taken."""
+        probe = self._slots.is_broken(endpoint.id)
+        task = asyncio.create_task(self._deliver(delivery, endpoint, probe=probe))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def finish(self, timeout_s: float) -> None:
+        """Let what is on the wire finish; cut off what does not."""
+        self._stopping.set()
+        if not self._running:
+            return
+        _, unfinished = await asyncio.wait(set(self._running), timeout=timeout_s)
+        for task in unfinished:
+            task.cancel()
+        if unfinished:
+            _log.warning("deliveries_cut_off", extra={"deliveries": len(unfinished)})
+            await asyncio.wait(unfinished, timeout=1.0)
+
+    async def _deliver(self, delivery: Claimed, endpoint: Endpoint, *, probe: bool) -> None:
+        held = delivery.held
+        ending = Ending.UNSENT
+        try:
+            if endpoint.target is None:
+                await self._leave_alone(delivery)
+            else:
+                ending = await self._attempt(delivery, endpoint, endpoint.target, probe=probe)
+        except Exception:
+            # A mistake in here, not the receiver's: its lease runs out, and it is attempted again.
+            _log.exception(
+                "delivery_dropped", extra={"event_id": str(held.event_id), "endpoint_id": str(held.endpoint_id)}
+            )
+            self._leases.drop([held])
+        finally:
+            now = asyncio.get_running_loop().time()
+            chance = random.random()  # noqa: S311 - spreads load, keeps no secret
+            breaker = self._slots.give_back(endpoint.id, ending, now, held.event_id, probe=probe, chance=chance)
+            if ending is not Ending.UNSENT:
+                self._health.attempted(endpoint, breaker, now)
+
+    async def _attempt(self, delivery: Claimed, endpoint: Endpoint, target: Target, *, probe: bool) -> Ending:
+        answer = await self._sender.send(
+            Post(target, delivery.held.event_id, delivery.type, delivery.payload, delivery.attempts + 1)
+        )
+        chance = random.random()  # noqa: S311 - spreads load, keeps no secret
+        result = result_of(delivery, endpoint, answer, probe=probe, chance=chance)
+        if answer.error_class is not None:
+            _say_failed(result, answer)
+        if is_gone(answer):
+            await self._health.gone(endpoint)
+        self._measures.attempted(answer, result, probe=probe)
+        self._recorder.add(result)
+        return ending_of(answer)
+
+    async def _leave_alone(self, delivery: Claimed) -> None:
+        try:
+            async with asyncio.timeout(_UNSIGNABLE_S):
+                await self._stopping.wait()
+        except TimeoutError:
+            pass
+        await self._leases.release([delivery.held])
+
+
+def _say_failed(result: Result, answer: Answer) -> None:
+    _log.info(
+        "delivery_failed",
+        extra={
+            "endpoint_id": str(result.held.endpoint_id),
+            "event_id": str(result.held.event_id),
+            "attempt": result.number,
+            "outcome": result.outcome,
+            "status": answer.status_code,
+            "error_class": answer.error_class,
+            "retry_s": None if result.retry_s is None else round(result.retry_s, 3),
+        },
+    )

@@ -1,0 +1,73 @@
+"""What becomes of a delivery after its attempt."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Final
+
+from relay.delivery.allowance import Ending
+from relay.delivery.answers import ErrorClass
+from relay.delivery.claims import Claimed
+from relay.delivery.directory import Endpoint
+from relay.delivery.recorder import Result
+from relay.delivery.sender import Answer
+from relay.values.backoff import wait_s
+
+_OVERLOADED: Final = frozenset(
+    (
+        HTTPStatus.TOO_MANY_REQUESTS,
+        HTTPStatus.BAD_GATEWAY,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        HTTPStatus.GATEWAY_TIMEOUT,
+    )
+)
+
+
+def is_gone(answer: Answer) -> bool:
+    """Whether a receiver says that it is not there for good (RFC 9110, section 15.5.11)."""
+    return answer.status_code == HTTPStatus.GONE
+
+
+def ending_of(answer: Answer) -> Ending:
+    """What an answer means for the endpoint's slots."""
+    if answer.error_class is None:
+        return Ending.DELIVERED
+    if answer.status_code in _OVERLOADED:
+        return Ending.OVERLOADED
+    return Ending.TIMED_OUT if answer.error_class is ErrorClass.TIMEOUT else Ending.FAILED
+
+
+def result_of(delivery: Claimed, endpoint: Endpoint, answer: Answer, *, probe: bool, chance: float) -> Result:
+    """What an answer means for its delivery.
+
+    Args:
+        delivery: which.
+        endpoint: with the schedule.
+        answer: what came of the attempt.
+        probe: whether the endpoint's breaker was open when it began: then a failure is no attempt.
+        chance: a random number from 0 up to 1, for the wait.
+    """
+    number = delivery.attempts + 1
+    outcome, retry_s = "delivered", None
+    if is_gone(answer):
+        # Held by the endpoint that is disabled before this is written; due at once if somebody enabled it meanwhile.
+        outcome, retry_s = "retry", 0.0
+    elif answer.error_class is not None and probe:
+        number, outcome = delivery.attempts, "probe"
+    elif answer.error_class is not None:
+        failures = number - delivery.attempts_before
+        outcome = "failed"
+        if failures < endpoint.attempts:
+            outcome = "retry"
+            retry_s = max(wait_s(endpoint.schedule, failures, chance), answer.retry_after_s or 0.0)
+    return Result(
+        delivery.held,
+        number,
+        answer.at,
+        answer.status_code,
+        round(answer.latency_s * 1000),
+        answer.error_class,
+        answer.response,
+        outcome,
+        retry_s,
+    )

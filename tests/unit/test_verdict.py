@@ -1,0 +1,100 @@
+"""What an answer means for its delivery and for its endpoint's slots."""
+
+from __future__ import annotations
+
+import datetime
+from uuid import UUID
+
+import pytest
+
+from relay.delivery.allowance import Ending, Limits
+from relay.delivery.answers import ErrorClass
+from relay.delivery.claims import Claimed, Held
+from relay.delivery.directory import Endpoint
+from relay.delivery.sender import Answer
+from relay.delivery.verdict import ending_of, result_of
+
+ID = UUID(int=1)
+NOW = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
+ENDPOINT = Endpoint(
+    organization_id=ID,
+    id=ID,
+    version=1,
+    enabled=True,
+    url="http://example.com/",
+    target=None,
+    schedule=(1.0, 2.0),
+    attempts=3,
+    limits=Limits(),
+)
+
+
+def delivery(attempts: int = 0, before: int = 0) -> Claimed:
+    return Claimed(Held(ID, 0, 1, ID, ID, ID), attempts, before, 1, "order.created", b"1")
+
+
+def answer(status: int, retry_after_s: float | None = None) -> Answer:
+    error = None if 200 <= status <= 299 else ErrorClass.HTTP
+    return Answer(NOW, 0.0124, status, error, b"", retry_after_s)
+
+
+@pytest.mark.parametrize(
+    ("status", "ending"),
+    [
+        (204, Ending.DELIVERED),
+        (301, Ending.FAILED),
+        (410, Ending.FAILED),
+        (429, Ending.OVERLOADED),
+        (500, Ending.FAILED),
+        (501, Ending.FAILED),
+        (502, Ending.OVERLOADED),
+        (503, Ending.OVERLOADED),
+        (504, Ending.OVERLOADED),
+    ],
+)
+def test_four_statuses_say_that_a_receiver_has_too_much_to_do(status: int, ending: Ending) -> None:
+    assert ending_of(answer(status)) is ending
+
+
+def test_no_answer_at_all_is_a_timeout_or_a_failure() -> None:
+    assert ending_of(Answer(NOW, 10.0, error_class=ErrorClass.TIMEOUT)) is Ending.TIMED_OUT
+    assert ending_of(Answer(NOW, 0.1, error_class=ErrorClass.CONNECT)) is Ending.FAILED
+
+
+@pytest.mark.parametrize(
+    ("attempts", "before", "number", "outcome", "retry_s"),
+    [
+        (0, 0, 1, "retry", 1.1),
+        (1, 0, 2, "retry", 2.2),
+        (2, 0, 3, "failed", None),
+        # A fresh schedule after three attempts.
+        (3, 3, 4, "retry", 1.1),
+        (5, 3, 6, "failed", None),
+    ],
+)
+def test_a_failure_is_tried_again_until_its_present_schedule_is_over(
+    attempts: int, before: int, number: int, outcome: str, retry_s: float | None
+) -> None:
+    result = result_of(delivery(attempts, before), ENDPOINT, answer(500), probe=False, chance=0.5)
+    assert (result.number, result.outcome) == (number, outcome)
+    assert result.retry_s == (None if retry_s is None else pytest.approx(retry_s))
+    assert result.latency_ms == 12
+
+
+def test_retry_after_puts_off_and_never_brings_forward() -> None:
+    waits = [
+        result_of(delivery(), ENDPOINT, answer(429, asked), probe=False, chance=0.0).retry_s for asked in (17.0, 0.0)
+    ]
+    assert waits == [17.0, 1.0]
+
+
+def test_a_probe_counts_as_an_attempt_only_when_it_succeeds_or_says_gone() -> None:
+    said = {}
+    for status in (200, 500, 410):
+        result = result_of(delivery(2), ENDPOINT, answer(status), probe=True, chance=0.0)
+        said[status] = (result.number, result.outcome, result.retry_s)
+    assert said == {200: (3, "delivered", None), 500: (2, "probe", None), 410: (3, "retry", 0.0)}
+
+
+def test_the_delivery_that_is_told_gone_does_not_fail_even_with_its_last_attempt() -> None:
+    assert result_of(delivery(2), ENDPOINT, answer(410), probe=False, chance=0.0).outcome == "retry"
