@@ -28,6 +28,8 @@ from relay.values.sealed import Vault
 
 _log = logging.getLogger("relay.deliver")
 
+# What the cell's owners hold, and one for all others.
+_CONNECTIONS: Final = 9
 _OPS_BACKLOG: Final = 128
 _OPS_CONNECTIONS: Final = 256
 _OPS_CLOSE_S: Final = 0.5
@@ -44,6 +46,12 @@ def deliver(no_ops: bool, ready_fd: int | None) -> None:
         raise Stop(USAGE, "DATABASE_URL: `relay deliver` needs one, for instance postgresql://user@host/database")
     if not settings.secret_keys:
         raise Stop(USAGE, "RELAY_SECRET_KEY: `relay deliver` needs one of at least 32 characters")
+    if settings.db_pool_max < _CONNECTIONS:
+        raise Stop(
+            USAGE,
+            f"RELAY_DB_POOL_MAX: {settings.db_pool_max} is too few for `relay deliver`, "
+            f"which needs {_CONNECTIONS} connections",
+        )
     if not no_ops:
         require_free(host_of(settings), settings.ops_port)
     uvloop.run(_deliver(settings, settings.database_url, no_ops, ready_fd))

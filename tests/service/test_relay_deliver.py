@@ -47,9 +47,12 @@ async def test_a_start_that_cannot_be_says_why_in_one_line(databases: Databases)
             run({**good, "DATABASE_URL": nobody}, "--no-ops"),
             run(good, "--no-ops"),
             run({**good, "RELAY_OPS_PORT": str(port)}),
+            run({**good, "RELAY_DB_POOL_MAX": "8"}, "--no-ops"),
         )
-    assert [code for code, _ in ends] == [2, 2, 5, 5, 1]
-    expected = ("DATABASE_URL", "RELAY_SECRET_KEY", "cannot be reached", "relay migrate", f"port {port}")
+    assert [code for code, _ in ends] == [2, 2, 5, 5, 1, 2]
+    expected = (
+        "DATABASE_URL", "RELAY_SECRET_KEY", "cannot be reached", "relay migrate", f"port {port}", "RELAY_DB_POOL_MAX",
+    )  # fmt: skip
     for (_, said), words in zip(ends, expected, strict=True):
         assert words in said
         assert said.startswith("relay: ")
@@ -82,6 +85,37 @@ async def test_the_ops_port_tells_health_and_metrics_and_a_signal_ends_it_all(
             assert await child.wait() == 0
     assert await connection.fetch(seen) == []
     await connection.close()
+
+
+async def test_it_holds_no_more_connections_than_it_may(database: str, commands: Commands) -> None:
+    async with Receiver() as receiver:
+        api = await commands.serve(database)
+        tenant = await api.tenant()
+        await tenant.post("/api/webhook/config", json={"webhook_url": receiver.url})
+        port = free_port()
+        env = environment(
+            database, 1, RELAY_OPS_PORT=str(port), RELAY_DB_POOL_MAX="9", RELAY_ALLOWED_NETWORKS="127.0.0.0/8"
+        )
+        await commands.start("deliver", "deliver", env=env)
+        # Everything that it does at once: deliveries, a test delivery, a job, health.
+        for _ in range(20):
+            await tenant.accept()
+        endpoint_id = (await tenant.get("/api/endpoints")).json()["endpoints"][0]["id"]
+        ping = await tenant.post(f"/api/endpoints/{endpoint_id}/test")
+        assert ping.json()["status_code"] == 200
+        await receiver.until(21)
+        since = {"since": "2026-01-01T00:00:00Z"}
+        assert (await tenant.post(f"/api/endpoints/{endpoint_id}/replay", json=since)).status_code == 202
+        await receiver.until(30)
+        async with httpx2.AsyncClient(trust_env=False) as client:
+            assert (await client.get(f"http://127.0.0.1:{port}/health")).status_code == 200
+        connection = await asyncpg.connect(database)
+        held = await connection.fetchval(
+            "select count(*) from pg_stat_activity"
+            " where application_name = 'relay deliver' and datname = current_database()"
+        )
+        await connection.close()
+        assert 1 < held <= 9
 
 
 async def test_what_a_killed_process_held_is_delivered_by_another(
