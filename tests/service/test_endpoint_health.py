@@ -44,7 +44,8 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Probes begin at a twentieth of a second."""
+    """Probes begin at a twentieth of a second, and nothing is found by polling."""
+    monkeypatch.setattr("relay.delivery.loop._POLL_S", 60.0)
     monkeypatch.setattr("relay.delivery.breaker._FIRST_PAUSE_S", 0.05)
 
 

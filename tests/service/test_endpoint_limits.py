@@ -237,7 +237,11 @@ async def test_no_more_is_on_the_wire_than_an_endpoint_allows(cell: Cell, books:
     assert most == 2
 
 
-async def test_a_rate_is_kept_without_looking_again_and_again(cell: Cell, books: Books, receiver: Receiver) -> None:
+async def test_a_rate_is_kept_without_looking_again_and_again(
+    cell: Cell, books: Books, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing is found by polling.
+    monkeypatch.setattr("relay.delivery.loop._POLL_S", 60.0)
     organization_id, endpoint_id = await books.endpoint(receiver.url)
     await books.change(endpoint_id, rate_limit_per_second=10)
     await books.accept(organization_id, 100)

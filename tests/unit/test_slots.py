@@ -236,6 +236,16 @@ def test_a_broken_endpoint_gets_one_probe_at_a_time_until_one_succeeds() -> None
     assert claim(slots, backlog, 52.0) == [A] * 5
 
 
+def test_a_probe_that_falls_due_just_after_an_offer_is_looked_for_at_once() -> None:
+    slots = Slots(1000, Tolerance(5, 0.0))
+    broken(slots)
+    assert claim(slots, {A: 1}, 0.999) == []
+    assert slots.look_s(1.001) == 0.0
+    slots.offer(1.001)
+    # Offered, it is taken with the next delivery that is due, whenever that is.
+    assert slots.look_s(1.002) is None
+
+
 def test_a_probe_that_could_not_be_sent_leaves_room_for_another() -> None:
     slots = Slots(1000, Tolerance(5, 0.0))
     broken(slots)
