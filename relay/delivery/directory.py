@@ -17,8 +17,8 @@ from relay.delivery.allowance import MOST_SLOTS, Limits
 from relay.delivery.claims import Claimed
 from relay.delivery.request import RESERVED, Key, Keys, Target
 from relay.store import Cell, HotConnection, Row
+from relay.values.ed25519 import private_key
 from relay.values.sealed import Vault
-from relay.values.signature import private_key
 
 _log = logging.getLogger("relay.delivery")
 

@@ -13,7 +13,7 @@ from relay.delivery.members import CatchUp, Members, Scheme
 from relay.errors import ApiError, invalid
 from relay.store import Cell, Row
 from relay.store.answers import kept_answer
-from relay.values import cursor, signature, uuid7
+from relay.values import cursor, ed25519, signature, uuid7
 from relay.values.cursor import Position
 from relay.values.sealed import Vault
 
@@ -129,7 +129,7 @@ class Endpoints:
             members.retry_schedule,
             scheme,
             self._vault.seal(secret, endpoint_id.bytes),
-            signature.public_key(secret) if scheme == "v1a" else None,
+            ed25519.public_key(secret) if scheme == "v1a" else None,
             *job,
             *self._kept(catch_up, endpoint_id, job.job_id),
         )
@@ -191,7 +191,7 @@ class Endpoints:
             organization_id,
             endpoint_id,
             self._vault.seal(secret, endpoint_id.bytes),
-            signature.public_key(secret),
+            ed25519.public_key(secret),
         )
         if row is None:
             return None

@@ -12,7 +12,8 @@ import orjson
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from relay import __version__
-from relay.values.signature import sign_v1, sign_v1a
+from relay.values.ed25519 import sign_v1a
+from relay.values.signature import sign_v1
 from relay.values.uuid7 import created_at
 
 _USER_AGENT: Final = f"relay/{__version__}"

@@ -20,8 +20,9 @@ from relay.delivery.runs import EVERYTHING
 from relay.delivery.slots import Offer
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
+from relay.values.ed25519 import private_key
 from relay.values.sealed import Vault
-from relay.values.signature import private_key, written
+from relay.values.signature import written
 from tests.books import SECRET, VAULT, Books, delivering, until
 from tests.receiver import Received, Receiver, hang, reply
 

@@ -15,8 +15,8 @@ import asyncpg
 import pytest
 
 from relay.values import uuid7
+from relay.values.ed25519 import public_key
 from relay.values.sealed import Vault
-from relay.values.signature import public_key
 from tests.api import Api, Tenant
 from tests.conftest import SECRET_KEY, Commands, Databases
 from tests.proxy import Proxy

@@ -251,9 +251,16 @@ async def test_the_docs_show_no_other_file(api: Api, file: str) -> None:
     assert_error(answer, 404, "not_found")
 
 
-def test_serving_loads_nothing_that_it_does_not_need() -> None:
-    heavy = ("aiohttp", "rich", "jinja2", "pydantic", "opentelemetry")
-    program = f"import sys, relay.cli.serve; print(*[name for name in {heavy} if name in sys.modules])"
+@pytest.mark.parametrize(
+    ("command", "heavy"),
+    [
+        ("relay.cli.serve", ("aiohttp", "rich", "jinja2", "pydantic", "opentelemetry")),
+        # The supervisor is there for as long as all else; with none of these it has 32 MB.
+        ("relay.local.up", ("aiohttp", "asyncpg", "cryptography", "msgspec", "starlette")),
+    ],
+)
+def test_a_command_loads_nothing_that_it_does_not_need(command: str, heavy: tuple[str, ...]) -> None:
+    program = f"import sys, {command}; print(*[name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from relay.values.signature import new_secret, private_key, public_key, sign_v1, sign_v1a, written
+from relay.values.ed25519 import private_key, public_key, sign_v1a
+from relay.values.signature import new_secret, sign_v1, written
 
 ID = "018f1b1e-7c1a-7b1a-8b1a-0123456789ab"
 BODIES = st.text(st.characters(codec="utf-8"), max_size=300)

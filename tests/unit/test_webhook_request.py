@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from relay.delivery.request import Keys, body_of, header_of_type, headers_of
-from relay.values.signature import private_key, written
+from relay.values.ed25519 import private_key
+from relay.values.signature import written
 from relay.values.uuid7 import Uuid7Clock, created_at
 
 SECRET = b"0123456789abcdef0123456789abcdef"

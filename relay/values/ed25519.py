@@ -1,0 +1,32 @@
+"""The scheme `v1a` of Standard Webhooks: Ed25519 (RFC 8032), whose public key is all that a receiver needs."""
+
+from __future__ import annotations
+
+import base64
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from relay.values.signature import signed
+
+_PREFIX: Final = "whpk_"
+
+
+def private_key(secret: bytes) -> Ed25519PrivateKey:
+    """The key that `sign_v1a` takes. Making one costs more than a signature: whoever signs often keeps it.
+
+    Args:
+        secret: the 32 bytes of the private key.
+    """
+    return Ed25519PrivateKey.from_private_bytes(secret)
+
+
+def public_key(secret: bytes) -> str:
+    """What receivers verify `v1a` signatures with, as people and libraries pass it on."""
+    public = private_key(secret).public_key().public_bytes_raw()
+    return _PREFIX + base64.b64encode(public).decode("ascii")
+
+
+def sign_v1a(key: Ed25519PrivateKey, message_id: str, timestamp_s: int, body: bytes) -> str:
+    """A signature for `webhook-signature`: `v1a,` and the base64 of the 64 bytes over id, time and body."""
+    return "v1a," + base64.b64encode(key.sign(signed(message_id, timestamp_s, body))).decode("ascii")
