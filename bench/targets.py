@@ -56,6 +56,8 @@ TARGETS: Final = {
     "lost": Target(what="events accepted and never delivered", unit="", must=0, prize=0),
     "api_memory": Target(what="API process at 1,000 req/s: resident", unit="MB", must=120, prize=80),
     "api_cpu": Target(what="API process at 1,000 req/s: of a core", unit="%", must=25, prize=15),
+    "bare_cpu": Target(what="the bare callable at 1,000 req/s: of a core", unit="%"),
+    "api_cpu_ratio": Target(what="the API process to the bare callable", unit=""),
     "all_memory": Target(what="all of `relay up` but PostgreSQL: resident", unit="MB", must=200, prize=130),
     "all_cpu": Target(what="all of `relay up` but PostgreSQL: of a core", unit="%", must=30, prize=20),
     "cold": Target(what="`relay serve`, exec to first 200", unit="ms", must=500, prize=300),

@@ -29,7 +29,14 @@ _POLL_S: Final = 0.001
 
 
 async def efficiency(bench: Bench, outcome: Outcome) -> None:
-    """1,000 req/s against `relay up`, three times as long as other scenarios."""
+    """1,000 req/s against `relay up`, three times as long as other scenarios; before it, against the bare callable."""
+    port = free_port()
+    async with module("bench.bare", str(port), "201", port=port) as process:
+        relay = Relay("127.0.0.1", port, pids={"bare callable": process.pid})
+        plan = bench.plan(relay, ["none"], traffic="small", rate=_RATE)
+        floor = await bench.measure(relay, plan, outcome, "bare callable at 1,000 req/s")
+    bare_cpu = floor.usages[0].cpu
+    bench.row(outcome, "bare_cpu", bare_cpu * 100, void=floor.result.void is not None)
     async with _up(bench) as relay:
         keys = await relay.tenants(TENANTS)
         seconds = bench.seconds * 3
@@ -40,6 +47,7 @@ async def efficiency(bench: Bench, outcome: Outcome) -> None:
     api, ours = usages["api"], [usages[name] for name in ("supervisor", "api", "delivery")]
     bench.row(outcome, "api_memory", api.rss_most / _MB, void=void)
     bench.row(outcome, "api_cpu", api.cpu * 100, void=void)
+    bench.row(outcome, "api_cpu_ratio", api.cpu / bare_cpu, void=void)
     bench.row(outcome, "all_memory", sum(usage.rss_most for usage in ours) / _MB, void=void)
     bench.row(outcome, "all_cpu", sum(usage.cpu for usage in ours) * 100, void=void)
     outcome.notes.append("; ".join(_used(usage) for usage in load.usages))

@@ -27,8 +27,8 @@ _LARGEST_INT4: Final = 2**31 - 1
 class Result(NamedTuple):
     """One attempt and what it does to its delivery: `outcome` is delivered, failed, retry or probe.
 
-    A retry to an endpoint that has been disabled is held, and cancelled where that is gone. `probe` is one that failed:
-    it was no attempt, so `number` is that of the last one, or 0.
+    A retry to an endpoint that has been disabled is held; where that is gone, a job cancels it. `probe` is one that
+    failed: it was no attempt, so `number` is that of the last one, or 0.
     """
 
     held: Held

@@ -131,18 +131,3 @@ from generate_series(0, 1008, 16) as bucket;
 create function relay.subscribes(event_types text[], event_prefixes text[], type text) returns boolean
 language sql immutable parallel safe
 return cardinality(event_types) = 0 or type = any(event_types) or type ^@ any(event_prefixes);
-
--- Whether a delivery of an event has been delivered or has failed. In PL/pgSQL, so that it is not inlined: a statement
--- that asks seldom would else prepare to read every partition each time.
-create function relay.has_outcome(organization_id uuid, event_id uuid) returns boolean
-language plpgsql stable
-as $$
-begin
-    return exists (
-        select
-        from relay.deliveries as d
-        where d.organization_id = has_outcome.organization_id and d.event_id = has_outcome.event_id
-            and d.status in ('delivered', 'failed')
-    );
-end;
-$$;

@@ -192,10 +192,9 @@ where o.organization_id = h.organization_id and o.epoch = h.epoch and o.xid = h.
 -- name: record_attempts
 -- Write a batch of results: the attempts always, and their effect only where the claim is still ours. A delivery that
 -- ended leaves `open` for `deliveries`; one that is tried again waits for `retry_s`, or for its endpoint where that has
--- been disabled, and is cancelled where that is gone. A failed probe is no attempt: its delivery is as it was. An attempt
--- that was on the wire while its event was acknowledged finds no row of its claim: it is recorded and changes nothing.
--- An event that still waits for its acknowledgement and is left with cancelled deliveries alone has its row with the nil
--- endpoint again. Rows are locked in the order of the primary key, as `acknowledge` does: else the two would deadlock.
+-- been disabled, or is left to the job that cancels where that is gone. A failed probe is no attempt: its delivery is as
+-- it was. An attempt that was on the wire while its event was acknowledged finds no row of its claim: it is recorded and
+-- changes nothing. Rows are locked in the order of the primary key, as `acknowledge` does: else the two would deadlock.
 -- $1 organization_id uuid[], $2 epoch int[], $3 xid int8[], $4 event_id uuid[], $5 endpoint_id uuid[],
 -- $6 claim_token uuid[], $7 number int[], $8 at timestamptz[], $9 status_code int[], $10 latency_ms int[],
 -- $11 error_class text[], $12 response bytea[], $13 outcome text[]: delivered, failed, retry or probe,
@@ -231,12 +230,7 @@ ours as materialized (
         r.error_class,
         r.outcome,
         r.retry_s,
-        o.acknowledged,
-        e.enabled,
-        case
-            when r.outcome in ('delivered', 'failed') then r.outcome
-            when e.enabled is null then 'cancelled'
-        end as status
+        e.enabled
     from results as r
     inner join relay.open as o
         on o.organization_id = r.organization_id and o.epoch = r.epoch and o.xid = r.xid
@@ -253,18 +247,16 @@ ended as (
     using ours as r
     where o.organization_id = r.organization_id and o.epoch = r.epoch and o.xid = r.xid
         and o.event_id = r.event_id and o.endpoint_id = r.endpoint_id
-        and r.status is not null
-    returning
-        o.organization_id, o.epoch, o.xid, o.event_id, o.endpoint_id, r.status, r.number, r.error_class, r.acknowledged
+        and r.outcome in ('delivered', 'failed')
+    returning o.organization_id, o.event_id, o.endpoint_id, r.outcome, r.number, r.error_class
 ),
 retried as (
     update relay.open as o
     set
         attempts = r.number,
         due_at = case
-            when not r.enabled then null
-            when r.outcome = 'probe' then o.due_at
-            else now() + r.retry_s * interval '1 second'
+            when r.enabled and r.outcome = 'probe' then o.due_at
+            when r.enabled then now() + r.retry_s * interval '1 second'
         end,
         leased_until = '-infinity',
         claim_token = null,
@@ -272,12 +264,12 @@ retried as (
     from ours as r
     where o.organization_id = r.organization_id and o.epoch = r.epoch and o.xid = r.xid
         and o.event_id = r.event_id and o.endpoint_id = r.endpoint_id
-        and r.status is null
+        and r.outcome in ('retry', 'probe')
     returning o.endpoint_id
 ),
 kept as (
     insert into relay.deliveries (organization_id, event_id, endpoint_id, status, attempts, last_error_class)
-    select organization_id, event_id, endpoint_id, status, number, error_class
+    select organization_id, event_id, endpoint_id, outcome, number, error_class
     from ended
     on conflict (organization_id, event_id, endpoint_id) do update
     set
@@ -285,36 +277,6 @@ kept as (
         attempts = excluded.attempts,
         last_error_class = excluded.last_error_class,
         ended_at = excluded.ended_at
-),
-unanswered as materialized (
-    select distinct c.organization_id, c.epoch, c.xid, c.event_id
-    from ended as c
-    where c.status = 'cancelled'
-        and not c.acknowledged
-        and not exists (
-            select
-            from ended as x
-            where x.organization_id = c.organization_id and x.event_id = c.event_id and x.status <> 'cancelled'
-        )
-        and not exists (
-            select
-            from relay.open as o
-            where o.organization_id = c.organization_id and o.epoch = c.epoch and o.xid = c.xid
-                and o.event_id = c.event_id
-                and not exists (
-                    select
-                    from ended as x
-                    where x.organization_id = o.organization_id and x.event_id = o.event_id
-                        and x.endpoint_id = o.endpoint_id
-                )
-        )
-        and not relay.has_outcome(c.organization_id, c.event_id)
-),
-waiting as (
-    insert into relay.open (organization_id, epoch, xid, event_id, endpoint_id, bucket)
-    select organization_id, epoch, xid, event_id, '00000000-0000-0000-0000-000000000000', 0
-    from unanswered
-    on conflict (organization_id, epoch, xid, event_id, endpoint_id) do nothing
 )
 select
     (select count(*) from ended) as ended,

@@ -20,6 +20,7 @@ from relay.delivery.runs import EVERYTHING
 from relay.delivery.slots import Offer
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
+from relay.upkeep.runner import JobRunner
 from relay.values.uuid7 import floor
 from tests.books import Books, delivering, until
 from tests.receiver import Received, Receiver, hang, reply
@@ -83,6 +84,17 @@ async def test_a_retry_to_an_endpoint_that_was_disabled_is_held(cell: Cell, book
     assert len(await books.attempts()) == 1
 
 
+async def delete(cell: Cell, organization_id: UUID, *endpoint_ids: UUID) -> None:
+    """Delete endpoints, as the API does."""
+    for endpoint_id in endpoint_ids:
+        await cell.fetch("delete_endpoint", organization_id, endpoint_id, cell.clock.new())
+
+
+async def until_cancelled(cell: Cell, books: Books) -> None:
+    async with JobRunner(cell, lease_s=30.0, settled_s=0.1, metrics=Metrics()):
+        await until(lambda: books.read("select 1 where not exists (select from relay.jobs where status = 'running')"))
+
+
 async def test_a_retry_to_an_endpoint_that_was_deleted_is_cancelled_and_its_event_waits_for_its_ack(
     cell: Cell, books: Books
 ) -> None:
@@ -91,8 +103,10 @@ async def test_a_retry_to_an_endpoint_that_was_deleted_is_cancelled_and_its_even
     (event_id,) = await books.accept(organization_id)
     deliveries = await claimed(cell)
     assert {delivery.held.endpoint_id for delivery in deliveries} == {first, second}
-    await books.read("delete from relay.endpoints")
+    await delete(cell, organization_id, first, second)
     await record(cell, *(failure(delivery) for delivery in deliveries))
+    assert {(row["attempts"], row["due_at"], row["claim_token"]) for row in await books.open()} == {(1, None, None)}
+    await until_cancelled(cell, books)
     (row,) = await books.open()
     assert (row["event_id"], row["endpoint_id"], row["due_at"]) == (event_id, NIL, None)
     ended = await books.deliveries()
@@ -115,13 +129,14 @@ async def test_an_event_that_waits_for_nothing_or_something_else_has_no_row_of_i
     deliveries = await claimed(cell)
     gone = next(delivery for delivery in deliveries if delivery.held.endpoint_id == first)
     others = [delivery for delivery in deliveries if delivery is not gone]
-    await books.read("delete from relay.endpoints where id = $1", first)
+    await delete(cell, organization_id, first)
     delivered = [failure(other, "delivered")._replace(error_class=None) for other in others]
     if reason == "acknowledged":
         await books.read("update relay.open set acknowledged = true")
     if reason == "another was delivered":
         await record(cell, *delivered)
     await record(cell, failure(gone), *(delivered if reason == "in the same batch" else ()))
+    await until_cancelled(cell, books)
     left = [row["endpoint_id"] for row in await books.open()]
     assert left == ([others[0].held.endpoint_id] if reason == "another is open" else [])
     assert "cancelled" in {row["status"] for row in await books.deliveries()}
