@@ -8,11 +8,13 @@ from uuid import UUID
 import asyncpg
 import httpx2
 import pytest
+from standardwebhooks import Webhook
 
 from relay.values import uuid7
+from relay.values.signature import written
 from relay.values.uuid7 import Uuid7Clock
 from tests.api import Tenant
-from tests.books import delivering, until
+from tests.books import SECRET, delivering, until
 from tests.conftest import open_cell
 from tests.receiver import Receiver, reply
 from tests.stage import NIL, Stage, deliveries, events
@@ -86,6 +88,33 @@ async def test_attempts_go_on_counting_and_a_retry_is_sent_at_once(stage: Stage,
     story = (await tenant.get(f"/api/events/{event_id}")).json()
     assert (story["status"], story["attempts"]) == ("delivered", 3)
     assert [attempt["number"] for attempt in story["deliveries"][0]["attempt_log"]] == [1, 2, 3]
+
+
+async def test_each_retry_begins_a_fresh_schedule(stage: Stage, tenant: Tenant) -> None:
+    async with Receiver(reply(500)) as receiver, open_cell(stage.url) as cell:
+        endpoint_id = await stage.endpoint(tenant, receiver.url)
+        event_id = await tenant.accept()
+        async with delivering(cell, retry_schedule=(0.0,), max_attempts=2):
+            for attempts in (2, 4, 6):
+                await until(lambda: stage.ended(tenant))
+                (ended,) = await stage.ended(tenant)
+                assert (ended["status"], ended["attempts"]) == ("failed", attempts)
+                assert (await retry(tenant, event_id, endpoint_id)).status_code == 202
+    assert len(receiver.received) >= 6
+
+
+async def test_a_replay_of_an_old_event_verifies_in_the_standards_own_library(stage: Stage, tenant: Tenant) -> None:
+    # The library refuses timestamps that are older than five minutes.
+    old = uuid7.shifted(stage.cell.clock.new(), -900.0)
+    async with Receiver() as receiver, open_cell(stage.url) as cell:
+        await stage.endpoint(tenant, receiver.url)
+        await cell.fetch("commit_events", [UUID(tenant.organization_id)], [old], ["order.created"], [b'{"id": 1}'])
+        async with delivering(cell):
+            await until(lambda: stage.ended(tenant))
+            assert (await replay(tenant, str(old))).json() == {"deliveries": 1}
+            await receiver.until(2)
+    for request in receiver.received:
+        assert Webhook(written(SECRET)).verify(request.body, request.headers)["event_id"] == str(old)
 
 
 async def test_a_retry_to_a_disabled_endpoint_is_held(stage: Stage, tenant: Tenant) -> None:
