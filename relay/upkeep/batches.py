@@ -11,7 +11,7 @@ from relay.store import Cell, Row
 from relay.values.uuid7 import COMMITTED_WITHIN_S, bucket, shifted
 
 #: Deliveries that a batch opens at most: so far live traffic of the same endpoint waits behind a job.
-OPENED: Final = 300
+OPENED: Final = 100
 _CHANGED: Final = 1000
 # How long until a job looks again that has nothing to do yet.
 _LOOK_AGAIN_S: Final = 0.5

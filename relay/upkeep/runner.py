@@ -26,7 +26,7 @@ _LONGEST_PAUSE_S: Final = 5.0
 # The next batch opens once this part of the last one has been attempted, or after so long.
 _ATTEMPTED: Final = 0.8
 _LONGEST_WAIT_S: Final = 5.0
-_LOOK_S: Final = 0.1
+_LOOK_S: Final = 0.05
 # A stop waits so long for the batches under way.
 _FINISH_S: Final = 0.6
 
