@@ -29,6 +29,12 @@ _LABEL: Final = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.IGNORE
 # What makes readers of URLs take a host for an IPv4 address (WHATWG URL, "ends in a number").
 _NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*", re.IGNORECASE | re.ASCII)
 
+# Code points that are not seen and that encoding drops (Unicode's Default_Ignorable_Code_Point, and U+1806): a name
+# with one reads as another, and the HTTP client refuses it.
+_UNSEEN: Final = re.compile(
+    "[\u00ad\u034f\u061c\u115f-\u1160\u17b4-\u17b5\u1806\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
 _NO_NAME: Final = "The host is no valid name."
 _DISGUISED: Final = "The host is a number: an IPv4 address is written as four decimal numbers."
 _NOT_REACHED: Final = "The host is an address that webhooks may not reach."
@@ -91,7 +97,7 @@ def _encoded(host: str) -> str:
     """The host as it is asked for: in ASCII, as yarl writes it; empty where there is no such name."""
     if host.isascii():
         return host
-    if len(host) > _LONGEST_NAME:
+    if len(host) > _LONGEST_NAME or _UNSEEN.search(host):
         return ""
     # Its tables cost memory, and few names need them.
     import idna
