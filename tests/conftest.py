@@ -12,6 +12,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import asyncpg
+import hypothesis
 import pytest
 
 from relay.local.children import PythonChild
@@ -25,6 +26,10 @@ from tests.stage import Stage
 SECRET_KEY = "a secret key that only the tests know and nobody else"
 
 ADMIN_TOKEN = "admin-token-of-the-tests"
+
+# How long an example takes says how busy the machine is. All else stays: in CI examples are the same each time.
+hypothesis.settings.register_profile("relay", hypothesis.settings.default, deadline=None)
+hypothesis.settings.load_profile("relay")
 
 LOOPBACK = "127.0.0.0/8,::1/128"
 
