@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from relay.auth import Guard, Hasher, Keyring, Keys
 from relay.config import Settings
@@ -40,10 +40,6 @@ from relay.store import Cell
 from relay.telemetry.metrics import Metrics
 from relay.upkeep.partitions import Partitions
 from relay.values.sealed import Vault
-
-_CATCH_UP_HEADERS: Final = {
-    "Idempotency-Key": "With `catch_up_since`: 1 to 255 visible ASCII characters; a repeat gets the same job again."
-}
 
 
 class Service:
@@ -237,7 +233,7 @@ def operations(
         Operation(
             "POST", "/api/endpoints", PostEndpoint(door, bodies, endpoints, allowed, window_s),
             success={201: endpoint_schemas.MadeEndpoint}, body=endpoint_schemas.NewEndpoint,
-            errors=("endpoint_not_found", "invalid_url", *again), headers=_CATCH_UP_HEADERS,
+            errors=("endpoint_not_found", "invalid_url", *again), headers=idempotency.DESCRIBED_WITH_CATCH_UP,
         ),
         Operation(
             "GET", "/api/endpoints/{id}", GetEndpoint(door, endpoints),
@@ -246,7 +242,7 @@ def operations(
         Operation(
             "PATCH", "/api/endpoints/{id}", PatchEndpoint(door, bodies, endpoints, allowed, window_s),
             success={200: endpoint_schemas.WrittenEndpoint}, body=endpoint_schemas.ChangedEndpoint,
-            errors=("endpoint_not_found", "invalid_url", *again), headers=_CATCH_UP_HEADERS,
+            errors=("endpoint_not_found", "invalid_url", *again), headers=idempotency.DESCRIBED_WITH_CATCH_UP,
         ),
         Operation(
             "DELETE", "/api/endpoints/{id}", DeleteEndpoint(door, endpoints),

@@ -11,6 +11,7 @@ import msgspec
 
 from relay.errors import ApiError
 from relay.http.exchange import Exchange
+from relay.http.schemas import NoMembers
 from relay.values import documents
 from relay.values.background import Background
 from relay.values.documents import Kind
@@ -92,6 +93,17 @@ class BodyClock(Background):
             raise ApiError("unsupported_media_type")
         return await self._read(exchange, limit_bytes if kind_ok else 0, declared)
 
+    async def read_nothing(self, exchange: Exchange) -> bytes:
+        """The body of a request that needs none: empty, or an empty object.
+
+        Raises:
+            ApiError: as `read` and `decode`.
+        """
+        body = await self.read(exchange, SMALL_BODY_BYTES)
+        if body:
+            decode(body, _nothing)
+        return body
+
     async def _read(self, exchange: Exchange, limit_bytes: int, declared: int | None) -> bytes:
         reading = _Reading(asyncio.current_task(self._loop))
         self._readings.add(reading)
@@ -134,6 +146,7 @@ class BodyClock(Background):
 
 
 JSON_TYPES: Final = frozenset((b"application/json",))
+_nothing: Final = msgspec.json.Decoder(NoMembers)
 
 
 def _incomplete(exchange: Exchange) -> ApiError:

@@ -10,10 +10,9 @@ from msgspec import structs
 
 from relay.http import exchange as exchanges
 from relay.http import idempotency
-from relay.http.body import SMALL_BODY_BYTES, BodyClock, decode
+from relay.http.body import BodyClock
 from relay.http.door import Door
 from relay.http.exchange import Receive, Scope, Send
-from relay.http.inbox import nothing
 from relay.http.job_schemas import Replay
 from relay.http.listing_schemas import DeliveriesPage, DeliveriesQuery
 from relay.http.query import read_id, read_query, read_span, refuse_query
@@ -80,9 +79,7 @@ class RetryDelivery:
         tenant = await self._door.admit(exchange, "manage")
         refuse_query(scope)
         key = idempotency.read_key(exchange)
-        body = await self._bodies.read(exchange, SMALL_BODY_BYTES)
-        if body:
-            decode(body, nothing)
+        body = await self._bodies.read_nothing(exchange)
         once = idempotency.once(scope, key, body, self._window_s)
         delivery_id = uuid7.parse(scope["path_params"]["id"])
         sent = await retry_delivery(self._cell, tenant.organization_id, delivery_id, once)
@@ -107,9 +104,7 @@ class ReplayEvent:
         tenant = await self._door.admit(exchange, "manage")
         refuse_query(scope)
         key = idempotency.read_key(exchange)
-        body = await self._bodies.read(exchange, SMALL_BODY_BYTES)
-        if body:
-            decode(body, nothing)
+        body = await self._bodies.read_nothing(exchange)
         once = idempotency.once(scope, key, body, self._window_s)
         event_id = uuid7.parse(scope["path_params"]["id"])
         sent = await replay_event(self._cell, tenant.organization_id, event_id, once)

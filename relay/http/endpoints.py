@@ -23,7 +23,6 @@ from relay.http.events import attempt_shown
 from relay.http.exchange import Exchange, Header, Receive, Scope, Send
 from relay.http.idempotency import REPLAYED, once, read_key
 from relay.http.query import read_query, refuse_query
-from relay.http.schemas import NoMembers
 from relay.store import Row
 from relay.values import uuid7
 from relay.values.addresses import Network
@@ -31,7 +30,6 @@ from relay.values.times import rfc3339, rfc3339_or_none
 
 _new: Final = msgspec.json.Decoder(schemas.NewEndpoint)
 _changed: Final = msgspec.json.Decoder(schemas.ChangedEndpoint)
-_nothing: Final = msgspec.json.Decoder(NoMembers)
 # Secrets are shown once, and kept by nobody on the way (RFC 9111, section 5.2.2.5).
 _NO_STORE: Final = (b"cache-control", b"no-store")
 
@@ -148,10 +146,8 @@ class RotateSecret:
         exchange = exchanges.of(scope)
         tenant = await self._door.admit(exchange, "manage")
         refuse_query(scope)
-        body = await self._bodies.read(exchange, SMALL_BODY_BYTES)
         endpoint_id = _id_in(scope)
-        if body:
-            decode(body, _nothing)
+        await self._bodies.read_nothing(exchange)
         rotated = await self._endpoints.rotate(tenant.organization_id, endpoint_id)
         if rotated is None:
             raise ApiError("endpoint_not_found")
@@ -173,10 +169,8 @@ class PingEndpoint:
         exchange = exchanges.of(scope)
         tenant = await self._door.admit(exchange, "manage")
         refuse_query(scope)
-        body = await self._bodies.read(exchange, SMALL_BODY_BYTES)
         endpoint_id = _id_in(scope)
-        if body:
-            decode(body, _nothing)
+        await self._bodies.read_nothing(exchange)
         answer = await self._pings.ping(tenant.organization_id, endpoint_id)
         if answer is None:
             raise ApiError("endpoint_not_found")

@@ -13,6 +13,9 @@ from relay.store.answers import Once
 REPLAYED: Final[Header] = (b"idempotent-replayed", b"true")
 #: For the OpenAPI document.
 DESCRIBED: Final = {"Idempotency-Key": "1 to 255 visible ASCII characters: a repeat gets the first answer again."}
+DESCRIBED_WITH_CATCH_UP: Final = {
+    "Idempotency-Key": "With `catch_up_since`: 1 to 255 visible ASCII characters; a repeat gets the same job again."
+}
 
 
 def read_key(exchange: Exchange) -> str | None:

@@ -20,8 +20,6 @@ from relay.values import uuid7
 from relay.values.times import rfc3339
 
 _many: Final = msgspec.json.Decoder(schemas.AcknowledgeMany)
-#: Reads a body that may hold an empty object and nothing else.
-nothing: Final = msgspec.json.Decoder(schemas.NoMembers)
 
 
 class GetInbox:
@@ -68,9 +66,7 @@ class PostAck:
         exchange = exchanges.of(scope)
         tenant = await self._door.admit(exchange, "consume")
         refuse_query(scope)
-        body = await self._bodies.read(exchange, SMALL_BODY_BYTES)
-        if body:
-            decode(body, nothing)
+        await self._bodies.read_nothing(exchange)
         event_id = uuid7.parse(scope["path_params"]["id"])
         if event_id is None or not await acknowledge(self._cell, tenant.organization_id, (event_id,)):
             raise ApiError("event_not_found")
