@@ -105,10 +105,11 @@ async def test_a_retry_that_succeeds_ends_the_delivery(cell: Cell, books: Books,
 @pytest.mark.parametrize(
     ("retry_after", "least_s", "most_s"),
     [
-        (b"", 1.0, 1.3),
-        (b"Retry-After: 17", 17.0, 17.2),
-        (b"Retry-After: 0", 1.0, 1.3),
-        (b"Retry-After: 1e309", 1.0, 1.3),
+        # At most what the next wait would be, less a margin: it counts from the attempt's start to its record.
+        (b"", 1.0, 1.9),
+        (b"Retry-After: 17", 17.0, 17.9),
+        (b"Retry-After: 0", 1.0, 1.9),
+        (b"Retry-After: 1e309", 1.0, 1.9),
     ],
 )
 async def test_the_next_attempt_waits_for_the_schedule_and_for_retry_after(
@@ -201,7 +202,8 @@ async def test_an_endpoint_that_hangs_does_not_delay_another(cell: Cell, books: 
                 accepted = time.monotonic()
                 await books.accept(organization_id)
                 await receiver.until(before + 1)
-                assert time.monotonic() - accepted < 0.5
+                # Behind the 500 that hang it would be half a minute.
+                assert time.monotonic() - accepted < 2.0
             assert hanging.connections < 20
 
 
@@ -251,7 +253,7 @@ async def test_a_wake_up_is_heard_at_once(cell: Cell, books: Books, receiver: Re
             await books.accept(organization_id)
             await receiver.until(number)
         # Seven polls would take more than three seconds on average.
-        assert time.monotonic() - begun < 1.0
+        assert time.monotonic() - begun < 2.0
 
 
 async def test_a_lost_wake_up_costs_a_poll(cell: Cell, books: Books, receiver: Receiver) -> None:

@@ -380,7 +380,8 @@ async def test_a_process_that_stops_gives_its_jobs_back_at_once(stage: Stage, te
     async with running(stage.cell, lease_s=3600.0):
         await has_done(tenant, begun["job_id"])
         left = time.monotonic()
-    assert time.monotonic() - left < 1.0
+    # It was in the middle of the 5 s that a batch may wait to be attempted.
+    assert time.monotonic() - left < 2.5
     row = await stage.job(begun["job_id"])
     assert (row["claim_token"], row["status"]) == (None, "running")
     async with running(stage.cell, lease_s=3600.0), attempting(stage, endpoint_id):
