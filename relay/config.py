@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import ipaddress
-import math
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from relay.values.addresses import Network
+from relay.values.setting_text import (
+    choice,
+    flag,
+    integer,
+    networks,
+    number,
+    origins,
+    postgres_url,
+    redis_url,
+    schedule,
+    schema,
+    secrets,
+    token,
+)
 
 TIERS: Final = ("free", "pro", "business", "enterprise")
-
-# The schedule that the Standard Webhooks specification shows ("Deliverability and reliability"): ten attempts in 75 h.
-STANDARD_RETRY_SCHEDULE: Final = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
 
 
 class BadSetting(ValueError):
@@ -48,6 +55,8 @@ class Settings:
     open_signup: bool
     signup_max_tier: str
     allowed_networks: tuple[Network, ...] | None
+    retention_days: int
+    retention_max_days: int
     lease_s: float
     dedup_window_s: float
     commit_timeout_s: float
@@ -62,8 +71,12 @@ class Settings:
     retry_schedule: tuple[float, ...]
     max_attempts: int | None
     rates: Mapping[str, Rate]
+    redis_url: str | None
+    cors_origins: tuple[str, ...]
+    trusted_proxies: tuple[Network, ...]
     metrics_token: str | None
     log_level: str
+    log_sample: float
     schema: str
 
     @property
@@ -84,86 +97,6 @@ class Setting:
     secret: bool = False
 
 
-def _integer(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"\d{1,18}", text, re.ASCII):
-            raise ValueError(text)
-        value = int(text)
-        if not low <= value <= high:
-            raise ValueError(text)
-        return value
-
-    return parse
-
-
-def _seconds(low: float, high: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        value = float(text)
-        if not math.isfinite(value) or not low <= value <= high:
-            raise ValueError(text)
-        return value
-
-    return parse
-
-
-def _flag(text: str) -> bool:
-    lowered = text.lower()
-    if lowered in ("1", "true", "yes", "on"):
-        return True
-    if lowered in ("", "0", "false", "no", "off"):
-        return False
-    raise ValueError(text)
-
-
-def _choice(*choices: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in choices:
-            raise ValueError(text)
-        return text
-
-    return parse
-
-
-def _url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in ("postgres", "postgresql"):
-        raise ValueError(text)
-    return text
-
-
-def _secrets(text: str) -> tuple[str, ...]:
-    secrets = tuple(part.strip() for part in text.split(",") if part.strip())
-    if not secrets or any(len(secret) < 32 for secret in secrets):
-        raise ValueError(text)
-    return secrets
-
-
-def _token(text: str) -> str:
-    if not text.isascii() or not text.isprintable() or " " in text:
-        raise ValueError(text)
-    return text
-
-
-def _networks(text: str) -> tuple[Network, ...]:
-    return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
-
-
-def _schedule(text: str) -> tuple[float, ...]:
-    if text == "standard":
-        return STANDARD_RETRY_SCHEDULE
-    parse = _seconds(0.0, 604_800.0)
-    waits = tuple(parse(part.strip()) for part in text.split(","))
-    if not 1 <= len(waits) <= 50:
-        raise ValueError(text)
-    return waits
-
-
-def _schema(text: str) -> str:
-    if not re.fullmatch(r"[a-z_][a-z0-9_]{0,40}", text, re.ASCII) or text.startswith("pg_"):
-        raise ValueError(text)
-    return text
-
-
 def default_data_dir(environ: Mapping[str, str]) -> str:
     """Where `relay up` keeps its database: the XDG data folder, or /var/lib/relay as root."""
     if os.geteuid() == 0:
@@ -175,76 +108,102 @@ def default_data_dir(environ: Mapping[str, str]) -> str:
 _TIER_RATES: Final = {"free": 100, "pro": 1_000, "business": 10_000, "enterprise": 100_000}
 
 SETTINGS: Final = (
-    Setting("DATABASE_URL", "database_url", "", _url, "a postgresql:// URL", secret=True),
-    Setting("DATABASE_DIRECT_URL", "database_direct_url", "", _url, "a postgresql:// URL", secret=True),
+    Setting("DATABASE_URL", "database_url", "", postgres_url, "a postgresql:// URL", secret=True),
+    Setting("DATABASE_DIRECT_URL", "database_direct_url", "", postgres_url, "a postgresql:// URL", secret=True),
     Setting(
         "RELAY_SECRET_KEY",
         "secret_keys",
         "",
-        _secrets,
+        secrets,
         "one or more secrets of at least 32 characters, separated by commas",
         secret=True,
     ),
     Setting("RELAY_DATA_DIR", "data_dir", "", Path, "a folder"),
-    Setting("HOST", "host", "", _token, "an address to listen on"),
-    Setting("PORT", "port", "8080", _integer(1, 65535), "a port from 1 to 65535"),
-    Setting("RELAY_OPS_PORT", "ops_port", "9464", _integer(1, 65535), "a port from 1 to 65535"),
-    Setting("RELAY_WORKERS", "workers", "1", _integer(1, 256), "a number from 1 to 256"),
-    Setting("RELAY_ADMIN_TOKEN", "admin_token", "", _token, "visible ASCII characters", secret=True),
-    Setting("RELAY_OPEN_SIGNUP", "open_signup", "", _flag, "1 or 0"),
-    Setting("RELAY_SIGNUP_MAX_TIER", "signup_max_tier", "free", _choice(*TIERS), "one of " + ", ".join(TIERS)),
+    Setting("HOST", "host", "", token, "an address to listen on"),
+    Setting("PORT", "port", "8080", integer(1, 65535), "a port from 1 to 65535"),
+    Setting("RELAY_OPS_PORT", "ops_port", "9464", integer(1, 65535), "a port from 1 to 65535"),
+    Setting("RELAY_WORKERS", "workers", "1", integer(1, 256), "a number from 1 to 256"),
+    Setting("RELAY_ADMIN_TOKEN", "admin_token", "", token, "visible ASCII characters", secret=True),
+    Setting("RELAY_OPEN_SIGNUP", "open_signup", "", flag, "1 or 0"),
+    Setting("RELAY_SIGNUP_MAX_TIER", "signup_max_tier", "free", choice(*TIERS), "one of " + ", ".join(TIERS)),
     Setting(
         "RELAY_ALLOWED_NETWORKS",
         "allowed_networks",
         "",
-        _networks,
+        networks,
         "networks such as 10.0.0.0/8, separated by commas",
     ),
-    Setting("RELAY_LEASE_S", "lease_s", "30", _seconds(1, 3600), "seconds from 1 to 3600"),
-    Setting("RELAY_DEDUP_WINDOW_S", "dedup_window_s", "86400", _seconds(1, 2_592_000), "seconds from 1 to 2592000"),
-    Setting("RELAY_COMMIT_TIMEOUT_S", "commit_timeout_s", "5", _seconds(0.1, 60), "seconds from 0.1 to 60"),
-    Setting("RELAY_DELIVERY_TIMEOUT_S", "delivery_timeout_s", "10", _seconds(0.1, 300), "seconds from 0.1 to 300"),
-    Setting("RELAY_MAX_IN_FLIGHT", "max_in_flight", "1000", _integer(1, 100_000), "a number from 1 to 100000"),
-    Setting("RELAY_QUEUE_MB", "queue_mb", "32", _integer(1, 4096), "a number from 1 to 4096"),
-    Setting("RELAY_DB_POOL_MAX", "db_pool_max", "50", _integer(7, 10_000), "a number from 7 to 10000"),
-    Setting("RELAY_DB_MAX_LIFETIME_S", "db_max_lifetime_s", "540", _seconds(1, 86_400), "seconds from 1 to 86400"),
-    Setting("RELAY_BREAKER_FAILURES", "breaker_failures", "20", _integer(1, 10_000), "a number from 1 to 10000"),
-    Setting("RELAY_BREAKER_WINDOW_S", "breaker_window_s", "30", _seconds(0, 86_400), "seconds from 0 to 86400"),
+    Setting("RELAY_RETENTION_DAYS", "retention_days", "30", integer(1, 36_500), "a number from 1 to 36500"),
+    Setting("RELAY_RETENTION_MAX_DAYS", "retention_max_days", "37", integer(1, 36_500), "a number from 1 to 36500"),
+    Setting("RELAY_LEASE_S", "lease_s", "30", number(1, 3600), "seconds from 1 to 3600"),
+    Setting("RELAY_DEDUP_WINDOW_S", "dedup_window_s", "86400", number(1, 2_592_000), "seconds from 1 to 2592000"),
+    Setting("RELAY_COMMIT_TIMEOUT_S", "commit_timeout_s", "5", number(0.1, 60), "seconds from 0.1 to 60"),
+    Setting("RELAY_DELIVERY_TIMEOUT_S", "delivery_timeout_s", "10", number(0.1, 300), "seconds from 0.1 to 300"),
+    Setting("RELAY_MAX_IN_FLIGHT", "max_in_flight", "1000", integer(1, 100_000), "a number from 1 to 100000"),
+    Setting("RELAY_QUEUE_MB", "queue_mb", "32", integer(1, 4096), "a number from 1 to 4096"),
+    Setting("RELAY_DB_POOL_MAX", "db_pool_max", "50", integer(7, 10_000), "a number from 7 to 10000"),
+    Setting("RELAY_DB_MAX_LIFETIME_S", "db_max_lifetime_s", "540", number(1, 86_400), "seconds from 1 to 86400"),
+    Setting("RELAY_BREAKER_FAILURES", "breaker_failures", "20", integer(1, 10_000), "a number from 1 to 10000"),
+    Setting("RELAY_BREAKER_WINDOW_S", "breaker_window_s", "30", number(0, 86_400), "seconds from 0 to 86400"),
     Setting(
         "RELAY_ENDPOINT_DISABLE_AFTER_S",
         "endpoint_disable_after_s",
         "432000",
-        _seconds(1, 31_536_000),
+        number(1, 31_536_000),
         "seconds from 1 to 31536000",
     ),
     Setting(
         "RELAY_RETRY_SCHEDULE",
         "retry_schedule",
         "1,2,4,8",
-        _schedule,
+        schedule,
         "1 to 50 waits in seconds separated by commas, or `standard`",
     ),
-    Setting("RELAY_MAX_ATTEMPTS", "max_attempts", "", _integer(1, 50), "a number from 1 to 50"),
-    Setting("RELAY_METRICS_TOKEN", "metrics_token", "", _token, "visible ASCII characters", secret=True),
+    Setting("RELAY_MAX_ATTEMPTS", "max_attempts", "", integer(1, 50), "a number from 1 to 50"),
+    Setting("REDIS_URL", "redis_url", "", redis_url, "a redis:// URL", secret=True),
+    Setting(
+        "RELAY_CORS_ORIGINS",
+        "cors_origins",
+        "",
+        origins,
+        "origins such as https://app.example.com, separated by commas",
+    ),
+    Setting(
+        "RELAY_TRUSTED_PROXIES",
+        "trusted_proxies",
+        "",
+        networks,
+        "networks such as 10.0.0.0/8, separated by commas",
+    ),
+    Setting("RELAY_METRICS_TOKEN", "metrics_token", "", token, "visible ASCII characters", secret=True),
     Setting(
         "RELAY_LOG_LEVEL",
         "log_level",
         "info",
-        _choice("debug", "info", "warning", "error"),
+        choice("debug", "info", "warning", "error"),
         "one of debug, info, warning, error",
     ),
-    Setting("RELAY_SCHEMA", "schema", "relay", _schema, "a lower-case PostgreSQL name of up to 41 characters"),
+    Setting("RELAY_LOG_SAMPLE", "log_sample", "0", number(0, 1), "a share from 0 to 1"),
+    Setting("RELAY_SCHEMA", "schema", "relay", schema, "a lower-case PostgreSQL name of up to 41 characters"),
     *(
-        Setting(f"RELAY_RATE_LIMIT_{tier.upper()}", f"rate_{tier}", str(rate), _integer(1, 10**9), "a number from 1")
+        Setting(f"RELAY_RATE_LIMIT_{tier.upper()}", f"rate_{tier}", str(rate), integer(1, 10**9), "a number from 1")
         for tier, rate in _TIER_RATES.items()
     ),
     *(
-        Setting(f"RELAY_RATE_BURST_{tier.upper()}", f"burst_{tier}", "", _integer(1, 10**9), "a number from 1")
+        Setting(f"RELAY_RATE_BURST_{tier.upper()}", f"burst_{tier}", "", integer(1, 10**9), "a number from 1")
         for tier in TIERS
     ),
 )
 
-_EMPTY: Final[Mapping[str, Any]] = {"secret_keys": (), "open_signup": False}
+# What a partition with open deliveries waits for them beyond its time, unless the operator says.
+_GRACE_DAYS: Final = 7
+
+_EMPTY: Final[Mapping[str, Any]] = {
+    "secret_keys": (),
+    "open_signup": False,
+    "cors_origins": (),
+    "trusted_proxies": (),
+}
 
 
 def load(environ: Mapping[str, str]) -> Settings:
@@ -270,6 +229,13 @@ def load(environ: Mapping[str, str]) -> Settings:
         except ValueError:
             shown = "the value given" if setting.secret else repr(text)
             raise BadSetting(f"{setting.variable}: {shown} is not {setting.allowed}") from None
+    if not environ.get("RELAY_RETENTION_MAX_DAYS", "").strip():
+        values["retention_max_days"] = max(values["retention_max_days"], values["retention_days"] + _GRACE_DAYS)
+    if values["retention_max_days"] < values["retention_days"]:
+        raise BadSetting(
+            f"RELAY_RETENTION_MAX_DAYS: {values['retention_max_days']} is less than RELAY_RETENTION_DAYS, "
+            f"which is {values['retention_days']}"
+        )
     rates = {tier: Rate(values[f"rate_{tier}"], values[f"burst_{tier}"] or values[f"rate_{tier}"]) for tier in TIERS}
     for tier in TIERS:
         del values[f"rate_{tier}"], values[f"burst_{tier}"]

@@ -25,6 +25,7 @@ from relay.telemetry.metrics import Metrics
 from relay.upkeep.partitions import Partitions
 from relay.upkeep.runner import JobRunner
 from relay.upkeep.tidy import Tidy
+from relay.values.commons import Commons
 from relay.values.sealed import Vault
 
 _log = logging.getLogger("relay.deliver")
@@ -41,7 +42,8 @@ _OPS_CLOSE_S: Final = 0.5
 @click.command(help="Run the delivery loop.")
 @click.option("--no-ops", is_flag=True, hidden=True, help="Open no port.")
 @click.option("--ready-fd", type=int, hidden=True, help="Write a byte here once deliveries are claimed.")
-def deliver(no_ops: bool, ready_fd: int | None) -> None:
+@click.option("--commons", hidden=True, help="Memory to share with the processes beside this one.")
+def deliver(no_ops: bool, ready_fd: int | None, commons: str | None) -> None:
     """Deliver until SIGTERM or SIGINT."""
     settings = load(os.environ)
     logs.set_up(settings.log_level)
@@ -57,10 +59,11 @@ def deliver(no_ops: bool, ready_fd: int | None) -> None:
         )
     if not no_ops:
         require_free(host_of(settings), settings.ops_port)
-    uvloop.run(_deliver(settings, settings.database_url, no_ops, ready_fd))
+    shared = Commons.inherit(commons) if commons else Commons.create(1)
+    uvloop.run(_deliver(settings, settings.database_url, shared, no_ops, ready_fd))
 
 
-async def _deliver(settings: Settings, database_url: str, no_ops: bool, ready_fd: int | None) -> None:
+async def _deliver(settings: Settings, database_url: str, commons: Commons, no_ops: bool, ready_fd: int | None) -> None:
     signals = StopSignals()
     signals.listen()
     metrics = Metrics()

@@ -24,6 +24,7 @@ from relay.local.failures import Unable
 from relay.local.supervisor import StopSignals, StopTimes, Supervisor
 from relay.store import StoreError
 from relay.telemetry import logs
+from relay.values.commons import Commons
 
 _log = logging.getLogger("relay.serve")
 
@@ -40,13 +41,15 @@ class _Options:
     worker: bool
     loopback_only: bool
     ready_fd: int | None
+    commons: str | None
 
 
 @click.command(help="Run the API.")
 @click.option("--worker", is_flag=True, hidden=True, help="Be one of several API processes.")
 @click.option("--loopback-only", is_flag=True, hidden=True, help="Answer only to loopback names.")
 @click.option("--ready-fd", type=int, hidden=True, help="Write a byte here once requests are answered.")
-def serve(worker: bool, loopback_only: bool, ready_fd: int | None) -> None:
+@click.option("--commons", hidden=True, help="Memory to share with the processes beside this one.")
+def serve(worker: bool, loopback_only: bool, ready_fd: int | None, commons: str | None) -> None:
     """Run the API until SIGTERM or SIGINT."""
     settings = load(os.environ)
     logs.set_up(settings.log_level)
@@ -65,7 +68,7 @@ def serve(worker: bool, loopback_only: bool, ready_fd: int | None) -> None:
             f"RELAY_DB_POOL_MAX: {settings.db_pool_max} is too few for RELAY_WORKERS={settings.workers}, "
             "each of which needs 7 connections",
         )
-    options = _Options(worker, loopback_only, ready_fd)
+    options = _Options(worker, loopback_only, ready_fd, commons)
     if not worker:
         require_free(host_of(settings), settings.port)
     several = settings.workers > 1 and not worker
@@ -78,10 +81,14 @@ async def _supervise(settings: Settings, options: _Options) -> None:
     signals.listen()
     # They are alike and answer side by side, so they stop side by side.
     supervisor = Supervisor(times=StopTimes(next_after_s=0.0))
+    commons = Commons.inherit(options.commons) if options.commons else Commons.create(settings.workers)
     arguments = ["relay", "serve", "--worker", *(["--loopback-only"] if options.loopback_only else [])]
     try:
         for number in range(settings.workers):
-            await supervisor.start(PythonChild(f"api-{number + 1}", arguments, env=dict(os.environ)))
+            shared = ("--commons", commons.for_child(commons.page + number))
+            await supervisor.start(
+                PythonChild(f"api-{number + 1}", (*arguments, *shared), env=dict(os.environ), fds=(commons.fd,))
+            )
     except Unable as unable:
         await supervisor.stop(signals.now)
         raise Stop(unable.code, unable.line) from None
@@ -93,11 +100,13 @@ async def _supervise(settings: Settings, options: _Options) -> None:
 async def _serve(settings: Settings, options: _Options) -> None:
     signals = StopSignals()
     signals.listen()
+    commons = Commons.inherit(options.commons) if options.commons else Commons.create(1)
     async with AsyncExitStack() as stack:
         try:
             service = await stack.enter_async_context(
                 Service(
                     settings,
+                    commons,
                     connections=settings.db_pool_max // settings.workers,
                     loopback_only=options.loopback_only,
                 )

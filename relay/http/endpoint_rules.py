@@ -10,12 +10,12 @@ from typing import Final, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from relay.config import STANDARD_RETRY_SCHEDULE
 from relay.delivery.members import Members
 from relay.errors import invalid
 from relay.http.endpoint_schemas import ChangedEndpoint
 from relay.http.urls import check_webhook_url
 from relay.values.addresses import Network
+from relay.values.setting_text import STANDARD_RETRY_SCHEDULE
 
 Value = TypeVar("Value")
 

@@ -21,6 +21,7 @@ from relay.local.failures import ChildEnded, Unable
 from relay.local.postgres import EmbeddedPostgres
 from relay.local.receiver import DemoReceiver
 from relay.local.supervisor import StopSignals, Supervisor
+from relay.values.commons import Commons
 
 _DEFAULT_HOST: Final = "127.0.0.1"
 _BAD_SETTING: Final = 2
@@ -80,7 +81,8 @@ async def _run(settings: Settings, environ: Mapping[str, str], supervisor: Super
     env = {**environ, "HOST": address.host, "PORT": str(address.port), **_internal(settings)}
     if not settings.secret_keys:
         env["RELAY_SECRET_KEY"] = data.secret_key()
-    fds = (data.children_fd,)
+    commons = Commons.create(1 + settings.workers)
+    fds = (data.children_fd, commons.fd)
     if settings.database_url is None:
         postgres = EmbeddedPostgres(data.postgres, fds=fds)
         await supervisor.start(postgres, needed=True)
@@ -90,8 +92,10 @@ async def _run(settings: Settings, environ: Mapping[str, str], supervisor: Super
 
     receiver = await stack.enter_async_context(DemoReceiver())
     loopback_only = () if settings.admin_token else ("--loopback-only",)
-    delivery = PythonChild("delivery", ("relay", "deliver", "--no-ops"), env=env, fds=fds)
-    serving = PythonChild("api", ("relay", "serve", *loopback_only), env=env, fds=fds)
+    deliver = ("relay", "deliver", "--no-ops", "--commons", commons.for_child(0))
+    delivery = PythonChild("delivery", deliver, env=env, fds=fds)
+    serve = ("relay", "serve", *loopback_only, "--commons", commons.for_child(1))
+    serving = PythonChild("api", serve, env=env, fds=fds)
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(supervisor.start(delivery))

@@ -20,9 +20,9 @@ from jsonschema import Draft202012Validator
 from prometheus_client.parser import text_string_to_metric_families
 
 import relay
-from relay.app import operations
 from relay.config import load
 from relay.errors import KINDS
+from relay.http.table import Rooms, operations
 from tests.api import Api
 from tests.conftest import ADMIN_TOKEN, Commands, Databases, environment, free_port, open_cell
 from tests.service.test_http import assert_error, head
@@ -191,7 +191,7 @@ async def test_operation_ids_are_unique(document: dict[str, Any]) -> None:
 async def test_every_route_of_the_service_is_in_the_document(document: dict[str, Any]) -> None:
     nothing = cast(Any, None)
     closed = open_cell("postgresql:///nowhere")
-    table = operations(load({}), closed, nothing, nothing, nothing, nothing, nothing, nothing, nothing, nothing)
+    table = operations(Rooms(load({}), closed, *[nothing] * 8))
     documented = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     assert documented == {(operation.method, operation.path) for operation in table if operation.listed}
     assert {operation.path for operation in table if not operation.listed} == {"/docs/{file}"}

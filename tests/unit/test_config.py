@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.config import SETTINGS, STANDARD_RETRY_SCHEDULE, BadSetting, Rate, describe, load
+from relay.config import SETTINGS, BadSetting, Rate, describe, load
+from relay.values.setting_text import STANDARD_RETRY_SCHEDULE
 
 BAD = {
     "DATABASE_URL": ["mysql://u:hunter2hunter2@h/d", "hunter2hunter2"],
@@ -35,6 +36,12 @@ BAD = {
     "RELAY_ENDPOINT_DISABLE_AFTER_S": ["0", "31536001"],
     "RELAY_RETRY_SCHEDULE": ["1,two", "1,,2", "-1", "604801", ",".join(["1"] * 51), "weekly"],
     "RELAY_MAX_ATTEMPTS": ["0", "51"],
+    "RELAY_RETENTION_DAYS": ["0", "36501", "1.5"],
+    "RELAY_RETENTION_MAX_DAYS": ["0", "36501"],
+    "REDIS_URL": ["hunter2:6379", "http://hunter2"],
+    "RELAY_CORS_ORIGINS": ["app.example.com"],
+    "RELAY_TRUSTED_PROXIES": ["10.0.0.1/8", "all"],
+    "RELAY_LOG_SAMPLE": ["-0.1", "1.1", "nan"],
     "RELAY_METRICS_TOKEN": ["hunter2 hunter2"],
     "RELAY_LOG_LEVEL": ["loud", "INFO"],
     "RELAY_SCHEMA": ["Relay", "pg_relay", "a-b", "1a", 'a"b', "a" * 42],
@@ -191,3 +198,35 @@ def test_help_lists_the_commands_and_the_version_is_told() -> None:
     assert bare.stdout == asked.stdout
     assert all(f"  {name} " in bare.stdout for name in ("up", "serve", "deliver", "migrate", "config"))
     assert version.stdout.startswith("relay 0.")
+
+
+def test_retention_waits_for_open_deliveries_a_week_longer_unless_the_operator_says() -> None:
+    assert load({}).retention_max_days == 37
+    assert load({"RELAY_RETENTION_DAYS": "90"}).retention_max_days == 97
+    assert load({"RELAY_RETENTION_DAYS": "5"}).retention_max_days == 37
+    assert load({"RELAY_RETENTION_DAYS": "5", "RELAY_RETENTION_MAX_DAYS": "5"}).retention_max_days == 5
+    with pytest.raises(
+        BadSetting, match=r"^RELAY_RETENTION_MAX_DAYS: 4 is less than RELAY_RETENTION_DAYS, which is 5$"
+    ):
+        load({"RELAY_RETENTION_DAYS": "5", "RELAY_RETENTION_MAX_DAYS": "4"})
+
+
+@pytest.mark.parametrize("text", ["app.example.com", "https://app.example.com/", "ftp://a", "https://", "null"])
+def test_what_is_no_web_origin_is_refused(text: str) -> None:
+    with pytest.raises(BadSetting, match=r"^RELAY_CORS_ORIGINS: "):
+        load({"RELAY_CORS_ORIGINS": text})
+
+
+def test_web_origins_are_a_list() -> None:
+    assert load({"RELAY_CORS_ORIGINS": "https://a.example, http://localhost:3000"}).cors_origins == (
+        "https://a.example",
+        "http://localhost:3000",
+    )
+    assert load({"RELAY_CORS_ORIGINS": "*"}).cors_origins == ("*",)
+    assert load({"RELAY_CORS_ORIGINS": ""}).cors_origins == ()
+
+
+@pytest.mark.parametrize("text", ["localhost:6379", "http://localhost", "redis://"])
+def test_what_is_no_redis_url_is_refused_without_being_shown(text: str) -> None:
+    with pytest.raises(BadSetting, match=r"^REDIS_URL: the value given is not a redis:// URL$"):
+        load({"REDIS_URL": text})

@@ -1,0 +1,252 @@
+"""The table of operations: all that can be asked of the API. Routes and OpenAPI document are both made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from relay.auth import Keys
+from relay.config import Settings
+from relay.delivery.endpoints import Endpoints
+from relay.delivery.pings import Pings
+from relay.http import endpoint_schemas, idempotency, job_schemas, listing_schemas, schemas
+from relay.http.batch import PostBatch
+from relay.http.body import BodyClock
+from relay.http.deliveries import GetDeliveries, ReplayEvent, RetryDelivery
+from relay.http.door import Door
+from relay.http.endpoints import (
+    DeleteEndpoint,
+    GetEndpoint,
+    GetEndpoints,
+    PatchEndpoint,
+    PingEndpoint,
+    PostEndpoint,
+    RotateSecret,
+)
+from relay.http.events import GetEvent, GetEvents, PostEvent
+from relay.http.inbox import GetInbox, PostAck, PostAcks
+from relay.http.jobs import DeleteJob, GetJob, GetJobs, PostEndpointReplay, RetryDeliveries
+from relay.http.keys import GenerateKey, GetKeys, RotateKey
+from relay.http.openapi import document
+from relay.http.operations import Operation
+from relay.http.system import GetDocs, GetDocsFile, GetHealth, GetLive, GetMetrics, GetOpenApi
+from relay.http.webhook import PostWebhookConfig
+from relay.ingest import GroupCommit
+from relay.limits import SignupLimiter
+from relay.store import Cell
+from relay.telemetry.metrics import Metrics
+
+_AGAIN: Final = ("invalid_idempotency_key", "idempotency_key_reused", "commit_unknown")
+
+
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """What the endpoints work with: the rooms behind the door, as one process has set them up."""
+
+    settings: Settings
+    cell: Cell
+    door: Door
+    bodies: BodyClock
+    commit: GroupCommit
+    endpoints: Endpoints
+    pings: Pings
+    keys: Keys
+    metrics: Metrics
+    due: Callable[[], None]
+
+
+def operations(rooms: Rooms) -> list[Operation]:
+    """Everything that can be asked of the API."""
+    table = [*_events(rooms), *_deliveries(rooms), *_endpoints(rooms), *_keys(rooms), *_system(rooms)]
+    table.append(
+        Operation(
+            "GET", "/openapi.json", GetOpenApi(lambda: document(table)),
+            success={200: None}, key=False, errors=("invalid_request",),
+        )
+    )  # fmt: skip
+    return table
+
+
+def _events(rooms: Rooms) -> list[Operation]:
+    """Posting events, reading and acknowledging them."""
+    door, bodies, cell = rooms.door, rooms.bodies, rooms.cell
+    return [
+        Operation(
+            "POST", "/api/events", PostEvent(door, bodies, rooms.commit),
+            success={201: schemas.AcceptedEvent}, body=schemas.PostedEvent,
+            errors=(
+                "duplicate", "payload_too_large", "invalid_idempotency_key", "idempotency_key_reused", "unstorable",
+                "queue_full", "commit_unknown",
+            ),
+            headers={"Idempotency-Key": "1 to 255 visible ASCII characters: a repeat gets the first answer again."},
+        ),
+        Operation(
+            "POST", "/api/events/batch", PostBatch(door, bodies, rooms.commit),
+            success={200: schemas.BatchResults}, body=schemas.PostedBatch,
+            body_types=("application/json", "application/x-ndjson"),
+            errors=("batch_too_large", "batch_over_limit", "invalid_idempotency_key", "queue_full", "commit_unknown"),
+            headers={"Idempotency-Key": "1 to 255 visible ASCII characters: item n has the key `<header>#n`, from 0."},
+        ),
+        Operation(
+            "GET", "/api/events", GetEvents(door, cell),
+            success={200: schemas.InboxPage}, query=listing_schemas.EventsQuery,
+            errors=("invalid_request", "invalid_cursor"),
+        ),
+        Operation(
+            "GET", "/api/events/{id}", GetEvent(door, cell),
+            success={200: schemas.EventStory}, errors=("event_not_found", "invalid_request"),
+        ),
+        Operation(
+            "GET", "/api/inbox", GetInbox(door, cell),
+            success={200: schemas.InboxPage}, query=schemas.InboxQuery, errors=("invalid_request", "invalid_cursor"),
+        ),
+        Operation(
+            "POST", "/api/ack/{id}", PostAck(door, bodies, cell),
+            success={200: schemas.Acknowledged}, body=schemas.NoMembers, body_optional=True,
+            errors=("event_not_found",),
+        ),
+        Operation(
+            "POST", "/api/ack", PostAcks(door, bodies, cell),
+            success={200: schemas.AcknowledgedMany}, body=schemas.AcknowledgeMany,
+        ),
+    ]  # fmt: skip
+
+
+def _deliveries(rooms: Rooms) -> list[Operation]:
+    """What became of deliveries, sending again, and the jobs that send many."""
+    door, bodies, cell = rooms.door, rooms.bodies, rooms.cell
+    window_s = rooms.settings.dedup_window_s
+    return [
+        Operation(
+            "POST", "/api/events/{id}/replay", ReplayEvent(door, bodies, cell, window_s, rooms.due),
+            success={202: job_schemas.Replay}, body=schemas.NoMembers, body_optional=True,
+            errors=("event_not_found", "no_endpoint", *_AGAIN), headers=idempotency.DESCRIBED,
+        ),
+        Operation(
+            "GET", "/api/deliveries", GetDeliveries(door, cell),
+            success={200: listing_schemas.DeliveriesPage}, query=listing_schemas.DeliveriesQuery,
+            errors=("invalid_request", "invalid_cursor"),
+        ),
+        Operation(
+            "POST", "/api/deliveries/{id}/retry", RetryDelivery(door, bodies, cell, window_s, rooms.due),
+            success={202: schemas.Delivery}, body=schemas.NoMembers, body_optional=True,
+            errors=("delivery_not_found", "endpoint_not_found", *_AGAIN), headers=idempotency.DESCRIBED,
+        ),
+        Operation(
+            "POST", "/api/deliveries/retry", RetryDeliveries(door, bodies, cell, window_s),
+            success={202: job_schemas.JobBegun}, body=job_schemas.RetryMany, errors=_AGAIN,
+            headers=idempotency.DESCRIBED,
+        ),
+        Operation(
+            "POST", "/api/endpoints/{id}/replay", PostEndpointReplay(door, bodies, cell, window_s),
+            success={202: job_schemas.JobBegun}, body=job_schemas.ReplayEndpoint,
+            errors=("endpoint_not_found", *_AGAIN), headers=idempotency.DESCRIBED,
+        ),
+        Operation(
+            "GET", "/api/jobs", GetJobs(door, cell),
+            success={200: job_schemas.JobsPage}, query=job_schemas.JobsQuery,
+            errors=("invalid_request", "invalid_cursor"),
+        ),
+        Operation(
+            "GET", "/api/jobs/{id}", GetJob(door, cell),
+            success={200: job_schemas.Job}, errors=("job_not_found", "invalid_request"),
+        ),
+        Operation(
+            "DELETE", "/api/jobs/{id}", DeleteJob(door, cell),
+            success={204: None}, errors=("job_not_found", "invalid_request"),
+        ),
+    ]  # fmt: skip
+
+
+def _endpoints(rooms: Rooms) -> list[Operation]:
+    """Where events are pushed to."""
+    door, bodies, endpoints = rooms.door, rooms.bodies, rooms.endpoints
+    window_s = rooms.settings.dedup_window_s
+    allowed = rooms.settings.allowed_networks or ()
+    return [
+        Operation(
+            "POST", "/api/webhook/config", PostWebhookConfig(door, bodies, endpoints, allowed),
+            success={200: schemas.WebhookConfigured}, body=schemas.WebhookConfig,
+            errors=("invalid_url", "commit_unknown"),
+        ),
+        Operation(
+            "GET", "/api/endpoints", GetEndpoints(door, endpoints),
+            success={200: endpoint_schemas.EndpointPage}, query=endpoint_schemas.EndpointsQuery,
+            errors=("invalid_request", "invalid_cursor"),
+        ),
+        Operation(
+            "POST", "/api/endpoints", PostEndpoint(door, bodies, endpoints, allowed, window_s),
+            success={201: endpoint_schemas.MadeEndpoint}, body=endpoint_schemas.NewEndpoint,
+            errors=("endpoint_not_found", "invalid_url", *_AGAIN), headers=idempotency.DESCRIBED_WITH_CATCH_UP,
+        ),
+        Operation(
+            "GET", "/api/endpoints/{id}", GetEndpoint(door, endpoints),
+            success={200: endpoint_schemas.Endpoint}, errors=("endpoint_not_found", "invalid_request"),
+        ),
+        Operation(
+            "PATCH", "/api/endpoints/{id}", PatchEndpoint(door, bodies, endpoints, allowed, window_s),
+            success={200: endpoint_schemas.WrittenEndpoint}, body=endpoint_schemas.ChangedEndpoint,
+            errors=("endpoint_not_found", "invalid_url", *_AGAIN), headers=idempotency.DESCRIBED_WITH_CATCH_UP,
+        ),
+        Operation(
+            "DELETE", "/api/endpoints/{id}", DeleteEndpoint(door, endpoints),
+            success={204: None}, errors=("endpoint_not_found", "invalid_request", "commit_unknown"),
+        ),
+        Operation(
+            "POST", "/api/endpoints/{id}/secret/rotate", RotateSecret(door, bodies, endpoints),
+            success={200: endpoint_schemas.RotatedSecret}, body=schemas.NoMembers, body_optional=True,
+            errors=("endpoint_not_found", "commit_unknown"),
+        ),
+        Operation(
+            "POST", "/api/endpoints/{id}/test", PingEndpoint(door, bodies, rooms.pings),
+            success={200: schemas.Attempt}, body=schemas.NoMembers, body_optional=True,
+            errors=("endpoint_not_found", "no_delivery_process", "commit_unknown"),
+        ),
+    ]  # fmt: skip
+
+
+def _keys(rooms: Rooms) -> list[Operation]:
+    """Organizations and their keys."""
+    door, bodies, keys = rooms.door, rooms.bodies, rooms.keys
+    return [
+        Operation(
+            "POST", "/api/keys/generate",
+            GenerateKey(
+                bodies, keys, SignupLimiter(),
+                admin_token=rooms.settings.admin_token, max_tier=rooms.settings.signup_max_tier,
+            ),
+            success={201: schemas.GeneratedKey}, body=schemas.GenerateKey, key=False,
+            errors=(
+                "invalid_admin_token", "tier_not_allowed", "too_many_signups", "database_unavailable", "commit_unknown",
+            ),
+        ),
+        Operation(
+            "GET", "/api/keys", GetKeys(door, keys, rooms.settings.rates),
+            success={200: schemas.Keys}, errors=("invalid_request",),
+        ),
+        Operation(
+            "POST", "/api/keys/rotate", RotateKey(door, bodies, keys),
+            success={200: schemas.RotatedKey}, body=schemas.RotateKey, body_optional=True, errors=("commit_unknown",),
+        ),
+    ]  # fmt: skip
+
+
+def _system(rooms: Rooms) -> list[Operation]:
+    """What operators and their tools ask."""
+    return [
+        Operation(
+            "GET", "/health", GetHealth(rooms.cell),
+            success={200: schemas.Health}, key=False, errors=("invalid_request", "database_unavailable"),
+        ),
+        Operation(
+            "GET", "/health/live", GetLive(),
+            success={200: schemas.Health}, key=False, errors=("invalid_request",),
+        ),
+        Operation(
+            "GET", "/metrics", GetMetrics(rooms.metrics, rooms.settings.metrics_token),
+            success={200: None}, key=False, errors=("invalid_metrics_token", "invalid_request"),
+        ),
+        Operation("GET", "/docs", GetDocs(), success={200: None}, key=False, errors=("invalid_request",)),
+        Operation("GET", "/docs/{file}", GetDocsFile(), success={200: None}, key=False, listed=False),
+    ]  # fmt: skip

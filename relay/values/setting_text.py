@@ -1,0 +1,128 @@
+"""Settings as operators write them: each function here makes a parser or is one, and raises ValueError."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+from collections.abc import Callable
+from typing import Final
+from urllib.parse import urlsplit
+
+from relay.values.addresses import Network
+
+# The schedule that the Standard Webhooks specification shows ("Deliverability and reliability"): ten attempts in 75 h.
+STANDARD_RETRY_SCHEDULE: Final = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
+
+
+def integer(low: int, high: int) -> Callable[[str], int]:
+    """A whole number from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"\d{1,18}", text, re.ASCII):
+            raise ValueError(text)
+        value = int(text)
+        if not low <= value <= high:
+            raise ValueError(text)
+        return value
+
+    return parse
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+    """A number from `low` to `high`: seconds, or a share."""
+
+    def parse(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value) or not low <= value <= high:
+            raise ValueError(text)
+        return value
+
+    return parse
+
+
+def flag(text: str) -> bool:
+    """On or off."""
+    lowered = text.lower()
+    if lowered in ("1", "true", "yes", "on"):
+        return True
+    if lowered in ("", "0", "false", "no", "off"):
+        return False
+    raise ValueError(text)
+
+
+def choice(*choices: str) -> Callable[[str], str]:
+    """One of `choices`."""
+
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(text)
+        return text
+
+    return parse
+
+
+def postgres_url(text: str) -> str:
+    """A URL of a PostgreSQL database."""
+    parts = urlsplit(text)
+    if parts.scheme not in ("postgres", "postgresql"):
+        raise ValueError(text)
+    return text
+
+
+def redis_url(text: str) -> str:
+    """A URL of a Redis server."""
+    parts = urlsplit(text)
+    if parts.scheme not in ("redis", "rediss", "unix") or not (parts.hostname or parts.path):
+        raise ValueError(text)
+    return text
+
+
+def secrets(text: str) -> tuple[str, ...]:
+    """One or more secrets of at least 32 characters, separated by commas."""
+    secrets = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not secrets or any(len(secret) < 32 for secret in secrets):
+        raise ValueError(text)
+    return secrets
+
+
+def token(text: str) -> str:
+    """Visible ASCII characters."""
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError(text)
+    return text
+
+
+def networks(text: str) -> tuple[Network, ...]:
+    """Networks, separated by commas."""
+    return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
+
+
+def schedule(text: str) -> tuple[float, ...]:
+    """Waits in seconds, separated by commas, or `standard`."""
+    if text == "standard":
+        return STANDARD_RETRY_SCHEDULE
+    parse = number(0.0, 604_800.0)
+    waits = tuple(parse(part.strip()) for part in text.split(","))
+    if not 1 <= len(waits) <= 50:
+        raise ValueError(text)
+    return waits
+
+
+def schema(text: str) -> str:
+    """The name of a PostgreSQL schema that needs no quotes."""
+    if not re.fullmatch(r"[a-z_][a-z0-9_]{0,40}", text, re.ASCII) or text.startswith("pg_"):
+        raise ValueError(text)
+    return text
+
+
+def origins(text: str) -> tuple[str, ...]:
+    """Web origins as browsers write them (RFC 6454, section 6.2), separated by commas; `*` is any."""
+    given = tuple(part.strip() for part in text.split(",") if part.strip())
+    for origin in given:
+        parts = urlsplit(origin)
+        if origin != "*" and (
+            parts.scheme not in ("http", "https") or not parts.hostname or origin != f"{parts.scheme}://{parts.netloc}"
+        ):
+            raise ValueError(text)
+    return given
