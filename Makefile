@@ -55,13 +55,13 @@ lock: $(if $(filter $(BIN)/uv,$(UV)),$(DEV)) ## Resolve the newest versions agai
 	@all=$$(mktemp) && trap 'rm -f "$$all"' EXIT && set -e && \
 	resolve() { $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 \
 	    --no-header --no-annotate "$$@"; } && \
-	resolve --extra embedded --group build --group test --group dev --group bench > "$$all" && \
+	resolve --extra embedded --extra redis --extra otel --group build --group test --group dev --group bench > "$$all" && \
 	write() { echo "writing requirements/$$1.txt" && name=$$1 && shift && \
 	    resolve --generate-hashes --constraint "$$all" "$$@" --output-file requirements/$$name.txt > /dev/null; } && \
-	write prod && \
-	write run --extra embedded --group build && \
-	write dev --extra embedded --group build --group test --group dev && \
-	write bench --extra embedded --group build --group bench
+	write prod --extra redis --extra otel && \
+	write run --extra embedded --extra redis --group build && \
+	write dev --extra embedded --extra redis --extra otel --group build --group test --group dev && \
+	write bench --extra embedded --extra redis --group build --group bench
 
 .PHONY: clean
 clean: ## Remove the virtual environment, builds and caches
