@@ -16,7 +16,7 @@ from relay.ingest.flush import Key, Waiting, part_followers
 from relay.ingest.outcome import Outcome
 from relay.ingest.parse import PostedEvent
 from relay.store import Cell, DatabaseUnavailable, OutcomeUnknown, Row, RowRefused, StoreError
-from relay.telemetry.metrics import Metrics
+from relay.telemetry.metrics import WAITS_S, Metrics
 
 _log = logging.getLogger("relay.ingest")
 
@@ -67,17 +67,15 @@ class GroupCommit:
         self._arrived = asyncio.Event()
         self._closing = False
         self._task: asyncio.Task[None] | None = None
-        self._accepted = metrics.counter("relay_events_accepted", "Events committed.")
-        self._lost = metrics.counter("relay_events_duplicate", "Events whose key was accepted before.")
-        self._failed = metrics.counter(
-            "relay_events_failed", "Events not committed, by the code of the answer.", "code"
+        self._accepted = metrics.counter("relay_events_accepted", "Events committed.").of()
+        self._lost = metrics.counter("relay_events_duplicate", "Events whose key was accepted before.").of()
+        self._rejected = metrics.counter(
+            "relay_events_rejected", "Events that were not stored, by the code of the answer.", "code"
         )
         self._sizes = metrics.histogram(
-            "relay_flush_events", "Events in a flush.", (1, 2, 5, 10, 20, 50, 100, 200, 500)
-        )
-        self._times = metrics.histogram(
-            "relay_flush_duration_seconds", "Time of a flush.", (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5)
-        )
+            "relay_flush_events", "Events in a flush.", (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+        ).of()
+        self._times = metrics.histogram("relay_flush_duration_seconds", "Time of a flush.", WAITS_S).of()
         metrics.gauge("relay_ingest_queue_events", "Events that wait for their commit.", lambda: len(self._waiting))
         metrics.gauge("relay_ingest_queue_bytes", "Bytes that wait for their commit.", lambda: self._waiting_bytes)
 
@@ -128,12 +126,20 @@ class GroupCommit:
         self._arrived.set()
         return [event.future for event in waiting]
 
+    def reject(self, code: str, events: int = 1) -> None:
+        """Count events that were refused before they came here.
+
+        Args:
+            code: of the answer.
+            events: how many; a batch that was refused before it was parsed is one.
+        """
+        self._rejected.add(events, code)
+
     def _open_for(self, events: int) -> None:
-        if self._closing:
-            raise ApiError("shutting_down")
-        if self._waiting_bytes > self._queue_bytes:
-            self._failed.add(events, "queue_full")
-            raise ApiError("queue_full")
+        code = "shutting_down" if self._closing else "queue_full"
+        if self._closing or self._waiting_bytes > self._queue_bytes:
+            self.reject(code, events)
+            raise ApiError(code)
 
     def _add(self, organization_id: UUID, event: PostedEvent, idempotency_key: str | None) -> Waiting:
         future: asyncio.Future[Outcome] = self._loop.create_future()
@@ -154,8 +160,7 @@ class GroupCommit:
                 except Exception:
                     # Nothing below is expected to raise; whatever it was, no request may wait for ever.
                     _log.exception("flush_failed")
-                    for event in events:
-                        event.fail("internal_error")
+                    self._fail([event for event in events if not event.future.done()], "internal_error")
                 self._times.observe(time.perf_counter() - begun)
                 self._sizes.observe(len(events))
                 self._waiting_bytes -= sum([event.size for event in events])
@@ -234,7 +239,7 @@ class GroupCommit:
             await self._answer_losers(losers)
 
     def _fail(self, events: Collection[Waiting], code: str) -> None:
-        self._failed.add(len(events), code)
+        self._rejected.add(len(events), code)
         for event in events:
             event.fail(code)
 

@@ -124,7 +124,7 @@ async def test_no_label_is_what_a_caller_wrote(api: Api) -> None:
     await api.request("MADE-UP", "/health")
     text = (await api.request("GET", "/metrics")).text
     assert "made-up" not in text.lower()
-    assert 'relay_http_requests_total{route="other",status="404"}' in text
+    assert 'relay_http_requests_total{method="other",route="other",status="404"}' in text
 
 
 @pytest.fixture
