@@ -202,8 +202,7 @@ class Metrics:
         """
         labels = (label,) if label else ()
         definition = self._define(Definition(name, "gauge", help_, labels, combine=combine))
-        self._gauges[name] = gauge = Gauge(self, definition, read)
-        gauge.refresh()
+        self._gauges[name] = Gauge(self, definition, read)
 
     def histogram(self, name: str, help_: str, bounds: Sequence[float], *labels: str) -> Histogram:
         """A histogram with these upper bounds."""
