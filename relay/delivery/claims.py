@@ -33,7 +33,7 @@ class Held(Struct, eq=False):
 class Claimed(NamedTuple):
     """A delivery to attempt: how often it has been, how often before its present schedule, and what to send.
 
-    `version` is that of its endpoint.
+    `version` is that of its endpoint; `traceparent` is where the event belongs in a trace.
     """
 
     held: Held
@@ -42,6 +42,7 @@ class Claimed(NamedTuple):
     version: int
     type: str
     payload: bytes
+    traceparent: str | None = None
 
 
 class Claim(NamedTuple):
@@ -114,7 +115,15 @@ class Claimer:
             last_taken = max(last_taken, (row["bucket"], row["endpoint_id"]))
             held = Held(row["organization_id"], row["epoch"], row["xid"], row["event_id"], row["endpoint_id"], token)
             deliveries.append(
-                Claimed(held, row["attempts"], row["attempts_before"], row["version"], row["type"], row["payload"])
+                Claimed(
+                    held,
+                    row["attempts"],
+                    row["attempts_before"],
+                    row["version"],
+                    row["type"],
+                    row["payload"],
+                    row["traceparent"],
+                )
             )
         if len(deliveries) >= offer.batch:
             self._after = last_taken

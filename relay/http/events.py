@@ -53,7 +53,7 @@ class PostEvent:
         idempotency_key = exchange.headers.get(b"idempotency-key")
         key = None if idempotency_key is None else read_idempotency_key(idempotency_key)
         body = await self._bodies.read(exchange, SINGLE_EVENT_BODY_BYTES)
-        outcome = await self._commit.join(tenant.organization_id, parse_event(body), key)
+        outcome = await self._commit.join(tenant.organization_id, parse_event(body), key, exchange.trace)
         await _answer(exchange, outcome)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from starlette.exceptions import HTTPException
 from starlette.routing import Router
@@ -17,6 +17,9 @@ from relay.http.exchange import Exchange, Header, Receive, RequestIds, Scope, Se
 from relay.http.operations import Endpoint, Operation
 from relay.store import DatabaseUnavailable, OutcomeUnknown, RowRefused
 from relay.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from relay.telemetry.traces import Tracer
 
 _log = logging.getLogger("relay.http")
 
@@ -32,6 +35,7 @@ class Front:
         metrics: where to count.
         door: who measures the requests that lead nowhere; None when no route takes a key.
         loopback_only: answer only requests whose Host header names this machine's loopback.
+        tracer: makes spans of requests, if traces are on.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class Front:
         *,
         door: Door | None = None,
         loopback_only: bool = False,
+        tracer: Tracer | None = None,
     ) -> None:
         self._door = door
         self._routes = [operation.route() for operation in operations]
@@ -51,6 +56,7 @@ class Front:
             if "{" not in operation.path
         }
         self._loopback_only = loopback_only
+        self._tracer = tracer
         self._ids = RequestIds()
         self._stopping = False
         self._under_way = 0
@@ -73,6 +79,8 @@ class Front:
         exchange = Exchange(scope, receive, send, self._ids)
         exchange.closing = self._stopping
         scope["relay"] = exchange
+        if self._tracer is not None:
+            exchange.trace = self._tracer.begin_request(scope["method"], exchange.headers.get(b"traceparent"))
         self._under_way += 1
         route = "other"
         try:
@@ -105,6 +113,8 @@ class Front:
             route = scope["route"].path
         # The route and not the path: a label is never what the caller wrote.
         self._requests.add(1, route, str(exchange.answered))
+        if self._tracer is not None and exchange.trace is not None:
+            self._tracer.end_request(exchange.trace, scope["method"], route, exchange.answered, _id(exchange))
 
     async def _find(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 from uuid import UUID
 
 from relay.errors import ApiError
@@ -17,6 +17,9 @@ from relay.ingest.outcome import Outcome
 from relay.ingest.parse import PostedEvent
 from relay.store import Cell, DatabaseUnavailable, OutcomeUnknown, Row, RowRefused, StoreError
 from relay.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from relay.telemetry.traces import Trace, Tracer
 
 _log = logging.getLogger("relay.ingest")
 
@@ -41,6 +44,7 @@ class GroupCommit:
         queue_bytes: how much may wait; past that, `queue_full`.
         metrics: where to count.
         due: called after a commit that opened deliveries which are due.
+        tracer: makes spans of flushes, if traces are on.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class GroupCommit:
         queue_bytes: int,
         metrics: Metrics,
         due: Callable[[], None],
+        tracer: Tracer | None = None,
     ) -> None:
         self._cell = cell
         self._connection = cell.owned_connection()
@@ -59,6 +64,7 @@ class GroupCommit:
         self._commit_timeout_s = commit_timeout_s
         self._queue_bytes = queue_bytes
         self._due = due
+        self._tracer = tracer
         self._waiting: deque[Waiting] = deque()
         self._waiting_bytes = 0
         self._under_way: Sequence[Waiting] = ()
@@ -100,7 +106,11 @@ class GroupCommit:
             self._fail(self._waiting, "shutting_down")
 
     def join(
-        self, organization_id: UUID, event: PostedEvent, idempotency_key: str | None = None
+        self,
+        organization_id: UUID,
+        event: PostedEvent,
+        idempotency_key: str | None = None,
+        trace: Trace | None = None,
     ) -> asyncio.Future[Outcome]:
         """Put an event into the next flush; the future ends after its COMMIT. Who stops waiting takes nothing along.
 
@@ -109,12 +119,12 @@ class GroupCommit:
                 or `unstorable`.
         """
         self._open_for(1)
-        future = self._add(organization_id, event, idempotency_key).future
+        future = self._add(organization_id, event, idempotency_key, trace).future
         self._arrived.set()
         return future
 
     def join_batch(
-        self, organization_id: UUID, events: Sequence[tuple[PostedEvent, str | None]]
+        self, organization_id: UUID, events: Sequence[tuple[PostedEvent, str | None]], trace: Trace | None = None
     ) -> list[asyncio.Future[Outcome]]:
         """Put events, each with its Idempotency-Key, into the next flush together; none is left for the one after.
 
@@ -122,7 +132,7 @@ class GroupCommit:
             ApiError: as `join`, at once for all of them.
         """
         self._open_for(len(events))
-        waiting = [self._add(organization_id, event, key) for event, key in events]
+        waiting = [self._add(organization_id, event, key, trace) for event, key in events]
         for event in waiting[:-1]:
             event.ends_unit = False
         self._arrived.set()
@@ -135,9 +145,11 @@ class GroupCommit:
             self._failed.add(events, "queue_full")
             raise ApiError("queue_full")
 
-    def _add(self, organization_id: UUID, event: PostedEvent, idempotency_key: str | None) -> Waiting:
+    def _add(
+        self, organization_id: UUID, event: PostedEvent, idempotency_key: str | None, trace: Trace | None
+    ) -> Waiting:
         future: asyncio.Future[Outcome] = self._loop.create_future()
-        waiting = Waiting(organization_id, self._cell.clock.new(), event, idempotency_key, future)
+        waiting = Waiting(organization_id, self._cell.clock.new(), event, idempotency_key, future, trace)
         self._waiting.append(waiting)
         self._waiting_bytes += waiting.size
         return waiting
@@ -157,6 +169,8 @@ class GroupCommit:
                     for event in events:
                         event.fail("internal_error")
                 self._times.observe(time.perf_counter() - begun)
+                if self._tracer is not None:
+                    _trace(self._tracer, events, time.perf_counter() - begun)
                 self._sizes.observe(len(events))
                 self._waiting_bytes -= sum([event.size for event in events])
             if self._closing:
@@ -243,7 +257,7 @@ class GroupCommit:
         rows = [event.row() for event in events]
         if len(rows) == 1:
             (row,) = await self._fetch("commit_event", *rows[0], self._dedup_window_s)
-        elif any(event.key for event in events):
+        elif any(event.key or event.trace for event in events):
             (row,) = await self._fetch("commit_events_with_keys", *zip(*rows, strict=True), self._dedup_window_s)
         else:
             (row,) = await self._fetch("commit_events", *zip(*(row[:4] for row in rows), strict=True))
@@ -272,6 +286,13 @@ class GroupCommit:
             else:
                 event.lost_to(holder["event_id"], holder["digest"])
                 self._lost.add()
+
+
+def _trace(tracer: Tracer, events: Sequence[Waiting], took_s: float) -> None:
+    # A batch brings its trace once for each of its events.
+    traces = {id(event.trace): event.trace for event in events if event.trace is not None}
+    now_ns = time.time_ns()
+    tracer.flushed(now_ns - round(took_s * 1e9), now_ns, len(events), list(traces.values()))
 
 
 def _key_columns(keys: Sequence[Key]) -> tuple[list[UUID], list[str], list[str]]:
