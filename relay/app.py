@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from relay.auth import Guard, Hasher, Keyring, Keys
 from relay.config import Settings
@@ -24,6 +24,9 @@ from relay.upkeep.survey import Survey, watch_cell
 from relay.values.commons import Commons
 from relay.values.sealed import Vault
 
+if TYPE_CHECKING:
+    from relay.telemetry.traces import Tracer
+
 
 class Service:
     """One API process. Entering connects and starts everything; leaving commits what waits and closes everything.
@@ -34,6 +37,7 @@ class Service:
         connections: how many connections to PostgreSQL this process may hold.
         loopback_only: answer only requests whose Host header names the loopback.
         process: its name among the processes of its command.
+        tracer: makes spans, if traces are on; entered and left by whoever made it.
 
     Raises:
         StoreError: on entering: the database does not answer, or has no tables.
@@ -50,12 +54,14 @@ class Service:
         connections: int,
         loopback_only: bool = False,
         process: str = "api-1",
+        tracer: Tracer | None = None,
     ) -> None:
         self._settings = settings
         self._commons = commons
         self._connections = connections
         self._loopback_only = loopback_only
         self._process = process
+        self._tracer = tracer
         self._stack = AsyncExitStack()
         self.metrics = Metrics(commons)
 
@@ -91,6 +97,7 @@ class Service:
                     queue_bytes=settings.queue_mb * 1024 * 1024,
                     metrics=metrics,
                     due=hint.due,
+                    tracer=self._tracer,
                 )
             )
             self._bodies = bodies = await stack.enter_async_context(BodyClock())
@@ -114,6 +121,7 @@ class Service:
                 metrics,
                 door=door,
                 loopback_only=self._loopback_only,
+                tracer=self._tracer,
             )
             self._stack = stack.pop_all()
         return self

@@ -16,6 +16,7 @@ import uvloop
 
 from relay.cli.exits import FAILED, UNREACHABLE, USAGE, Stop
 from relay.cli.listening import host_of, http_server, require_free, say_ready
+from relay.cli.tracing import tracer_of
 from relay.config import Settings, load
 from relay.delivery.loop import DeliveryLoop
 from relay.local.supervisor import StopSignals
@@ -88,11 +89,16 @@ async def _deliver(settings: Settings, database_url: str, commons: Commons, no_o
             raise Stop(UNREACHABLE, f"DATABASE_URL: {error}") from None
         watch_cell(cell, metrics)
         await stack.enter_async_context(Survey(cell, metrics))
+        tracer = tracer_of(os.environ, "relay-deliver")
+        if tracer is not None:
+            await stack.enter_async_context(tracer)
         await stack.enter_async_context(Partitions(cell))
         await stack.enter_async_context(Tidy(cell))
         if not no_ops:
             await stack.enter_async_context(_ops_port(settings, cell, metrics))
-        loop = await stack.enter_async_context(DeliveryLoop(cell, settings, Vault(settings.secret_keys), metrics))
+        loop = await stack.enter_async_context(
+            DeliveryLoop(cell, settings, Vault(settings.secret_keys), metrics, tracer=tracer)
+        )
         await stack.enter_async_context(
             JobRunner(cell, lease_s=settings.lease_s, settled_s=settings.commit_timeout_s + 1.0, metrics=metrics)
         )

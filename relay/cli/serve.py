@@ -17,6 +17,7 @@ from relay.app import Service
 from relay.auth import SecretKeyMismatch
 from relay.cli.exits import FAILED, UNREACHABLE, USAGE, Stop
 from relay.cli.listening import host_of, http_server, require_free, say_ready, until_it_answers
+from relay.cli.tracing import tracer_of
 from relay.config import Settings, load
 from relay.http.front import Front
 from relay.local.children import PythonChild
@@ -102,6 +103,9 @@ async def _serve(settings: Settings, options: _Options) -> None:
     signals.listen()
     commons = Commons.inherit(options.commons) if options.commons else Commons.create(1)
     async with AsyncExitStack() as stack:
+        tracer = tracer_of(os.environ, "relay-api")
+        if tracer is not None:
+            await stack.enter_async_context(tracer)
         try:
             service = await stack.enter_async_context(
                 Service(
@@ -110,6 +114,7 @@ async def _serve(settings: Settings, options: _Options) -> None:
                     connections=settings.db_pool_max // settings.workers,
                     loopback_only=options.loopback_only,
                     process=f"api-{options.worker or 1}",
+                    tracer=tracer,
                 )
             )
         except StoreError as error:

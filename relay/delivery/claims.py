@@ -34,7 +34,8 @@ class Held(Struct, eq=False):
 class Claimed(NamedTuple):
     """A delivery to attempt: how often it has been, how often before its present schedule, and what to send.
 
-    `version` is that of its endpoint; `ran_out` says that somebody had claimed it whose lease ran out.
+    `version` is that of its endpoint; `ran_out` says that somebody had claimed it whose lease ran out; `traceparent` is
+    where the event belongs in a trace.
     """
 
     held: Held
@@ -45,6 +46,7 @@ class Claimed(NamedTuple):
     payload: bytes
     due_at: datetime.datetime
     ran_out: bool
+    traceparent: str | None = None
 
 
 class Claim(NamedTuple):
@@ -126,6 +128,7 @@ class Claimer:
                     row["payload"],
                     row["due_at"],
                     row["ran_out"],
+                    row["traceparent"],
                 )
             )
         if len(deliveries) >= offer.batch:

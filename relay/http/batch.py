@@ -64,7 +64,7 @@ class PostBatch:
             for place, item in enumerate(items)
             if not isinstance(item, ApiError)
         ]
-        futures = self._commit.join_batch(tenant.organization_id, valid) if valid else []
+        futures = self._commit.join_batch(tenant.organization_id, valid, exchange.trace) if valid else []
         outcomes = await asyncio.gather(*futures, return_exceptions=True)
         await exchange.answer_json(200, BatchResults(_results(items, outcomes)))
 

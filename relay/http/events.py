@@ -57,7 +57,7 @@ class PostEvent:
         except ApiError as error:
             self._commit.reject(error.kind.code)
             raise
-        await _answer(exchange, await self._commit.join(tenant.organization_id, event, key))
+        await _answer(exchange, await self._commit.join(tenant.organization_id, event, key, exchange.trace))
 
 
 async def _answer(exchange: Exchange, outcome: Outcome) -> None:

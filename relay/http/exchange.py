@@ -6,11 +6,14 @@ import itertools
 import re
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from relay.errors import ApiError
+
+if TYPE_CHECKING:
+    from relay.telemetry.traces import Trace
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -52,6 +55,7 @@ class Exchange:
         "receive",
         "request_id",
         "send",
+        "trace",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, ids: RequestIds) -> None:
@@ -65,6 +69,8 @@ class Exchange:
         self.answered = 0
         #: Whether the request's body has been read to its end.
         self.body_ended = False
+        #: Where it belongs in a trace, if traces are on.
+        self.trace: Trace | None = None
         #: Whether the connection ends with this answer.
         self.closing = False
 

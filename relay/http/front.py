@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from time import perf_counter
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from starlette.exceptions import HTTPException
 from starlette.routing import Router
@@ -19,6 +19,9 @@ from relay.http.operations import Endpoint, Operation
 from relay.http.traffic import Traffic, Way
 from relay.store import DatabaseUnavailable, OutcomeUnknown, RowRefused
 from relay.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from relay.telemetry.traces import Tracer
 
 _log = logging.getLogger("relay.http")
 
@@ -34,6 +37,7 @@ class Front:
         metrics: where to count.
         door: who measures the requests that lead nowhere; None when no route takes a key.
         loopback_only: answer only requests whose Host header names this machine's loopback.
+        tracer: makes spans of requests, if traces are on.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class Front:
         *,
         door: Door | None = None,
         loopback_only: bool = False,
+        tracer: Tracer | None = None,
     ) -> None:
         self._door = door
         self._routes = [operation.route() for operation in operations]
@@ -56,6 +61,7 @@ class Front:
         }
         self._way_of_route = {id(route): way for route, way in zip(self._routes, ways, strict=True)}
         self._loopback_only = loopback_only
+        self._tracer = tracer
         self._ids = RequestIds()
         self._stopping = False
         self._under_way = 0
@@ -78,6 +84,8 @@ class Front:
         exchange = Exchange(scope, receive, send, self._ids)
         exchange.closing = self._stopping
         scope["relay"] = exchange
+        if self._tracer is not None:
+            exchange.trace = self._tracer.begin_request(scope["method"], exchange.headers.get(b"traceparent"))
         self._under_way += 1
         way = self._traffic.nowhere
         try:
@@ -109,6 +117,8 @@ class Front:
             if "route" in scope:
                 way = self._way_of_route[id(scope["route"])]
             way.passed(exchange.answered, perf_counter() - begun)
+        if self._tracer is not None and exchange.trace is not None:
+            self._tracer.end_request(exchange.trace, scope["method"], way.route, exchange.answered, _id(exchange))
 
     async def _find(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

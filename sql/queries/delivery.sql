@@ -11,8 +11,8 @@
 -- $6 known_endpoint_id uuid[], $7 free_slots int[], $8 first_slots int, $9 endpoints visited at most int,
 -- $10 last_bucket int2
 -- gives: organization_id uuid, epoch int4, xid int8, event_id uuid, endpoint_id uuid, bucket int2, attempts int4,
--- attempts_before int4, version int4, type text, payload bytea, due_at timestamptz, ran_out bool, visits int4,
--- last_bucket int2, last_endpoint_id uuid
+-- attempts_before int4, version int4, type text, payload bytea, due_at timestamptz, ran_out bool, traceparent text,
+-- visits int4, last_bucket int2, last_endpoint_id uuid
 with recursive visited as (
     (
         select o.bucket, o.endpoint_id, o.due_at, o.organization_id, 1 as step
@@ -107,6 +107,7 @@ select
     c.payload,
     c.due_at,
     c.ran_out,
+    c.traceparent,
     coalesce(v.step, 0) as visits,
     v.bucket as last_bucket,
     v.endpoint_id as last_endpoint_id
@@ -126,10 +127,11 @@ left join (
         c.due_at,
         c.ran_out,
         e.type,
-        e.payload
+        e.payload,
+        e.traceparent
     from claimed as c
     cross join lateral (
-        select e.type, e.payload
+        select e.type, e.payload, e.traceparent
         from relay.events as e
         where e.organization_id = c.organization_id and e.id = c.event_id and e.epoch = c.epoch and e.xid = c.xid
         limit 1

@@ -242,7 +242,9 @@ async def test_whatever_callers_make_up_there_are_no_more_series(api: Api, tenan
         for path in ("/api/inbox", f"/api/events/made-up-{number}", "/health"):
             head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nX-API-Key: made-up-{number}\r\nContent-Length: 0\r\n\r\n"
             await exchange(api.port, head.encode())
-        await tenant.post("/api/events", json={"type": f"made-up-{number}", "payload": 1, "dedup_id": f"made-up-{number}"})
+        await tenant.post(
+            "/api/events", json={"type": f"made-up-{number}", "payload": 1, "dedup_id": f"made-up-{number}"}
+        )
         await tenant.post("/api/events", json={"type": f"made-up-{number}", f"made-up-{number}": 1})
         await tenant.get("/api/inbox", headers={"X-API-Key": f"made-up-{number}"})
         await tenant.get("/api/inbox", params={f"made-up-{number}": 1})
