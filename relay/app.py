@@ -18,7 +18,9 @@ from relay.ingest import GroupCommit, Hint
 from relay.limits import Limiter
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
+from relay.telemetry.vitals import Vitals
 from relay.upkeep.partitions import Partitions
+from relay.upkeep.survey import Survey, watch_cell
 from relay.values.commons import Commons
 from relay.values.sealed import Vault
 
@@ -34,6 +36,7 @@ class Service:
         commons: the memory that it shares with the other processes of its command.
         connections: how many connections to PostgreSQL this process may hold.
         loopback_only: answer only requests whose Host header names the loopback.
+        process: its name among the processes of its command.
         tracer: makes spans, if traces are on; entered and left by whoever made it.
 
     Raises:
@@ -50,19 +53,22 @@ class Service:
         *,
         connections: int,
         loopback_only: bool = False,
+        process: str = "api-1",
         tracer: Tracer | None = None,
     ) -> None:
         self._settings = settings
         self._commons = commons
         self._connections = connections
         self._loopback_only = loopback_only
+        self._process = process
         self._tracer = tracer
         self._stack = AsyncExitStack()
-        self.metrics = Metrics()
+        self.metrics = Metrics(commons)
 
     async def __aenter__(self) -> Self:
         settings, metrics = self._settings, self.metrics
         async with AsyncExitStack() as stack:
+            await stack.enter_async_context(Vitals(metrics, self._process))
             self.cell = cell = await stack.enter_async_context(
                 Cell(
                     settings.database_url or "",
@@ -74,11 +80,9 @@ class Service:
                 )
             )
             await cell.check_durability()
-            metrics.gauge(
-                "relay_oldest_write_transaction_seconds",
-                "Age of the oldest transaction that may still write: so far behind are readers that go forward.",
-                lambda: cell.oldest_write_s,
-            )
+            watch_cell(cell, metrics)
+            if self._commons.page == 0:
+                await stack.enter_async_context(Survey(cell, metrics))
             vault = Vault(settings.secret_keys)
             hasher = await stack.enter_async_context(Hasher(metrics))
             keyring = await Keyring.open(cell, vault)
@@ -98,7 +102,7 @@ class Service:
             )
             self._bodies = bodies = await stack.enter_async_context(BodyClock())
             self._pings = pings = await stack.enter_async_context(Pings(cell, settings.delivery_timeout_s))
-            door = Door(guard, Limiter(settings.rates))
+            door = Door(guard, Limiter(settings.rates), metrics)
             self.front = Front(
                 operations(
                     Rooms(

@@ -6,14 +6,25 @@ from relay.auth import Guard, Tenant
 from relay.errors import ApiError, Detail
 from relay.http.exchange import Exchange
 from relay.limits import Limiter
+from relay.telemetry.metrics import Metrics
 
 
 class Door:
-    """Key first, then the limit: both before a byte of the body is read."""
+    """Key first, then the limit: both before a byte of the body is read.
 
-    def __init__(self, guard: Guard, limiter: Limiter) -> None:
+    Args:
+        guard: knows keys.
+        limiter: knows limits.
+        metrics: where to count its decisions.
+    """
+
+    def __init__(self, guard: Guard, limiter: Limiter, metrics: Metrics) -> None:
         self._guard = guard
         self._limiter = limiter
+        decisions = metrics.counter(
+            "relay_limit_decisions", "Decisions on the rate limits of organizations: allowed, limited.", "decision"
+        )
+        self._allowed, self._limited = decisions.of("allowed"), decisions.of("limited")
 
     async def admit(self, exchange: Exchange, needs: str | None) -> Tenant:
         """The caller, whose request has been paid for.
@@ -33,7 +44,9 @@ class Door:
         allowance = self._limiter.spend(tenant.organization_id, tenant.tier)
         exchange.limit_headers = allowance.headers
         if not allowance.allowed:
+            self._limited.add()
             raise ApiError("rate_limited", retry_after_s=allowance.retry_after_s)
+        self._allowed.add()
         if needs is not None and needs not in tenant.scopes:
             raise ApiError("insufficient_scope")
         return tenant
@@ -46,6 +59,7 @@ class Door:
         """
         allowance = self._limiter.spend(tenant.organization_id, tenant.tier, events - 1)
         exchange.limit_headers = allowance.headers
+        (self._allowed if allowance.allowed else self._limited).add()
         if events > allowance.limit:
             raise ApiError("batch_over_limit", details=(Detail("body", f"At most {allowance.limit} events."),))
         if not allowance.allowed:
