@@ -41,7 +41,7 @@ class PostBatch:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
-        tenant = await self._door.admit(exchange, "ingest")
+        tenant = await self._door.admit(exchange, "ingest", turn=False)
         refuse_query(scope)
         header = exchange.headers.get(b"idempotency-key")
         key = None if header is None else read_idempotency_key(header)

@@ -64,6 +64,11 @@ class Cell:
         self._owned: list[HotConnection] = []
         self._stack = AsyncExitStack()
 
+    @property
+    def pool_size(self) -> int:
+        """How many connections all share that own none."""
+        return self._connections
+
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             self._opener.pooled = await self._behind_pooler()
