@@ -11,6 +11,9 @@ from relay.config import Settings
 from relay.delivery.endpoints import Endpoints
 from relay.delivery.pings import Pings
 from relay.http.body import BodyClock
+from relay.http.client import Clients
+from relay.http.cors import Cors
+from relay.http.crowd import Crowd
 from relay.http.door import Door
 from relay.http.front import Front
 from relay.http.table import Rooms, operations
@@ -89,12 +92,13 @@ class Service:
             guard = await stack.enter_async_context(Guard(cell, keyring, hasher, metrics))
             await stack.enter_async_context(Partitions(cell))
             hint = await stack.enter_async_context(Hint(cell))
+            queue_bytes = settings.queue_mb * 1024 * 1024
             commit = await stack.enter_async_context(
                 GroupCommit(
                     cell,
                     dedup_window_s=settings.dedup_window_s,
                     commit_timeout_s=settings.commit_timeout_s,
-                    queue_bytes=settings.queue_mb * 1024 * 1024,
+                    queue_bytes=queue_bytes,
                     metrics=metrics,
                     due=hint.due,
                     tracer=self._tracer,
@@ -102,13 +106,17 @@ class Service:
             )
             self._bodies = bodies = await stack.enter_async_context(BodyClock())
             self._pings = pings = await stack.enter_async_context(Pings(cell, settings.delivery_timeout_s))
-            door = Door(guard, Limiter(settings.rates), metrics)
+            # Nobody fills the queue for the others.
+            crowd = Crowd(connections=cell.most_pooled, body_bytes=queue_bytes // 2)
+            door = Door(guard, Limiter(settings.rates), crowd, metrics)
+            clients = Clients(settings.trusted_proxies)
             self.front = Front(
                 operations(
                     Rooms(
                         settings=settings,
                         cell=cell,
                         door=door,
+                        clients=clients,
                         bodies=bodies,
                         commit=commit,
                         endpoints=Endpoints(cell, vault, due=hint.due),
@@ -120,6 +128,8 @@ class Service:
                 ),
                 metrics,
                 door=door,
+                clients=clients if settings.trusted_proxies else None,
+                cors=Cors(settings.cors_origins) if settings.cors_origins else None,
                 loopback_only=self._loopback_only,
                 tracer=self._tracer,
             )

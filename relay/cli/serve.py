@@ -16,7 +16,15 @@ import uvloop
 from relay.app import Service
 from relay.auth import SecretKeyMismatch
 from relay.cli.exits import FAILED, UNREACHABLE, USAGE, Stop
-from relay.cli.listening import host_of, http_server, require_free, say_ready, until_it_answers
+from relay.cli.listening import (
+    end_unread_answers,
+    host_of,
+    http_server,
+    require_free,
+    room_for,
+    say_ready,
+    until_it_answers,
+)
 from relay.cli.tracing import tracer_of
 from relay.config import Settings, load
 from relay.http.front import Front
@@ -122,11 +130,13 @@ async def _serve(settings: Settings, options: _Options) -> None:
         except SecretKeyMismatch as error:
             raise Stop(USAGE, str(error)) from None
         host = host_of(settings)
-        server = http_server(service.front, host, settings.port, backlog=_BACKLOG, connections=_CONNECTIONS)
+        connections = room_for(_CONNECTIONS)
+        server = http_server(service.front, host, settings.port, backlog=_BACKLOG, connections=connections)
         serving = asyncio.create_task(server.serve(), name="granian")
         stopping = asyncio.create_task(signals.stop.wait(), name="stop signal")
         await until_it_answers(serving, host, settings.port)
         if not serving.done():
+            end_unread_answers(settings.port)
             say_ready(options.ready_fd)
             _log.info("serving", extra={"host": host, "port": settings.port})
         await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)

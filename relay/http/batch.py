@@ -43,7 +43,7 @@ class PostBatch:
         exchange = exchanges.of(scope)
         events = 1
         try:
-            tenant = await self._door.admit(exchange, "ingest")
+            tenant = await self._door.admit(exchange, "ingest", turn=False)
             refuse_query(scope)
             header = exchange.headers.get(b"idempotency-key")
             key = None if header is None else read_idempotency_key(header)

@@ -48,7 +48,7 @@ class PostEvent:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
         try:
-            tenant = await self._door.admit(exchange, "ingest")
+            tenant = await self._door.admit(exchange, "ingest", turn=False)
             if scope["query_string"]:
                 refuse_query(scope)
             idempotency_key = exchange.headers.get(b"idempotency-key")

@@ -13,6 +13,8 @@ from starlette.routing import Router
 
 from relay.errors import ApiError
 from relay.http.body import DROPPED_S, SLOW_DROPPED_S, drop_rest
+from relay.http.client import HSTS, Clients
+from relay.http.cors import Cors
 from relay.http.door import Door
 from relay.http.exchange import Exchange, Header, Receive, RequestIds, Scope, Send
 from relay.http.operations import Endpoint, Operation
@@ -36,6 +38,8 @@ class Front:
         operations: what there is.
         metrics: where to count.
         door: who measures the requests that lead nowhere; None when no route takes a key.
+        clients: who knows whether a request came over TLS; None without trusted proxies.
+        cors: which web pages may call; None for none.
         loopback_only: answer only requests whose Host header names this machine's loopback.
         tracer: makes spans of requests, if traces are on.
     """
@@ -46,10 +50,15 @@ class Front:
         metrics: Metrics,
         *,
         door: Door | None = None,
+        clients: Clients | None = None,
+        cors: Cors | None = None,
         loopback_only: bool = False,
         tracer: Tracer | None = None,
     ) -> None:
         self._door = door
+        self._clients = clients
+        self._cors = cors
+        self._marks = clients is not None or cors is not None
         self._routes = [operation.route() for operation in operations]
         self._router = Router(self._routes, redirect_slashes=False, default=self._nothing_here)
         self._traffic = traffic = Traffic(metrics, lambda: self._under_way)
@@ -86,6 +95,8 @@ class Front:
         scope["relay"] = exchange
         if self._tracer is not None:
             exchange.trace = self._tracer.begin_request(scope["method"], exchange.headers.get(b"traceparent"))
+        if self._marks:
+            exchange.common_headers = self._common_headers(scope, exchange)
         self._under_way += 1
         way = self._traffic.nowhere
         try:
@@ -111,6 +122,7 @@ class Front:
             _log.exception("request_failed", extra={"request_id": _id(exchange)})
             await self._refuse(exchange, ApiError("internal_error"))
         finally:
+            exchange.leave()
             self._under_way -= 1
             if self._stopping and not self._under_way:
                 self._none_left.set()
@@ -120,7 +132,15 @@ class Front:
         if self._tracer is not None and exchange.trace is not None:
             self._tracer.end_request(exchange.trace, scope["method"], way.route, exchange.answered, _id(exchange))
 
+    def _common_headers(self, scope: Scope, exchange: Exchange) -> tuple[Header, ...]:
+        headers = () if self._cors is None else self._cors.headers(exchange.headers.get(b"origin"))
+        if self._clients is not None and self._clients.is_secure(scope):
+            return (*headers, HSTS)
+        return headers
+
     async def _find(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "OPTIONS" and await self._answer_preflight(scope):
+            return
         try:
             await self._router(scope, receive, send)
         except HTTPException:
@@ -128,6 +148,16 @@ class Front:
             scope.pop("route", None)
             await self._charge(scope)
             raise ApiError("method_not_allowed", headers=self._allow(scope["path"])) from None
+
+    async def _answer_preflight(self, scope: Scope) -> bool:
+        """A browser asks whether a page may send a request: without a key, and at nobody's cost."""
+        exchange: Exchange = scope["relay"]
+        asks = b"access-control-request-method" in exchange.headers
+        methods = self._methods(scope["path"])
+        if self._cors is None or not asks or not methods or not self._cors.allows(exchange.headers.get(b"origin")):
+            return False
+        await exchange.answer(204, b"", *self._cors.preflight(methods))
+        return True
 
     async def _nothing_here(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._charge(scope)
@@ -137,12 +167,17 @@ class Front:
         """What leads nowhere under /api costs the owner of a key as much as any request (contract, section 4)."""
         exchange: Exchange = scope["relay"]
         if self._door is not None and scope["path"].startswith("/api/") and b"x-api-key" in exchange.headers:
-            await self._door.admit(exchange, None)
+            await self._door.admit(exchange, None, turn=False)
 
     def _allow(self, path: str) -> tuple[Header, ...]:
         """The Allow header of a path (RFC 9110, section 10.2.1)."""
-        methods = {method for route in self._routes if route.path_regex.match(path) for method in route.methods or ()}
-        return ((b"allow", ", ".join(sorted(methods)).encode("ascii")),) if methods else ()
+        methods = self._methods(path)
+        return ((b"allow", ", ".join(methods).encode("ascii")),) if methods else ()
+
+    def _methods(self, path: str) -> list[str]:
+        return sorted(
+            {method for route in self._routes if route.path_regex.match(path) for method in route.methods or ()}
+        )
 
     async def _refuse(self, exchange: Exchange, error: ApiError) -> None:
         if exchange.answered:

@@ -13,6 +13,7 @@ from relay.delivery.pings import Pings
 from relay.http import endpoint_schemas, idempotency, job_schemas, listing_schemas, schemas
 from relay.http.batch import PostBatch
 from relay.http.body import BodyClock
+from relay.http.client import Clients
 from relay.http.deliveries import GetDeliveries, ReplayEvent, RetryDelivery
 from relay.http.door import Door
 from relay.http.endpoints import (
@@ -48,6 +49,7 @@ class Rooms:
     settings: Settings
     cell: Cell
     door: Door
+    clients: Clients
     bodies: BodyClock
     commit: GroupCommit
     endpoints: Endpoints
@@ -215,7 +217,7 @@ def _keys(rooms: Rooms) -> list[Operation]:
         Operation(
             "POST", "/api/keys/generate",
             GenerateKey(
-                bodies, keys, SignupLimiter(),
+                bodies, keys, SignupLimiter(), rooms.clients,
                 admin_token=rooms.settings.admin_token, max_tier=rooms.settings.signup_max_tier,
             ),
             success={201: schemas.GeneratedKey}, body=schemas.GenerateKey, key=False,
