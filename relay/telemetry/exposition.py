@@ -23,7 +23,7 @@ _Numbers = dict[tuple[str, ...], list[float]]
 
 class Exposition:
     """Sums counters and histograms over all pages, those of dead processes too, and combines the gauges of those that
-    are alive. No page can break it: what makes no sense is left out, and `unreadable` says so.
+    are alive. No page can break it: what makes no sense is left out, and `unreadable` says so. For one thread.
 
     Args:
         pages: of all processes.
