@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import inf, isnan
 from typing import Final
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from relay.telemetry.page import Definition, PageReader
@@ -23,7 +23,7 @@ _Numbers = dict[tuple[str, ...], list[float]]
 
 class Exposition:
     """Sums counters and histograms over all pages, those of dead processes too, and combines the gauges of those that
-    are alive. No page can break it: what makes no sense is left out, and `unreadable` says so.
+    are alive. No page can break it: what makes no sense is left out, and `unreadable` says so. For one thread.
 
     Args:
         pages: of all processes.
@@ -31,20 +31,14 @@ class Exposition:
 
     def __init__(self, pages: Sequence[memoryview]) -> None:
         self._pages = [PageReader(page) for page in pages]
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
         #: How many pages made no sense the last time.
         self.unreadable = 0
 
-    def render(self) -> bytes:
-        """All metrics as Prometheus text."""
-        return generate_latest(self._registry)
-
-    def collect(self) -> Iterator[Metric]:
-        """What prometheus-client asks of a collector."""
+    def render(self) -> Iterator[bytes]:
+        """All metrics as Prometheus text, one after the other, as they are at the first."""
         definitions, numbers = self._add_up()
         for name, definition in sorted(definitions.items()):
-            yield _family(definition, numbers[name])
+            yield generate_latest(_Only(_family(definition, numbers[name])))
 
     def _add_up(self) -> tuple[dict[str, Definition], dict[str, _Numbers]]:
         definitions: dict[str, Definition] = {}
@@ -65,6 +59,16 @@ class Exposition:
                     _combine(numbers[definition.name], definition, series.labels, values)
         self.unreadable = unreadable
         return definitions, numbers
+
+
+class _Only:
+    """A collector, as prometheus-client asks for one, with a single metric."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+
+    def collect(self) -> Iterable[Metric]:
+        return (self._metric,)
 
 
 def _combine(numbers: _Numbers, definition: Definition, labels: tuple[str, ...], values: list[float]) -> None:

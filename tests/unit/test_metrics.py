@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -261,20 +260,6 @@ def test_a_page_that_is_written_meanwhile_is_never_shown_torn_negative_or_going_
             assert seen > 0
         finally:
             writer.kill()
-
-
-def test_many_threads_that_render_at_once_do_not_disturb_each_other() -> None:
-    metrics = Metrics()
-    kinds = metrics.counter("relay_kinds", "Kinds.", "kind")
-    for number in range(100):
-        kinds.add(1, f"kind-{number}")
-    rendered: list[bytes] = []
-    threads = [threading.Thread(target=lambda: rendered.append(metrics.render())) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(set(rendered)) == 1
 
 
 def test_a_page_takes_no_memory_that_nothing_was_written_to() -> None:
