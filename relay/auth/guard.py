@@ -48,6 +48,12 @@ class Guard:
         self._version: int | None = None
         self._cutting_off: asyncio.TimerHandle | None = None
         self._stack = AsyncExitStack()
+        lookups = metrics.counter(
+            "relay_key_cache_lookups",
+            "Looks into the cache of verified keys, by what came of them: hit, miss.",
+            "result",
+        )
+        self._hits, self._misses = lookups.of("hit"), lookups.of("miss")
         metrics.gauge("relay_keys_cached", "Verified keys that this process holds.", lambda: len(self._cache))
 
     async def __aenter__(self) -> Self:
@@ -66,8 +72,11 @@ class Guard:
         await self._stack.aclose()
 
     def known(self, key: bytes) -> Tenant | None:
-        """The tenant of a key that was verified here and is in force, whatever its scopes; 0.6 µs."""
-        return self._cache.find(key)
+        """The tenant of a key that was verified here and is in force, whatever its scopes; 0.7 µs."""
+        tenant = self._cache.find(key)
+        if tenant is not None:
+            self._hits.add()
+        return tenant
 
     async def admit(self, key: bytes | None, needs: str | None) -> Tenant:
         """The tenant of a request.
@@ -82,8 +91,9 @@ class Guard:
         """
         if not key:
             raise ApiError("missing_api_key")
-        tenant = self._cache.find(key)
+        tenant = self.known(key)
         if tenant is None:
+            self._misses.add()
             try:
                 tenant = await self._verifier.verify(key)
             except StoreError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import uuid
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -33,7 +34,8 @@ class Held(Struct, eq=False):
 class Claimed(NamedTuple):
     """A delivery to attempt: how often it has been, how often before its present schedule, and what to send.
 
-    `version` is that of its endpoint.
+    `version` is that of its endpoint; `ran_out` says that somebody had claimed it whose lease ran out; `traceparent` is
+    where the event belongs in a trace.
     """
 
     held: Held
@@ -42,6 +44,9 @@ class Claimed(NamedTuple):
     version: int
     type: str
     payload: bytes
+    due_at: datetime.datetime
+    ran_out: bool
+    traceparent: str | None = None
 
 
 class Claim(NamedTuple):
@@ -114,7 +119,17 @@ class Claimer:
             last_taken = max(last_taken, (row["bucket"], row["endpoint_id"]))
             held = Held(row["organization_id"], row["epoch"], row["xid"], row["event_id"], row["endpoint_id"], token)
             deliveries.append(
-                Claimed(held, row["attempts"], row["attempts_before"], row["version"], row["type"], row["payload"])
+                Claimed(
+                    held,
+                    row["attempts"],
+                    row["attempts_before"],
+                    row["version"],
+                    row["type"],
+                    row["payload"],
+                    row["due_at"],
+                    row["ran_out"],
+                    row["traceparent"],
+                )
             )
         if len(deliveries) >= offer.batch:
             self._after = last_taken

@@ -7,15 +7,27 @@ from relay.errors import ApiError, Detail
 from relay.http.crowd import Crowd
 from relay.http.exchange import NO_STORE, Exchange
 from relay.limits import Limiter
+from relay.telemetry.metrics import Metrics
 
 
 class Door:
-    """Key first, then the limit, then what the organization has under way: all before a byte of the body is read."""
+    """Key first, then the limit, then what the organization has under way: all before a byte of the body is read.
 
-    def __init__(self, guard: Guard, limiter: Limiter, crowd: Crowd) -> None:
+    Args:
+        guard: knows keys.
+        limiter: knows limits.
+        crowd: knows what is under way.
+        metrics: where to count the limiter's decisions.
+    """
+
+    def __init__(self, guard: Guard, limiter: Limiter, crowd: Crowd, metrics: Metrics) -> None:
         self._guard = guard
         self._limiter = limiter
         self._crowd = crowd
+        decisions = metrics.counter(
+            "relay_limit_decisions", "Decisions on the rate limits of organizations: allowed, limited.", "decision"
+        )
+        self._allowed, self._limited = decisions.of("allowed"), decisions.of("limited")
 
     async def admit(self, exchange: Exchange, needs: str | None, *, turn: bool = True) -> Tenant:
         """The caller, whose request has been paid for.
@@ -39,7 +51,9 @@ class Door:
         # Of the other methods' answers caches keep nothing that does not tell them to (RFC 9111, section 3).
         exchange.limit_headers = headers if exchange.method == "POST" else (*headers, NO_STORE)
         if not allowance.allowed:
+            self._limited.add()
             raise ApiError("rate_limited", retry_after_s=allowance.retry_after_s)
+        self._allowed.add()
         if needs is not None and needs not in tenant.scopes:
             raise ApiError("insufficient_scope")
         exchange.party = self._crowd.enter(tenant.organization_id)
@@ -56,6 +70,7 @@ class Door:
         """
         allowance = self._limiter.spend(tenant.organization_id, tenant.tier, events - 1)
         exchange.limit_headers = allowance.headers
+        (self._allowed if allowance.allowed else self._limited).add()
         if events > allowance.limit:
             raise ApiError("batch_over_limit", details=(Detail("body", f"At most {allowance.limit} events."),))
         if not allowance.allowed:

@@ -8,7 +8,7 @@ import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -16,6 +16,9 @@ from relay.errors import ApiError
 from relay.http.crowd import Party
 
 _log = logging.getLogger("relay.http")
+
+if TYPE_CHECKING:
+    from relay.telemetry.traces import Trace
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -72,6 +75,7 @@ class Exchange:
         "receive",
         "request_id",
         "send",
+        "trace",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, ids: RequestIds) -> None:
@@ -94,6 +98,8 @@ class Exchange:
         self.answered = 0
         #: Whether the request's body has been read to its end.
         self.body_ended = False
+        #: Where it belongs in a trace, if traces are on.
+        self.trace: Trace | None = None
         #: Whether the connection ends with this answer.
         self.closing = False
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Final
+from time import perf_counter
+from typing import TYPE_CHECKING, Final
 
 from starlette.exceptions import HTTPException
 from starlette.routing import Router
@@ -17,8 +18,12 @@ from relay.http.cors import Cors
 from relay.http.door import Door
 from relay.http.exchange import Exchange, Header, Receive, RequestIds, Scope, Send
 from relay.http.operations import Endpoint, Operation
+from relay.http.traffic import Traffic, Way
 from relay.store import DatabaseUnavailable, OutcomeUnknown, RowRefused
 from relay.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from relay.telemetry.traces import Tracer
 
 _log = logging.getLogger("relay.http")
 
@@ -36,6 +41,7 @@ class Front:
         clients: who knows whether a request came over TLS; None without trusted proxies.
         cors: which web pages may call; None for none.
         loopback_only: answer only requests whose Host header names this machine's loopback.
+        tracer: makes spans of requests, if traces are on.
     """
 
     def __init__(
@@ -47,6 +53,7 @@ class Front:
         clients: Clients | None = None,
         cors: Cors | None = None,
         loopback_only: bool = False,
+        tracer: Tracer | None = None,
     ) -> None:
         self._door = door
         self._clients = clients
@@ -54,17 +61,20 @@ class Front:
         self._marks = clients is not None or cors is not None
         self._routes = [operation.route() for operation in operations]
         self._router = Router(self._routes, redirect_slashes=False, default=self._nothing_here)
-        self._exact: dict[tuple[str, str], Endpoint] = {
-            (operation.method, operation.path): operation.endpoint
-            for operation in operations
+        self._traffic = traffic = Traffic(metrics, lambda: self._under_way)
+        ways = [traffic.way(operation.method, operation.path) for operation in operations]
+        self._exact: dict[tuple[str, str], tuple[Endpoint, Way]] = {
+            (operation.method, operation.path): (operation.endpoint, way)
+            for operation, way in zip(operations, ways, strict=True)
             if "{" not in operation.path
         }
+        self._way_of_route = {id(route): way for route, way in zip(self._routes, ways, strict=True)}
         self._loopback_only = loopback_only
+        self._tracer = tracer
         self._ids = RequestIds()
         self._stopping = False
         self._under_way = 0
         self._none_left = asyncio.Event()
-        self._requests = metrics.counter("relay_http_requests", "Requests answered.", "route", "status")
 
     def stop(self) -> None:
         """From now on every answer closes its connection."""
@@ -79,19 +89,22 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
+        begun = perf_counter()
         exchange = Exchange(scope, receive, send, self._ids)
         exchange.closing = self._stopping
         scope["relay"] = exchange
+        if self._tracer is not None:
+            exchange.trace = self._tracer.begin_request(scope["method"], exchange.headers.get(b"traceparent"))
         if self._marks:
             exchange.common_headers = self._common_headers(scope, exchange)
         self._under_way += 1
-        route = "other"
+        way = self._traffic.nowhere
         try:
             if self._loopback_only and not _is_for_loopback(scope):
                 raise ApiError("misdirected_host")
-            endpoint = self._exact.get((scope["method"], scope["path"]))
-            if endpoint is not None:
-                route = scope["path"]
+            exact = self._exact.get((scope["method"], scope["path"]))
+            if exact is not None:
+                endpoint, way = exact
                 await endpoint(scope, receive, send)
             else:
                 scope["app"] = self
@@ -113,10 +126,11 @@ class Front:
             self._under_way -= 1
             if self._stopping and not self._under_way:
                 self._none_left.set()
-        if "route" in scope:
-            route = scope["route"].path
-        # The route and not the path: a label is never what the caller wrote.
-        self._requests.add(1, route, str(exchange.answered))
+            if "route" in scope:
+                way = self._way_of_route[id(scope["route"])]
+            way.passed(exchange.answered, perf_counter() - begun)
+        if self._tracer is not None and exchange.trace is not None:
+            self._tracer.end_request(exchange.trace, scope["method"], way.route, exchange.answered, _id(exchange))
 
     def _common_headers(self, scope: Scope, exchange: Exchange) -> tuple[Header, ...]:
         headers = () if self._cors is None else self._cors.headers(exchange.headers.get(b"origin"))
@@ -131,6 +145,7 @@ class Front:
             await self._router(scope, receive, send)
         except HTTPException:
             # The router's own: there is such a path, but not for this method.
+            scope.pop("route", None)
             await self._charge(scope)
             raise ApiError("method_not_allowed", headers=self._allow(scope["path"])) from None
 
@@ -167,6 +182,7 @@ class Front:
     async def _refuse(self, exchange: Exchange, error: ApiError) -> None:
         if exchange.answered:
             return
+        self._traffic.refused(error.kind.code)
         await exchange.fail(error)
         await drop_rest(exchange, SLOW_DROPPED_S if error.close else DROPPED_S)
 

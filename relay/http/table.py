@@ -36,6 +36,7 @@ from relay.http.webhook import PostWebhookConfig
 from relay.ingest import GroupCommit
 from relay.limits import SignupLimiter
 from relay.store import Cell
+from relay.telemetry.endings import deliveries_ended
 from relay.telemetry.metrics import Metrics
 
 _AGAIN: Final = ("invalid_idempotency_key", "idempotency_key_reused", "commit_unknown")
@@ -73,6 +74,7 @@ def operations(rooms: Rooms) -> list[Operation]:
 def _events(rooms: Rooms) -> list[Operation]:
     """Posting events, reading and acknowledging them."""
     door, bodies, cell = rooms.door, rooms.bodies, rooms.cell
+    cancelled = deliveries_ended(rooms.metrics).of("cancelled")
     return [
         Operation(
             "POST", "/api/events", PostEvent(door, bodies, rooms.commit),
@@ -104,12 +106,12 @@ def _events(rooms: Rooms) -> list[Operation]:
             success={200: schemas.InboxPage}, query=schemas.InboxQuery, errors=("invalid_request", "invalid_cursor"),
         ),
         Operation(
-            "POST", "/api/ack/{id}", PostAck(door, bodies, cell),
+            "POST", "/api/ack/{id}", PostAck(door, bodies, cell, cancelled),
             success={200: schemas.Acknowledged}, body=schemas.NoMembers, body_optional=True,
             errors=("event_not_found",),
         ),
         Operation(
-            "POST", "/api/ack", PostAcks(door, bodies, cell),
+            "POST", "/api/ack", PostAcks(door, bodies, cell, cancelled),
             success={200: schemas.AcknowledgedMany}, body=schemas.AcknowledgeMany,
         ),
     ]  # fmt: skip

@@ -218,6 +218,8 @@ class TestWhileItRuns:
                 return [pid for pid, words in family.items() if words[0].endswith("/postgres")]
             return [pid for pid, words in family.items() if words[1:4] == ["-m", "relay", command]]
 
+        # One that has just been started is there a moment before it is what it will be.
+        until(lambda: len(found()) == 1)
         (victim,) = found()
         os.kill(victim, signal.SIGKILL)
 
