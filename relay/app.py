@@ -18,7 +18,7 @@ from relay.http.door import Door
 from relay.http.front import Front
 from relay.http.table import Rooms, operations
 from relay.ingest import GroupCommit, Hint
-from relay.limits import Limiter
+from relay.limits import SharedTable, SignupLimiter, open_limits
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
 from relay.telemetry.vitals import Vitals
@@ -108,7 +108,9 @@ class Service:
             self._pings = pings = await stack.enter_async_context(Pings(cell, settings.delivery_timeout_s))
             # Nobody fills the queue for the others.
             crowd = Crowd(connections=cell.most_pooled, body_bytes=queue_bytes // 2)
-            door = Door(guard, Limiter(settings.rates), crowd, metrics)
+            table = SharedTable(self._commons, metrics) if settings.workers > 1 else None
+            limits = await stack.enter_async_context(open_limits(settings, table, metrics))
+            door = Door(guard, limits, crowd, metrics)
             clients = Clients(settings.trusted_proxies)
             self.front = Front(
                 operations(
@@ -121,6 +123,7 @@ class Service:
                         commit=commit,
                         endpoints=Endpoints(cell, vault, due=hint.due),
                         pings=pings,
+                        signups=SignupLimiter(table=table),
                         keys=Keys(cell, keyring, hasher, guard),
                         metrics=metrics,
                         due=hint.due,

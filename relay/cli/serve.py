@@ -8,6 +8,7 @@ import os
 import sys
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Final
 
 import click
@@ -77,6 +78,8 @@ def serve(worker: int | None, loopback_only: bool, ready_fd: int | None, commons
             f"RELAY_DB_POOL_MAX: {settings.db_pool_max} is too few for RELAY_WORKERS={settings.workers}, "
             "each of which needs 7 connections",
         )
+    if settings.redis_url is not None and find_spec("redis") is None:
+        raise Stop(USAGE, "REDIS_URL: it needs the client of Redis: pip install 'relay[redis]'")
     options = _Options(worker, loopback_only, ready_fd, commons)
     if worker is None:
         require_free(host_of(settings), settings.port)

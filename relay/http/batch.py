@@ -52,7 +52,7 @@ class PostBatch:
             items = parse_lines(body) if lines else parse_array(body)
             events = len(items)
             if events > 1:
-                self._door.charge(exchange, tenant, events)
+                await self._door.charge(exchange, tenant, events)
         except ApiError as error:
             self._commit.reject(error.kind.code, events)
             raise

@@ -6,7 +6,7 @@ from relay.auth import Guard, Tenant
 from relay.errors import ApiError, Detail
 from relay.http.crowd import Crowd
 from relay.http.exchange import NO_STORE, Exchange
-from relay.limits import Limiter
+from relay.limits import Limits
 from relay.telemetry.metrics import Metrics
 
 
@@ -20,7 +20,7 @@ class Door:
         metrics: where to count the limiter's decisions.
     """
 
-    def __init__(self, guard: Guard, limiter: Limiter, crowd: Crowd, metrics: Metrics) -> None:
+    def __init__(self, guard: Guard, limiter: Limits, crowd: Crowd, metrics: Metrics) -> None:
         self._guard = guard
         self._limiter = limiter
         self._crowd = crowd
@@ -47,6 +47,8 @@ class Door:
         if tenant is None:
             tenant = await self._guard.admit(key, None)
         allowance = self._limiter.spend(tenant.organization_id, tenant.tier)
+        if allowance is None:
+            allowance = await self._limiter.ask(tenant.organization_id, tenant.tier)
         headers = allowance.headers
         # Of the other methods' answers caches keep nothing that does not tell them to (RFC 9111, section 3).
         exchange.limit_headers = headers if exchange.method == "POST" else (*headers, NO_STORE)
@@ -62,13 +64,15 @@ class Door:
             exchange.has_turn = True
         return tenant
 
-    def charge(self, exchange: Exchange, tenant: Tenant, events: int) -> None:
+    async def charge(self, exchange: Exchange, tenant: Tenant, events: int) -> None:
         """Pay for the events of a batch, the first of which has been paid for at the door.
 
         Raises:
             ApiError: `batch_over_limit` when even a full allowance would not do, `rate_limited`.
         """
         allowance = self._limiter.spend(tenant.organization_id, tenant.tier, events - 1)
+        if allowance is None:
+            allowance = await self._limiter.ask(tenant.organization_id, tenant.tier, events - 1)
         exchange.limit_headers = allowance.headers
         (self._allowed if allowance.allowed else self._limited).add()
         if events > allowance.limit:

@@ -54,6 +54,7 @@ class Rooms:
     commit: GroupCommit
     endpoints: Endpoints
     pings: Pings
+    signups: SignupLimiter
     keys: Keys
     metrics: Metrics
     due: Callable[[], None]
@@ -217,7 +218,7 @@ def _keys(rooms: Rooms) -> list[Operation]:
         Operation(
             "POST", "/api/keys/generate",
             GenerateKey(
-                bodies, keys, SignupLimiter(), rooms.clients,
+                bodies, keys, rooms.signups, rooms.clients,
                 admin_token=rooms.settings.admin_token, max_tier=rooms.settings.signup_max_tier,
             ),
             success={201: schemas.GeneratedKey}, body=schemas.GenerateKey, key=False,
