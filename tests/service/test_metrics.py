@@ -202,7 +202,9 @@ async def test_an_api_process_shows_the_delivery_process_beside_it_and_no_file_i
 async def test_every_metric_explains_itself_and_names_its_unit_and_promtool_agrees(
     commands: Commands, database: str, receiver: Receiver
 ) -> None:
-    api = await commands.serve(database, RELAY_ALLOWED_NETWORKS=LOOPBACK)
+    # Some are there only where there is something to share. That nothing listens there is nothing to them.
+    several = {"RELAY_WORKERS": "2", "REDIS_URL": f"redis://127.0.0.1:{free_port()}"}
+    api = await commands.serve(database, RELAY_ALLOWED_NETWORKS=LOOPBACK, **several)
     ops = free_port()
     env = environment(database, 1, RELAY_OPS_PORT=str(ops), RELAY_ALLOWED_NETWORKS=LOOPBACK)
     await commands.start("deliver", "deliver", env=env)
