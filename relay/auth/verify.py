@@ -11,11 +11,11 @@ from relay.auth.cache import KeyCache
 from relay.auth.format import ApiKey, digest, read
 from relay.auth.hasher import Hasher
 from relay.auth.keyring import Keyring
+from relay.auth.reads import KeyReads
 from relay.auth.tenant import Tenant
-from relay.store import Cell, Row
+from relay.store import Row
 from relay.telemetry.metrics import Metrics
 
-_QUERY_TIMEOUT_S: Final = 2.0
 # A client that goes on with a revoked key costs one query in this time, not one a request.
 _REFUSAL_S: Final = 1.0
 _REFUSALS: Final = 10_000
@@ -30,16 +30,12 @@ class Verifier:
     with one key at the same time share one verification. Leaving ends those under way.
     """
 
-    def __init__(
-        self, cell: Cell, keyring: Keyring, cache: KeyCache, hasher: Hasher, metrics: Metrics | None = None
-    ) -> None:
-        self._cell = cell
+    def __init__(self, reads: KeyReads, keyring: Keyring, cache: KeyCache, hasher: Hasher, metrics: Metrics) -> None:
+        self._reads = reads
         self._keyring = keyring
         self._cache = cache
         self._hasher = hasher
         self._flights: dict[bytes, asyncio.Task[Tenant | None]] = {}
-        metrics = metrics or Metrics()
-        self._reads = metrics.counter("relay_key_reads", "Rows of keys read from the database to verify a key.")
         self._refused = metrics.counter("relay_keys_refused", "Keys refused, by the proof that failed.", "proof")
 
     async def __aenter__(self) -> Self:
@@ -77,7 +73,7 @@ class Verifier:
         hashed = self._cache.has(fingerprint)
         tenant = None
         for _ in range(_READS):
-            row = await self._read(key)
+            row = await self._reads.row(key.key_id)
             proof = "id" if row is None else "digest"
             if row is None or not hmac.compare_digest(row["digest"], digest(key.secret, self._keyring.hmac_key)):
                 self._refuse(fingerprint, proof)
@@ -90,10 +86,6 @@ class Verifier:
             if self._cache.put(fingerprint, tenant, row["keys_version"]):
                 break
         return tenant
-
-    async def _read(self, key: ApiKey) -> Row | None:
-        self._reads.add()
-        return await self._cell.fetch_row("key_by_id", key.key_id, timeout_s=_QUERY_TIMEOUT_S)
 
     def _refuse(self, fingerprint: bytes, proof: str) -> None:
         self._cache.drop(fingerprint)

@@ -63,11 +63,11 @@ def serve(worker: bool, loopback_only: bool, ready_fd: int | None, commons: str 
             USAGE,
             "RELAY_ADMIN_TOKEN: without it anybody could generate keys; set it, or RELAY_OPEN_SIGNUP=1 to allow that",
         )
-    if settings.db_pool_max // settings.workers < 7:
+    if settings.db_pool_max // settings.workers < 8:
         raise Stop(
             USAGE,
             f"RELAY_DB_POOL_MAX: {settings.db_pool_max} is too few for RELAY_WORKERS={settings.workers}, "
-            "each of which needs 7 connections",
+            "each of which needs 8 connections",
         )
     options = _Options(worker, loopback_only, ready_fd, commons)
     if not worker:
