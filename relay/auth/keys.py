@@ -19,6 +19,7 @@ from relay.store import Cell, OutcomeUnknown, Row, RowRefused, StoreError
 from relay.values import uuid7
 
 _WRITE_TIMEOUT_S: Final = 5.0
+_LAST_MOMENT: Final = datetime.datetime.max.replace(tzinfo=datetime.UTC)
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -158,8 +159,9 @@ class Keys:
             raise invalid("name", "1 to 255 characters, no control characters.")
         if not scopes or len(set(scopes)) < len(scopes) or not set(scopes) <= set(SCOPES):
             raise invalid("scopes", f"At least one of {', '.join(SCOPES)}, each once.")
-        # The time as PostgreSQL has it.
-        if expires_at is not None and expires_at <= uuid7.created_at(self._cell.clock.new()):
+        # The time as PostgreSQL has it; and near the end of the calendar an offset leads out of it.
+        now = uuid7.created_at(self._cell.clock.new())
+        if expires_at is not None and not now < expires_at <= _LAST_MOMENT:
             raise invalid("expires_at", "A time in the future.")
 
     def _mint(self) -> tuple[str, ApiKey]:
