@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from relay.auth import Guard, Hasher, Keyring, Keys, Tenant, mint
 from relay.auth.format import read
@@ -51,12 +51,16 @@ class Node:
 
 
 @asynccontextmanager
-async def running(url: str) -> AsyncIterator[Node]:
+async def running(url: str, cell: Cell | None = None) -> AsyncIterator[Node]:
+    """A process on a database, or on a cell of its own that is open."""
     metrics = Metrics()
-    async with open_cell(url) as cell, Hasher(metrics) as hasher:
+    async with AsyncExitStack() as stack:
+        if cell is None:
+            cell = await stack.enter_async_context(open_cell(url))
+        hasher = await stack.enter_async_context(Hasher(metrics))
         keyring = await Keyring.open(cell, Vault([SECRET_KEY]))
-        async with Guard(cell, keyring, hasher, metrics) as guard:
-            yield Node(cell, keyring, hasher, guard, metrics)
+        guard = await stack.enter_async_context(Guard(cell, keyring, hasher, metrics))
+        yield Node(cell, keyring, hasher, guard, metrics)
 
 
 async def signed_up(node: Node, name: str = "Acme") -> tuple[bytes, Tenant]:

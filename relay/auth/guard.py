@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from relay.auth.cache import KeyCache
+from relay.auth.format import LENGTH
 from relay.auth.hasher import Hasher
 from relay.auth.keyring import Keyring
 from relay.auth.last_used import LastUsed
@@ -73,7 +74,8 @@ class Guard:
 
     def known(self, key: bytes) -> Tenant | None:
         """The tenant of a key that was verified here and is in force, whatever its scopes; 0.6 µs."""
-        return self._cache.find(key)
+        # What cannot be a key is not even hashed: a header may be long.
+        return self._cache.find(key) if len(key) == LENGTH else None
 
     async def admit(self, key: bytes | None, needs: str | None) -> Tenant:
         """The tenant of a request.
@@ -88,7 +90,7 @@ class Guard:
         """
         if not key:
             raise ApiError("missing_api_key")
-        tenant = self._cache.find(key)
+        tenant = self.known(key)
         if tenant is None:
             try:
                 tenant = await self._verifier.verify(key)

@@ -38,6 +38,10 @@ class Verifier:
         self._flights: dict[bytes, asyncio.Task[Tenant | None]] = {}
         self._refused = metrics.counter("relay_keys_refused", "Keys refused, by the proof that failed.", "proof")
 
+    def __len__(self) -> int:
+        """How many keys are under way, or were refused within the last second."""
+        return len(self._flights)
+
     async def __aenter__(self) -> Self:
         return self
 
