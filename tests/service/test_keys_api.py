@@ -234,6 +234,9 @@ async def test_no_secret_is_logged(commands: Commands, database: str, capfd: pyt
     await tenant.send(b'{"type":"a","payload":"kept to ourselves"}')
     await tenant.get("/api/nothing?key=" + tenant.key)
     await api.request("GET", "/api/inbox", headers={"X-API-Key": tenant.key + "a"})
+    made = (await tenant.post("/api/keys", json={"name": "worker"})).json()
+    await tenant.request("DELETE", f"/api/keys/{made['key_id']}")
+    assert_error(await holder(tenant, made["api_key"]).get("/api/keys"), 401, "invalid_api_key")
     rotated = (await tenant.post("/api/keys/rotate")).json()
     assert_error(await tenant.get("/api/keys"), 401, "invalid_api_key")
     assert api.child is not None
@@ -245,6 +248,7 @@ async def test_no_secret_is_logged(commands: Commands, database: str, capfd: pyt
         tenant.key,
         tenant.key.rpartition("_")[2],
         rotated["api_key"].rpartition("_")[2],
+        made["api_key"].rpartition("_")[2],
         secret["secret"].removeprefix("whsec_"),
         ADMIN_TOKEN,
         SECRET_KEY,
