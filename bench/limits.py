@@ -1,7 +1,7 @@
 """How exact a limit is over four API processes that share a Redis: with it, without it, and with it again.
 
-python -m bench.limits [SECONDS]; needs redis-server. The requests go through the door and lead nowhere, so that nothing but
-the limit is measured.
+python -m bench.limits [SECONDS]; needs redis-server. The requests go through the door and lead nowhere: only the limit
+is measured.
 """
 
 from __future__ import annotations

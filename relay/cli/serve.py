@@ -72,11 +72,11 @@ def serve(worker: int | None, loopback_only: bool, ready_fd: int | None, commons
             USAGE,
             "RELAY_ADMIN_TOKEN: without it anybody could generate keys; set it, or RELAY_OPEN_SIGNUP=1 to allow that",
         )
-    if settings.db_pool_max // settings.workers < 7:
+    if settings.db_pool_max // settings.workers < 8:
         raise Stop(
             USAGE,
             f"RELAY_DB_POOL_MAX: {settings.db_pool_max} is too few for RELAY_WORKERS={settings.workers}, "
-            "each of which needs 7 connections",
+            "each of which needs 8 connections",
         )
     if settings.redis_url is not None and find_spec("redis") is None:
         raise Stop(USAGE, "REDIS_URL: it needs the client of Redis: pip install 'relay[redis]'")

@@ -193,7 +193,8 @@ async def drop_rest(exchange: Exchange, within_s: float = DROPPED_S) -> None:
             while dropped <= DROPPED_BYTES:
                 message = await exchange.receive()
                 dropped += len(message.get("body", b""))
-                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                # As in reading: to ask for the end of what is all there costs as much as the rest of a refusal.
+                if dropped == declared or message["type"] == "http.disconnect" or not message.get("more_body", False):
                     return
     except TimeoutError:
         return

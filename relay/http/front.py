@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("relay.http")
 
 _LOOPBACK: Final = frozenset((b"localhost", b"127.0.0.1", b"[::1]"))
+# All of it is loopback (RFC 1122, section 3.2.1.3), and nobody's name server answers for a number.
+_LOOPBACK_NUMBER: Final = re.compile(rb"127(?:\.[0-9]{1,3}){3}")
 
 
 class Front:
@@ -194,7 +197,7 @@ def _is_for_loopback(scope: Scope) -> bool:
     name: bytes = hosts[0].lower()
     if not name.endswith(b"]"):
         name = name.rpartition(b":")[0] or name
-    return name in _LOOPBACK
+    return name in _LOOPBACK or _LOOPBACK_NUMBER.fullmatch(name) is not None
 
 
 def _id(exchange: Exchange) -> str:

@@ -28,8 +28,8 @@ _COMPARISONS: Final = 3
 _DURABLE: Final = ("on", "remote_write", "remote_apply")
 _STATEMENT_TIMEOUT_S: Final = 10.0
 _CONFLICT_TRIES: Final = 5
-# Flush, wake-up, clock, keys, health and listener (or claims, leases, results, share, clock, health and two listeners)
-# each own one connection; the pool has what is left.
+# Flush, wake-up, clock, keys, their verification, health and listener (or claims, leases, results, share, clock, health
+# and two listeners) each own one connection; the pool has what is left.
 _OWNED_CONNECTIONS: Final = 8
 
 

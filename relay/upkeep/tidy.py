@@ -16,8 +16,8 @@ _BATCH: Final = 1000
 
 
 class Tidy(Background):
-    """Deletes ended jobs a week after they began, and answers whose Idempotency-Keys have run out: in small batches, at
-    the start and every hour. Every delivery process does; it costs one look.
+    """Deletes ended jobs a week after they began, answers whose Idempotency-Keys have run out, and keys a month after
+    they ended: in small batches, at the start and every hour. Every delivery process does; it costs one look.
 
     Args:
         cell: whose.
@@ -29,7 +29,7 @@ class Tidy(Background):
     async def run(self) -> None:
         """Delete them again and again."""
         while True:
-            for name in ("forget_jobs", "forget_answers"):
+            for name in ("forget_jobs", "forget_answers", "forget_keys"):
                 try:
                     await self._forget(name)
                 except StoreError as reason:

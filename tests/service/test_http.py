@@ -113,7 +113,7 @@ async def test_what_is_not_there_is_404_and_never_a_redirect(guest: Tenant, path
         ("DELETE", f"/api/events/{A_UUID}", "GET, HEAD"),
         ("PUT", f"/api/ack/{A_UUID}", "POST"),
         ("POST", "/health", "GET, HEAD"),
-        ("TRACE", "/api/keys", "GET, HEAD"),
+        ("TRACE", "/api/keys", "GET, HEAD, POST"),
         ("MADE-UP", "/metrics", "GET, HEAD"),
         ("get", "/health", "GET, HEAD"),
     ],

@@ -279,7 +279,8 @@ async def loopback(databases: Databases) -> AsyncIterator[int]:
 
 
 @pytest.mark.parametrize(
-    "host", ["localhost:{port}", "localhost", "LocalHost:1", "127.0.0.1:{port}", "[::1]:{port}", "[::1]"]
+    "host",
+    ["localhost:{port}", "localhost", "LocalHost:1", "127.0.0.1:{port}", "127.8.0.2:{port}", "[::1]:{port}", "[::1]"],
 )
 async def test_loopback_names_are_answered(loopback: int, host: str) -> None:
     request = f"GET /health HTTP/1.1\r\nHost: {host.format(port=loopback)}\r\nConnection: close\r\n\r\n"
@@ -293,7 +294,8 @@ async def test_loopback_names_are_answered(loopback: int, host: str) -> None:
         "evil.example:{port}",
         "localhost.evil.example",
         "127.0.0.1.evil.example:{port}",
-        "127.0.0.2",
+        "127.0.0.1.2",
+        "1127.0.0.1",
         "0.0.0.0:{port}",
         "::1",
         "[::2]:{port}",
