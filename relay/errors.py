@@ -61,6 +61,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         Kind("too_many_keys", 422, "An organization has at most 100 keys in force; delete some first."),
         Kind("invalid_url", 422, "The URL is not one that webhooks can be sent to."),
         Kind("rate_limited", 429, "You are over your rate limit."),
+        Kind("too_many_requests_waiting", 429, "Too many requests of your organization are under way; let some end."),
         Kind("too_many_signups", 429, "Too many keys were generated from this address; wait a minute."),
         Kind("internal_error", 500, "Something went wrong here; the request id names it in our log."),
         Kind("queue_full", 503, "Too many events wait to be committed; nothing was stored."),

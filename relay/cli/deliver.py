@@ -23,8 +23,10 @@ from relay.local.supervisor import StopSignals
 from relay.store import Cell, StoreError
 from relay.telemetry import logs
 from relay.telemetry.metrics import Metrics
+from relay.telemetry.vitals import Vitals
 from relay.upkeep.partitions import Partitions
 from relay.upkeep.runner import JobRunner
+from relay.upkeep.survey import Survey, watch_cell
 from relay.upkeep.tidy import Tidy
 from relay.values.commons import Commons
 from relay.values.sealed import Vault
@@ -67,8 +69,9 @@ def deliver(no_ops: bool, ready_fd: int | None, commons: str | None) -> None:
 async def _deliver(settings: Settings, database_url: str, commons: Commons, no_ops: bool, ready_fd: int | None) -> None:
     signals = StopSignals()
     signals.listen()
-    metrics = Metrics()
+    metrics = Metrics(commons)
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(Vitals(metrics, "delivery"))
         hurry = asyncio.create_task(_end_at_once(signals), name="second stop signal")
         stack.callback(hurry.cancel)
         try:
@@ -84,6 +87,8 @@ async def _deliver(settings: Settings, database_url: str, commons: Commons, no_o
             )
         except StoreError as error:
             raise Stop(UNREACHABLE, f"DATABASE_URL: {error}") from None
+        watch_cell(cell, metrics)
+        await stack.enter_async_context(Survey(cell, metrics))
         tracer = tracer_of(os.environ, "relay-deliver")
         if tracer is not None:
             await stack.enter_async_context(tracer)

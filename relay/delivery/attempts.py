@@ -110,7 +110,7 @@ class Attempts:
             _say_failed(result, answer)
         if is_gone(answer):
             await self._health.gone(endpoint)
-        self._measures.attempted(answer, result, probe=probe)
+        self._measures.attempted(delivery, answer, result, probe=probe)
         self._recorder.add(result)
         return ending_of(answer)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import uuid
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -33,7 +34,8 @@ class Held(Struct, eq=False):
 class Claimed(NamedTuple):
     """A delivery to attempt: how often it has been, how often before its present schedule, and what to send.
 
-    `version` is that of its endpoint; `traceparent` is where the event belongs in a trace.
+    `version` is that of its endpoint; `ran_out` says that somebody had claimed it whose lease ran out; `traceparent` is
+    where the event belongs in a trace.
     """
 
     held: Held
@@ -42,6 +44,8 @@ class Claimed(NamedTuple):
     version: int
     type: str
     payload: bytes
+    due_at: datetime.datetime
+    ran_out: bool
     traceparent: str | None = None
 
 
@@ -122,6 +126,8 @@ class Claimer:
                     row["version"],
                     row["type"],
                     row["payload"],
+                    row["due_at"],
+                    row["ran_out"],
                     row["traceparent"],
                 )
             )

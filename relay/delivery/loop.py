@@ -72,7 +72,7 @@ class DeliveryLoop:
         self._cell = cell
         self._most_unrecorded = settings.max_in_flight
         self._slots = Slots(settings.max_in_flight, Tolerance(settings.breaker_failures, settings.breaker_window_s))
-        self._measures = Measures(metrics, lambda: self._slots.in_flight, lambda: self._slots.broken)
+        self._measures = Measures(metrics, self._slots)
         claiming = cell.owned_connection()
         self._claimer = Claimer(claiming, settings.lease_s)
         self._directory = Directory(claiming, settings, vault)
@@ -80,7 +80,7 @@ class DeliveryLoop:
         self._share = Share(cell, self._leases.endpoint_ids, self._look, metrics, pace)
         self._recorder = Recorder(cell.owned_connection(), self._recorded)
         self._sender = Sender(Guard(settings.allowed_networks or ()), now=self._now)
-        self._health = Health(cell, settings.endpoint_disable_after_s, self._now)
+        self._health = Health(cell, settings.endpoint_disable_after_s, self._now, metrics)
         self._attempts = Attempts(
             self._sender, self._slots, self._leases, self._recorder, self._health, self._measures, tracer
         )
@@ -175,7 +175,7 @@ class DeliveryLoop:
             if offer is None or not turf.spans:
                 return
             claimed, more = await self._claimer.claim(offer, turf)
-            self._measures.claimed(len(claimed))
+            self._measures.claimed(claimed)
             self._leases.hold(delivery.held for delivery in claimed)
             await self._begin(offer, claimed)
 

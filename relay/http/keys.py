@@ -15,8 +15,9 @@ from relay.errors import ApiError, Detail, invalid
 from relay.http import exchange as exchanges
 from relay.http import key_schemas as schemas
 from relay.http.body import SMALL_BODY_BYTES, BodyClock, decode
+from relay.http.client import Clients, neighbourhood
 from relay.http.door import Door
-from relay.http.exchange import Exchange, Receive, Scope, Send
+from relay.http.exchange import NO_STORE, Exchange, Receive, Scope, Send
 from relay.http.query import refuse_query
 from relay.http.schemas import Tier
 from relay.limits import SignupLimiter
@@ -26,8 +27,6 @@ from relay.values.times import rfc3339, rfc3339_or_none
 _generate: Final = msgspec.json.Decoder(schemas.GenerateKey)
 _new: Final = msgspec.json.Decoder(schemas.NewKey)
 _rotate: Final = msgspec.json.Decoder(schemas.RotateKey)
-# Keys are shown once, and kept by nobody on the way (RFC 9111, section 5.2.2.5).
-_NO_STORE: Final = (b"cache-control", b"no-store")
 
 
 def bears(exchange: Exchange, token: str) -> bool:
@@ -44,6 +43,7 @@ class GenerateKey:
         bodies: BodyClock,
         keys: KeyRegister,
         signups: SignupLimiter,
+        clients: Clients,
         *,
         admin_token: str | None,
         max_tier: str,
@@ -51,6 +51,7 @@ class GenerateKey:
         self._bodies = bodies
         self._keys = keys
         self._signups = signups
+        self._clients = clients
         self._admin_token = admin_token
         self._max_tier = max_tier
 
@@ -61,8 +62,7 @@ class GenerateKey:
             if not bears(exchange, self._admin_token):
                 raise ApiError("invalid_admin_token")
         else:
-            client = scope.get("client")
-            allowance = self._signups.spend(client[0] if client else "")
+            allowance = self._signups.spend(neighbourhood(self._clients.address_of(scope)))
             if not allowance.allowed:
                 raise ApiError("too_many_signups", retry_after_s=allowance.retry_after_s)
         asked: schemas.GenerateKey = decode(await self._bodies.read(exchange, SMALL_BODY_BYTES), _generate)
@@ -71,7 +71,7 @@ class GenerateKey:
             raise ApiError("tier_not_allowed", details=(Detail("tier", f"At most {self._max_tier}."),))
         made = await self._keys.create_organization(name, asked.tier)
         await exchange.answer_json(
-            201, schemas.GeneratedKey(made.api_key, str(made.organization_id), name, asked.tier), _NO_STORE
+            201, schemas.GeneratedKey(made.api_key, str(made.organization_id), name, asked.tier), NO_STORE
         )
 
 
@@ -117,7 +117,6 @@ class GetKeys:
                     for key in organization.keys
                 ],
             ),
-            _NO_STORE,
         )
 
 
@@ -138,7 +137,7 @@ class PostKey:
         made = await self._keys.create(tenant.organization_id, asked.name, scopes, asked.expires_at)
         if made is None:
             raise ApiError("invalid_api_key")
-        await exchange.answer_json(201, schemas.MadeKey(made.api_key, str(made.key_id)), _NO_STORE)
+        await exchange.answer_json(201, schemas.MadeKey(made.api_key, str(made.key_id)), NO_STORE)
 
 
 class DeleteKey:
@@ -177,5 +176,5 @@ class RotateKey:
         await exchange.answer_json(
             200,
             schemas.RotatedKey(rotated.api_key, str(rotated.key_id), rfc3339(rotated.previous_expires_at)),
-            _NO_STORE,
+            NO_STORE,
         )

@@ -13,6 +13,7 @@ from relay.delivery.pings import Pings
 from relay.http import endpoint_schemas, idempotency, job_schemas, key_schemas, listing_schemas, schemas
 from relay.http.batch import PostBatch
 from relay.http.body import BodyClock
+from relay.http.client import Clients
 from relay.http.deliveries import GetDeliveries, ReplayEvent, RetryDelivery
 from relay.http.door import Door
 from relay.http.endpoints import (
@@ -35,6 +36,7 @@ from relay.http.webhook import PostWebhookConfig
 from relay.ingest import GroupCommit
 from relay.limits import SignupLimiter
 from relay.store import Cell
+from relay.telemetry.endings import deliveries_ended
 from relay.telemetry.metrics import Metrics
 
 _AGAIN: Final = ("invalid_idempotency_key", "idempotency_key_reused", "commit_unknown")
@@ -47,10 +49,12 @@ class Rooms:
     settings: Settings
     cell: Cell
     door: Door
+    clients: Clients
     bodies: BodyClock
     commit: GroupCommit
     endpoints: Endpoints
     pings: Pings
+    signups: SignupLimiter
     keys: Keys
     metrics: Metrics
     due: Callable[[], None]
@@ -71,6 +75,7 @@ def operations(rooms: Rooms) -> list[Operation]:
 def _events(rooms: Rooms) -> list[Operation]:
     """Posting events, reading and acknowledging them."""
     door, bodies, cell = rooms.door, rooms.bodies, rooms.cell
+    cancelled = deliveries_ended(rooms.metrics).of("cancelled")
     return [
         Operation(
             "POST", "/api/events", PostEvent(door, bodies, rooms.commit),
@@ -102,12 +107,12 @@ def _events(rooms: Rooms) -> list[Operation]:
             success={200: schemas.InboxPage}, query=schemas.InboxQuery, errors=("invalid_request", "invalid_cursor"),
         ),
         Operation(
-            "POST", "/api/ack/{id}", PostAck(door, bodies, cell),
+            "POST", "/api/ack/{id}", PostAck(door, bodies, cell, cancelled),
             success={200: schemas.Acknowledged}, body=schemas.NoMembers, body_optional=True,
             errors=("event_not_found",),
         ),
         Operation(
-            "POST", "/api/ack", PostAcks(door, bodies, cell),
+            "POST", "/api/ack", PostAcks(door, bodies, cell, cancelled),
             success={200: schemas.AcknowledgedMany}, body=schemas.AcknowledgeMany,
         ),
     ]  # fmt: skip
@@ -213,7 +218,7 @@ def _keys(rooms: Rooms) -> list[Operation]:
         Operation(
             "POST", "/api/keys/generate",
             GenerateKey(
-                bodies, keys, SignupLimiter(),
+                bodies, keys, rooms.signups, rooms.clients,
                 admin_token=rooms.settings.admin_token, max_tier=rooms.settings.signup_max_tier,
             ),
             success={201: key_schemas.GeneratedKey}, body=key_schemas.GenerateKey, key=False,

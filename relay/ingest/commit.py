@@ -13,6 +13,7 @@ from uuid import UUID
 
 from relay.errors import ApiError
 from relay.ingest.flush import Key, Waiting, part_followers
+from relay.ingest.measures import Measures
 from relay.ingest.outcome import Outcome
 from relay.ingest.parse import PostedEvent
 from relay.store import Cell, DatabaseUnavailable, OutcomeUnknown, Row, RowRefused, StoreError
@@ -73,19 +74,7 @@ class GroupCommit:
         self._arrived = asyncio.Event()
         self._closing = False
         self._task: asyncio.Task[None] | None = None
-        self._accepted = metrics.counter("relay_events_accepted", "Events committed.")
-        self._lost = metrics.counter("relay_events_duplicate", "Events whose key was accepted before.")
-        self._failed = metrics.counter(
-            "relay_events_failed", "Events not committed, by the code of the answer.", "code"
-        )
-        self._sizes = metrics.histogram(
-            "relay_flush_events", "Events in a flush.", (1, 2, 5, 10, 20, 50, 100, 200, 500)
-        )
-        self._times = metrics.histogram(
-            "relay_flush_duration_seconds", "Time of a flush.", (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5)
-        )
-        metrics.gauge("relay_ingest_queue_events", "Events that wait for their commit.", lambda: len(self._waiting))
-        metrics.gauge("relay_ingest_queue_bytes", "Bytes that wait for their commit.", lambda: self._waiting_bytes)
+        self._measures = Measures(metrics, lambda: len(self._waiting), lambda: self._waiting_bytes)
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run(), name="group commit")
@@ -138,12 +127,20 @@ class GroupCommit:
         self._arrived.set()
         return [event.future for event in waiting]
 
+    def reject(self, code: str, events: int = 1) -> None:
+        """Count events that were refused before they came here.
+
+        Args:
+            code: of the answer.
+            events: how many; a batch that was refused before it was parsed is one.
+        """
+        self._measures.rejected(events, code)
+
     def _open_for(self, events: int) -> None:
-        if self._closing:
-            raise ApiError("shutting_down")
-        if self._waiting_bytes > self._queue_bytes:
-            self._failed.add(events, "queue_full")
-            raise ApiError("queue_full")
+        code = "shutting_down" if self._closing else "queue_full"
+        if self._closing or self._waiting_bytes > self._queue_bytes:
+            self.reject(code, events)
+            raise ApiError(code)
 
     def _add(
         self, organization_id: UUID, event: PostedEvent, idempotency_key: str | None, trace: Trace | None
@@ -166,12 +163,10 @@ class GroupCommit:
                 except Exception:
                     # Nothing below is expected to raise; whatever it was, no request may wait for ever.
                     _log.exception("flush_failed")
-                    for event in events:
-                        event.fail("internal_error")
-                self._times.observe(time.perf_counter() - begun)
+                    self._fail([event for event in events if not event.future.done()], "internal_error")
+                self._measures.flushed(len(events), time.perf_counter() - begun)
                 if self._tracer is not None:
                     _trace(self._tracer, events, time.perf_counter() - begun)
-                self._sizes.observe(len(events))
                 self._waiting_bytes -= sum([event.size for event in events])
             if self._closing:
                 return
@@ -205,7 +200,7 @@ class GroupCommit:
             return
         for follower in followers:
             follower.lost_to(*leader.first)
-        self._lost.add(len(followers))
+        self._measures.duplicate.add(len(followers))
 
     def _again(self, events: Sequence[Waiting]) -> None:
         for event in reversed(events):
@@ -243,12 +238,12 @@ class GroupCommit:
                 event.accept()
             else:
                 losers.append(event)
-        self._accepted.add(len(events) - len(losers))
+        self._measures.accepted.add(len(events) - len(losers))
         if losers:
             await self._answer_losers(losers)
 
     def _fail(self, events: Collection[Waiting], code: str) -> None:
-        self._failed.add(len(events), code)
+        self._measures.rejected(len(events), code)
         for event in events:
             event.fail(code)
 
@@ -285,7 +280,7 @@ class GroupCommit:
                 self._again((event,))
             else:
                 event.lost_to(holder["event_id"], holder["digest"])
-                self._lost.add()
+                self._measures.duplicate.add()
 
 
 def _trace(tracer: Tracer, events: Sequence[Waiting], took_s: float) -> None:

@@ -85,7 +85,7 @@ def assert_error(answer: httpx2.Response | Answer, status: int, code: str) -> No
 
 async def requests_answered(api: Api, route: str, status: int) -> float:
     text = (await api.request("GET", "/metrics")).text
-    wanted = {"route": route, "status": str(status)}
+    wanted = {"method": "POST", "route": route, "status": str(status)}
     return sum(
         sample.value
         for family in text_string_to_metric_families(text)

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
@@ -216,6 +217,22 @@ class TestWhileItRuns:
         assert event_id, pasted.stdout
         told = running.line("delivered in ")
         assert re.fullmatch(rf"delivered in \d+ ms  demo\.hello  {event_id[1]}", told)
+
+    def test_its_metrics_are_those_of_the_api_and_of_the_delivery(self, running: Up) -> None:
+        def whole() -> bool:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{running.port}/metrics", timeout=10) as answer:
+                    said = answer.read().decode()
+            except OSError:
+                return False
+            return (
+                "\nrelay_processes 2.0\n" in said
+                and 'relay_process_start_time_seconds{process="delivery"}' in said
+                and 'relay_process_start_time_seconds{process="api-1"}' in said
+                and "\nrelay_oldest_due_seconds " in said
+            )
+
+        until(whole)
 
     def test_its_files_are_private(self, running: Up, data: Path) -> None:
         def mode(name: str) -> int:
