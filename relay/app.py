@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from relay.auth import Guard, Hasher, Keyring, Keys
 from relay.config import Settings
@@ -18,9 +18,13 @@ from relay.ingest import GroupCommit, Hint
 from relay.limits import Limiter
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
+from relay.upkeep.housekeeping import Housekeeping
 from relay.upkeep.partitions import Partitions
 from relay.values.commons import Commons
 from relay.values.sealed import Vault
+
+# Delivery processes keep house. Where there is none this one does, once nobody has for so long.
+_PATIENCE_S: Final = 30.0
 
 
 class Service:
@@ -71,6 +75,7 @@ class Service:
             keyring = await Keyring.open(cell, vault)
             guard = await stack.enter_async_context(Guard(cell, keyring, hasher, metrics))
             await stack.enter_async_context(Partitions(cell))
+            await stack.enter_async_context(Housekeeping(cell, settings, metrics, patience_s=_PATIENCE_S))
             hint = await stack.enter_async_context(Hint(cell))
             commit = await stack.enter_async_context(
                 GroupCommit(

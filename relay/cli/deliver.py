@@ -22,9 +22,9 @@ from relay.local.supervisor import StopSignals
 from relay.store import Cell, StoreError
 from relay.telemetry import logs
 from relay.telemetry.metrics import Metrics
+from relay.upkeep.housekeeping import Housekeeping
 from relay.upkeep.partitions import Partitions
 from relay.upkeep.runner import JobRunner
-from relay.upkeep.tidy import Tidy
 from relay.values.commons import Commons
 from relay.values.sealed import Vault
 
@@ -84,7 +84,7 @@ async def _deliver(settings: Settings, database_url: str, commons: Commons, no_o
         except StoreError as error:
             raise Stop(UNREACHABLE, f"DATABASE_URL: {error}") from None
         await stack.enter_async_context(Partitions(cell))
-        await stack.enter_async_context(Tidy(cell))
+        await stack.enter_async_context(Housekeeping(cell, settings, metrics))
         if not no_ops:
             await stack.enter_async_context(_ops_port(settings, cell, metrics))
         loop = await stack.enter_async_context(DeliveryLoop(cell, settings, Vault(settings.secret_keys), metrics))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from typing import Final
 
+from relay.delivery.claims import Held
 from relay.delivery.recorder import Result
 from relay.delivery.sender import Answer
 from relay.telemetry.metrics import Metrics
+
+_log = logging.getLogger("relay.delivery")
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -41,6 +45,13 @@ class Measures:
         """A claim has succeeded."""
         self._claims.add()
         self._claimed.add(deliveries)
+
+    def lost(self, claims: Sequence[Held]) -> None:
+        """Retention has taken the events of these."""
+        self._ended.add(len(claims), "lost")
+        for held in claims:
+            ids = {"event_id": str(held.event_id), "endpoint_id": str(held.endpoint_id)}
+            _log.warning("delivery_lost", extra={"organization_id": str(held.organization_id), **ids})
 
     def attempted(self, answer: Answer, result: Result, *, probe: bool) -> None:
         """An attempt has come to its end, and perhaps its delivery; a probe that succeeded is one too."""
