@@ -61,7 +61,7 @@ class Leader(Background):
     async def _ask(self) -> None:
         led, asked_at = self.leads, time.monotonic()
         try:
-            row = await self._cell.fetch_row(
+            rows = await self._cell.fetch_steadily(
                 "lead", self._duty, self._id, self._lease_s, self._patience_s, timeout_s=self._lease_s / 3
             )
         except DiskFull:
@@ -70,7 +70,7 @@ class Leader(Background):
         except StoreError as reason:
             _log.info("leader_not_known", extra={"duty": self._duty, "reason": str(reason)})
         else:
-            if row is not None:
+            if rows:
                 self._lead_from(asked_at)
             else:
                 self._sure_until = 0.0
@@ -89,6 +89,6 @@ class Leader(Background):
             return
         self._sure_until = 0.0
         try:
-            await self._cell.fetch("stop_leading", self._duty, self._id, timeout_s=_LEAVE_S)
+            await self._cell.fetch_steadily("stop_leading", self._duty, self._id, timeout_s=_LEAVE_S)
         except StoreError as reason:
             _log.info("lead_not_given_back", extra={"duty": self._duty, "reason": str(reason)})

@@ -47,8 +47,7 @@ class Losses:
         async for organization_id in self._organizations(high):
             place: tuple[object, ...] = (*FIRST, _NIL)
             while True:
-                row = await self._cell.fetch_row("open_of_day", organization_id, *place, low, high, _LOOKED_AT)
-                assert row is not None  # noqa: S101 - it always gives one
+                (row,) = await self._cell.fetch_steadily("open_of_day", organization_id, *place, low, high, _LOOKED_AT)
                 if row["deliveries"]:
                     return True
                 if _is_through(row, _LOOKED_AT, high):
@@ -67,10 +66,9 @@ class Losses:
             place: tuple[object, ...] = (*FIRST, _NIL)
             try:
                 while True:
-                    row = await self._cell.fetch_row(
+                    (row,) = await self._cell.fetch_steadily(
                         "forget_open", organization_id, *place, low, high, deliveries, _DELETED
                     )
-                    assert row is not None  # noqa: S101 - it always gives one
                     lost["delivery"] += row["deliveries"]
                     lost["unacknowledged"] += row["unacknowledged"]
                     if _is_through(row, _DELETED, high):
@@ -88,7 +86,7 @@ class Losses:
         """
         found: dict[UUID, int] = {}
         place = (_NIL, _NIL, _NIL)
-        while rows := await self._cell.fetch("dead_letters_of_day", *place, low, high, _DEAD_LETTERS):
+        while rows := await self._cell.fetch_steadily("dead_letters_of_day", *place, low, high, _DEAD_LETTERS):
             for row in rows:
                 organization_id = row["organization_id"]
                 found[organization_id] = found.get(organization_id, 0) + row["dead_letters"]
@@ -108,7 +106,7 @@ class Losses:
         """Those whose oldest open row may be of an event before `high`."""
         after = _NIL
         while True:
-            rows = await self._cell.fetch(
+            rows = await self._cell.fetch_steadily(
                 "organizations_with_open", after, shifted(high, COMMITTED_WITHIN_S), _ORGANIZATIONS
             )
             for row in rows:

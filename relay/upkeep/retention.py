@@ -58,6 +58,8 @@ class Retention(Background):
     """Drops each day once all of it is older than `days`. One with open deliveries waits for them until all of it is
     older than `max_days`; then they are lost, counted and said. Only the leader does it.
 
+    All of it goes over the one connection that is always open, so it works where no other can be opened.
+
     It never stands in anybody's way for long: a drop needs the table for itself for milliseconds and waits for that for
     75 ms at most, and not at all while somebody is seen to read the day for longer.
 
@@ -107,7 +109,7 @@ class Retention(Background):
 
     async def _look(self) -> float:
         """Drop what can be dropped; how long to rest then."""
-        days = [_Day(**row) for row in await self._cell.fetch("expired_days", self._days, self._max_days)]
+        days = [_Day(**row) for row in await self._cell.fetch_steadily("expired_days", self._days, self._max_days)]
         self._standing = len(days)
         rest_s = self._pace.interval_s
         for day in days:
@@ -159,13 +161,13 @@ class Retention(Background):
         return held
 
     async def _holders(self, day: _Day) -> set[str]:
-        row = await self._cell.fetch_row("holders_of_day", day.day)
-        return set() if row is None else set(row["holders"])
+        (row,) = await self._cell.fetch_steadily("holders_of_day", day.day)
+        return set(row["holders"])
 
     async def _drop(self, parent: str, day: _Day) -> str:
         for _ in range(_DROP_TRIES):
-            row = await self._cell.fetch_row("drop_partition", parent, day.day, timeout_s=_DROP_TIMEOUT_S)
-            if row is not None and row["outcome"] != "locked":
+            (row,) = await self._cell.fetch_steadily("drop_partition", parent, day.day, timeout_s=_DROP_TIMEOUT_S)
+            if row["outcome"] != "locked":
                 return str(row["outcome"])
             self._held_off.add()
             await asyncio.sleep(_DROP_PAUSE_S)
@@ -174,8 +176,8 @@ class Retention(Background):
     async def _sweep(self) -> None:
         """Delete what was opened of a day while it was being dropped, and what a leader that died has left."""
         if not self._swept:
-            row = await self._cell.fetch_row("first_day")
-            if row is not None and row["low"] is not None:
+            (row,) = await self._cell.fetch_steadily("first_day")
+            if row["low"] is not None:
                 await self._losses.forget_open(_FIRST_ID, row["low"], deliveries=True)
             self._swept = True
         while self._unswept:
