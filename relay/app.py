@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from relay.auth import Guard, Hasher, Keyring, Keys
 from relay.config import Settings
@@ -22,6 +22,7 @@ from relay.limits import SharedTable, SignupLimiter, open_limits
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
 from relay.telemetry.vitals import Vitals
+from relay.upkeep.housekeeping import Housekeeping
 from relay.upkeep.partitions import Partitions
 from relay.upkeep.survey import Survey, watch_cell
 from relay.values.commons import Commons
@@ -29,6 +30,9 @@ from relay.values.sealed import Vault
 
 if TYPE_CHECKING:
     from relay.telemetry.traces import Tracer
+
+# Delivery processes keep house. Where there is none this one does, once nobody has for so long.
+_PATIENCE_S: Final = 30.0
 
 
 class Service:
@@ -91,6 +95,7 @@ class Service:
             keyring = await Keyring.open(cell, vault)
             guard = await stack.enter_async_context(Guard(cell, keyring, hasher, metrics))
             await stack.enter_async_context(Partitions(cell))
+            await stack.enter_async_context(Housekeeping(cell, settings, metrics, patience_s=_PATIENCE_S))
             hint = await stack.enter_async_context(Hint(cell))
             queue_bytes = settings.queue_mb * 1024 * 1024
             commit = await stack.enter_async_context(

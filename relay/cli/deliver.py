@@ -24,10 +24,10 @@ from relay.store import Cell, StoreError
 from relay.telemetry import logs
 from relay.telemetry.metrics import Metrics
 from relay.telemetry.vitals import Vitals
+from relay.upkeep.housekeeping import Housekeeping
 from relay.upkeep.partitions import Partitions
 from relay.upkeep.runner import JobRunner
 from relay.upkeep.survey import Survey, watch_cell
-from relay.upkeep.tidy import Tidy
 from relay.values.commons import Commons
 from relay.values.sealed import Vault
 
@@ -93,7 +93,7 @@ async def _deliver(settings: Settings, database_url: str, commons: Commons, no_o
         if tracer is not None:
             await stack.enter_async_context(tracer)
         await stack.enter_async_context(Partitions(cell))
-        await stack.enter_async_context(Tidy(cell))
+        await stack.enter_async_context(Housekeeping(cell, settings, metrics))
         if not no_ops:
             await stack.enter_async_context(_ops_port(settings, cell, metrics))
         loop = await stack.enter_async_context(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -29,6 +29,18 @@ class Held(Struct, eq=False):
     event_id: UUID
     endpoint_id: UUID
     claim_token: UUID
+
+
+def columns(claims: Sequence[Held]) -> list[list[object]]:
+    """Claims as the parameters of a statement."""
+    return [
+        [held.organization_id for held in claims],
+        [held.epoch for held in claims],
+        [held.xid for held in claims],
+        [held.event_id for held in claims],
+        [held.endpoint_id for held in claims],
+        [held.claim_token for held in claims],
+    ]
 
 
 class Claimed(NamedTuple):
@@ -66,12 +78,20 @@ class Claimer:
         connection: its own.
         lease_s: how long a claim is ours unless it is renewed.
         visits: how many endpoints one claim looks at, at some 10 microseconds each.
+        lost: told of deliveries that have ended because their events are gone.
     """
 
-    def __init__(self, connection: HotConnection, lease_s: float, visits: int = 500) -> None:
+    def __init__(
+        self,
+        connection: HotConnection,
+        lease_s: float,
+        visits: int = 500,
+        lost: Callable[[Sequence[Held]], None] = lambda _: None,
+    ) -> None:
         self._connection = connection
         self._lease_s = lease_s
         self._visits = visits
+        self._lost = lost
         self._after: tuple[int, UUID] = _START
         self._origin = _START
         self._wrapped = False
@@ -110,7 +130,8 @@ class Claimer:
             span.last,
             timeout_s=_TIMEOUT_S,
         )
-        deliveries = []
+        deliveries: list[Claimed] = []
+        lost: list[Held] = []
         last_taken = _START
         for row in rows:
             # A claim that took nothing has one row, which says only what was visited.
@@ -118,6 +139,9 @@ class Claimer:
                 break
             last_taken = max(last_taken, (row["bucket"], row["endpoint_id"]))
             held = Held(row["organization_id"], row["epoch"], row["xid"], row["event_id"], row["endpoint_id"], token)
+            if row["type"] is None:
+                lost.append(held)
+                continue
             deliveries.append(
                 Claimed(
                     held,
@@ -131,7 +155,10 @@ class Claimer:
                     row["traceparent"],
                 )
             )
-        if len(deliveries) >= offer.batch:
+        if lost:
+            await self._connection.fetch("lose_claims", *columns(lost), timeout_s=_TIMEOUT_S)
+            self._lost(lost)
+        if len(deliveries) + len(lost) >= offer.batch:
             self._after = last_taken
             self.begin_lap()
             return Claim(deliveries, True)

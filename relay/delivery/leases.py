@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Final, Self
 from uuid import UUID
 
-from relay.delivery.claims import Held
+from relay.delivery.claims import Held, columns
 from relay.store import HotConnection, StoreError
 
 _log = logging.getLogger("relay.delivery")
@@ -54,7 +54,7 @@ class Leases:
         try:
             for batch in _batches(claims):
                 async with self._free:
-                    await self._connection.fetch("release_claims", *_columns(batch), timeout_s=_RELEASE_S)
+                    await self._connection.fetch("release_claims", *columns(batch), timeout_s=_RELEASE_S)
         except StoreError as reason:
             _log.warning("claims_not_released", extra={"claims": len(claims), "reason": str(reason)})
 
@@ -80,7 +80,7 @@ class Leases:
             try:
                 for batch in _batches(list(self._held)):
                     async with self._free:
-                        await self._connection.fetch("renew_leases", *_columns(batch), self._lease_s, timeout_s=third_s)
+                        await self._connection.fetch("renew_leases", *columns(batch), self._lease_s, timeout_s=third_s)
             except StoreError as reason:
                 _log.warning("leases_not_renewed", extra={"leases": len(self._held), "reason": str(reason)})
 
@@ -89,14 +89,3 @@ def _batches(claims: Sequence[Held]) -> Iterable[list[Held]]:
     rest = iter(claims)
     while batch := list(islice(rest, _BATCH)):
         yield batch
-
-
-def _columns(claims: Sequence[Held]) -> list[list[object]]:
-    return [
-        [held.organization_id for held in claims],
-        [held.epoch for held in claims],
-        [held.xid for held in claims],
-        [held.event_id for held in claims],
-        [held.endpoint_id for held in claims],
-        [held.claim_token for held in claims],
-    ]

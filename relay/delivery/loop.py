@@ -74,7 +74,7 @@ class DeliveryLoop:
         self._slots = Slots(settings.max_in_flight, Tolerance(settings.breaker_failures, settings.breaker_window_s))
         self._measures = Measures(metrics, self._slots)
         claiming = cell.owned_connection()
-        self._claimer = Claimer(claiming, settings.lease_s)
+        self._claimer = Claimer(claiming, settings.lease_s, lost=self._measures.lost)
         self._directory = Directory(claiming, settings, vault)
         self._leases = Leases(cell.owned_connection(), settings.lease_s)
         self._share = Share(cell, self._leases.endpoint_ids, self._look, metrics, pace)

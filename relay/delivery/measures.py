@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Final
 
-from relay.delivery.claims import Claimed
+from relay.delivery.claims import Claimed, Held
 from relay.delivery.recorder import Result
 from relay.delivery.sender import Answer
 from relay.delivery.slots import Slots
 from relay.telemetry.endings import deliveries_ended
 from relay.telemetry.metrics import WAITS_S, Metrics
 from relay.values.uuid7 import COMMITTED_WITHIN_S, created_at
+
+_log = logging.getLogger("relay.delivery")
 
 #: Upper bounds of the time from an event to its receiver: minutes where there is a backlog.
 _LAGS_S: Final = (*WAITS_S, 60.0, 300.0)
@@ -61,6 +64,13 @@ class Measures:
         self._claimed.add(len(deliveries))
         if run_out := sum(delivery.ran_out for delivery in deliveries):
             self._leases_run_out.add(run_out)
+
+    def lost(self, claims: Sequence[Held]) -> None:
+        """Retention has taken the events of these."""
+        self._ended.add(len(claims), "lost")
+        for held in claims:
+            ids = {"event_id": str(held.event_id), "endpoint_id": str(held.endpoint_id)}
+            _log.warning("delivery_lost", extra={"organization_id": str(held.organization_id), **ids})
 
     def attempted(self, delivery: Claimed, answer: Answer, result: Result, *, probe: bool) -> None:
         """An attempt has come to its end, and perhaps its delivery; a probe that succeeded is one too."""

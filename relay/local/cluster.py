@@ -61,6 +61,9 @@ _SETTINGS: Final[Mapping[str, str]] = {
     "autovacuum_vacuum_cost_limit": "2000",
     # Nobody replicates from here: one process less.
     "max_logical_replication_workers": "0",
+    # With them each checkpoint writes a file anew; where the disk is too full for that PostgreSQL ends, and ends again
+    # at every start.
+    "max_active_replication_origins": "0",
     "timezone": "UTC",
     "log_timezone": "UTC",
     "log_destination": "stderr",

@@ -4,6 +4,7 @@ from relay.store.cell import Cell
 from relay.store.connection import HotConnection, Row
 from relay.store.errors import (
     DatabaseUnavailable,
+    DiskFull,
     MigrationRefused,
     OutcomeUnknown,
     PartitionMissing,
@@ -16,6 +17,7 @@ from relay.store.statements import Statements
 __all__ = [
     "Cell",
     "DatabaseUnavailable",
+    "DiskFull",
     "HotConnection",
     "Listener",
     "MigrationRefused",

@@ -93,6 +93,7 @@ class Cell:
             stack.callback(self._pool.terminate)
             stack.push_async_callback(self._close_owned)
             self._heart = self.owned_connection()
+            self._heart_free = asyncio.Lock()
             await self.refresh()
             beating = asyncio.create_task(self._keep_time(), name="cell clock")
             stack.push_async_callback(_cancel, beating)
@@ -169,22 +170,35 @@ class Cell:
         rows = await self.fetch(name, *args, timeout_s=timeout_s)
         return rows[0] if rows else None
 
+    async def fetch_steadily(self, name: str, *args: Any, timeout_s: float = _STATEMENT_TIMEOUT_S) -> Sequence[Row]:
+        """Run a named statement on the connection that reads the clock, one after the other.
+
+        It is always open: where PostgreSQL takes no new connection, for instance because its disk is full and it cannot
+        write down how its catalogs look, this one still works.
+
+        Raises:
+            StoreError: as in `relay.store.errors`.
+        """
+        async with self._heart_free:
+            return await self._heart.fetch(name, *args, timeout_s=timeout_s)
+
     async def refresh(self) -> None:
         """Read this cell's id and clock from the server.
 
         Raises:
             StoreError: the server does not answer, or has no such cell.
         """
-        (row,) = await self._heart.fetch("enter_cell", timeout_s=5.0)
+        (row,) = await self.fetch_steadily("enter_cell", timeout_s=5.0)
         self.id = row["id"]
         self.answers = True
         self.clock.offset_ns = min([await self._compare_clocks() for _ in range(_COMPARISONS)])[1]
 
     async def _compare_clocks(self) -> tuple[int, int]:
         """One look at the server's clock: how long it took, and how far ahead of ours it is, in nanoseconds."""
-        before = time.time_ns()
-        (row,) = await self._heart.fetch("server_clock", timeout_s=5.0)
-        after = time.time_ns()
+        async with self._heart_free:
+            before = time.time_ns()
+            (row,) = await self._heart.fetch("server_clock", timeout_s=5.0)
+            after = time.time_ns()
         self.oldest_write_s = row["oldest_write_s"]
         return after - before, int(row["seconds"] * 1e9) - (before + after) // 2
 
@@ -194,7 +208,7 @@ class Cell:
         Raises:
             StoreError: the server does not answer.
         """
-        (row,) = await self._heart.fetch("durability", timeout_s=5.0)
+        (row,) = await self.fetch_steadily("durability", timeout_s=5.0)
         off = sorted(name for name, value in row.items() if value not in _DURABLE)
         if off:
             _log.warning("not_durable", extra={"settings_off": ",".join(off)})

@@ -201,17 +201,32 @@ class HotConnection:
         """
         for _ in range(_CONFLICT_TRIES):
             connection = self._connection
-            if connection is None or connection.is_closed() or self._opener.is_old(connection):
+            if connection is None or connection.is_closed():
                 connection = await self._open()
+            elif self._opener.is_old(connection):
+                connection = await self._renew(connection)
             try:
                 return await self._run(connection, name, args, timeout_s)
             except errors.TransactionConflict:
                 continue
         raise errors.DatabaseUnavailable("other transactions kept winning")
 
+    async def _renew(self, old: asyncpg.Connection) -> asyncpg.Connection:
+        """A new connection in place of an old one, which stays where none is to be had: then it is all we have."""
+        try:
+            return await self._open()
+        except errors.DatabaseUnavailable as reason:
+            _log.info("connection_not_replaced", extra={"reason": str(reason)})
+            return old
+
     async def _open(self) -> asyncpg.Connection:
-        await self.close()
-        connection = self._connection = await self._opener.open()
+        connection = await self._opener.open()
+        try:
+            await self.close()
+        except BaseException:
+            connection.terminate()
+            raise
+        self._connection = connection
         self._deadline = _Deadline(connection)
         return connection
 

@@ -15,6 +15,8 @@ TRY_AGAIN: Final = ("40001", "40P01")
 #: The server says goodbye, or has become a standby: the connection is of no more use.
 GOODBYE: Final = ("25006", "57P01", "57P02", "57P03", "57P05")
 
+_DISK_FULL: Final = "53100"
+
 #: No such table, schema, column or function.
 NOT_MIGRATED: Final = ("42P01", "3F000", "42703", "42883")
 
@@ -29,6 +31,10 @@ class DatabaseUnavailable(StoreError):
 
 class PartitionMissing(DatabaseUnavailable):
     """One of the rows is of a day that has no partition, not yet or no more; nothing of the statement was stored."""
+
+
+class DiskFull(DatabaseUnavailable):
+    """PostgreSQL has no space left to write it down."""
 
 
 class OutcomeUnknown(StoreError):
@@ -74,6 +80,8 @@ def running(error: BaseException) -> StoreError:
         if state == _CHECK_VIOLATION and error.constraint_name is None:
             # Not the row's fault: its day has no partition yet, which shares its SQLSTATE and names no constraint.
             return PartitionMissing("a partition is missing")
+        if state == _DISK_FULL:
+            return DiskFull("PostgreSQL's disk is full")
         if state[:2] in ROW_CLASSES:
             return RowRefused(state)
         if state in TRY_AGAIN:

@@ -7,6 +7,7 @@ import logging
 from typing import Final
 
 from relay.store import Cell, StoreError
+from relay.upkeep.leader import Leader
 from relay.values.background import Background
 
 _log = logging.getLogger("relay.upkeep")
@@ -17,18 +18,21 @@ _BATCH: Final = 1000
 
 class Tidy(Background):
     """Deletes ended jobs a week after they began, answers whose Idempotency-Keys have run out, and keys a month after
-    they ended: in small batches, at the start and every hour. Every delivery process does; it costs one look.
+    they ended: in small batches, at the start and every hour. Only the leader does it.
 
     Args:
         cell: whose.
+        leader: whether it is for us to do.
     """
 
-    def __init__(self, cell: Cell) -> None:
+    def __init__(self, cell: Cell, leader: Leader) -> None:
         self._cell = cell
+        self._leader = leader
 
     async def run(self) -> None:
         """Delete them again and again."""
         while True:
+            await self._leader.until_it_leads()
             for name in ("forget_jobs", "forget_answers", "forget_keys"):
                 try:
                     await self._forget(name)

@@ -7,6 +7,7 @@
 -- $7, 0 included, and one in place of -1 where their breaker has been closed by somebody else; every other one has $8, or
 -- fewer where it allows fewer, or one while its breaker is open. Each row also says how many endpoints were visited and
 -- which came last; a claim that takes nothing is one row that says only this. `ran_out`: the lease of whoever had it.
+-- Without a type its event is gone.
 -- $1 claim_token uuid, $2 batch int, $3 lease_s float8, $4 after_bucket int2, $5 after_endpoint_id uuid,
 -- $6 known_endpoint_id uuid[], $7 free_slots int[], $8 first_slots int, $9 endpoints visited at most int,
 -- $10 last_bucket int2
@@ -130,13 +131,27 @@ left join (
         e.payload,
         e.traceparent
     from claimed as c
-    cross join lateral (
+    left join lateral (
         select e.type, e.payload, e.traceparent
         from relay.events as e
         where e.organization_id = c.organization_id and e.id = c.event_id and e.epoch = c.epoch and e.xid = c.xid
         limit 1
-    ) as e
+    ) as e on true
 ) as c on true;
+
+-- name: lose_claims
+-- End what was claimed of events that are gone: opened again at the moment in which retention dropped their day.
+-- $1 organization_id uuid[], $2 epoch int[], $3 xid int8[], $4 event_id uuid[], $5 endpoint_id uuid[],
+-- $6 claim_token uuid[]
+with held as materialized (
+    select *
+    from unnest($1::uuid[], $2::int[], $3::int8[], $4::uuid[], $5::uuid[], $6::uuid[])
+        as h (organization_id, epoch, xid, event_id, endpoint_id, claim_token)
+)
+delete from relay.open as o
+using held as h
+where o.organization_id = h.organization_id and o.epoch = h.epoch and o.xid = h.xid
+    and o.event_id = h.event_id and o.endpoint_id = h.endpoint_id and o.claim_token = h.claim_token;
 
 -- name: endpoints_of_claim
 -- What a claim must know of endpoints beyond their rows. Ages instead of times, so that no clock but PostgreSQL's is

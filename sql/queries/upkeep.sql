@@ -1,16 +1,16 @@
 -- name: enter_cell
--- Say which cell this is and raise its epoch when the server below is not the one of the last time: its transaction
--- ids have nothing to do with those in the positions written so far.
+-- Say which cell this is and raise its epoch when the server below is not the one of the last time, or has another
+-- history: its transaction ids have nothing to do with those in the positions written so far.
 -- gives: id text, epoch int4
 with here as materialized (
-    select system_identifier
+    select system_identifier, relay.timeline() as timeline
     from pg_control_system()
 ),
 entered as (
     update relay.cell
-    set epoch = relay.cell.epoch + 1, system_identifier = here.system_identifier
+    set epoch = relay.cell.epoch + 1, system_identifier = here.system_identifier, timeline = here.timeline
     from here
-    where relay.cell.system_identifier <> here.system_identifier
+    where (relay.cell.system_identifier, relay.cell.timeline) <> (here.system_identifier, here.timeline)
     returning relay.cell.id, relay.cell.epoch
 )
 select id, epoch

@@ -89,3 +89,16 @@ async def test_a_cell_makes_ids_of_the_kind_that_its_rows_hold(cell: Cell, conne
     assert (type(row["id"]), row["id"]) == (type(made), made)
     parsed = uuid7.parse(str(made))
     assert (parsed, hash(parsed)) == (made, hash(made))
+
+
+async def test_a_connection_that_has_reached_its_age_stays_while_no_other_is_to_be_had(database: str) -> None:
+    opener = Opener(database, "relay tests", pooled=False, lifetime_s=0.0)
+    connection = HotConnection(opener, STATEMENTS)
+    first = await backend(connection)
+    second = await backend(connection)
+    assert second != first
+    opener.url = "postgresql://relay@127.0.0.1:1/relay"
+    assert await backend(connection) == second
+    opener.url = database
+    assert await backend(connection) != second
+    await connection.close()

@@ -21,6 +21,7 @@ TYPES = {
     "bytea": "bytea",
     "float8": "float8",
     "timestamptz": "timestamptz",
+    "date": "date",
 }
 TYPES |= {"int2": "int2", "int4": "int4", "int8": "int8", "bool": "bool", "void": "void"}
 TYPES |= {f"{name}[]": f"{kind}[]" for name, kind in list(TYPES.items())}
@@ -92,7 +93,7 @@ async def test_hot_statements_read_no_table_from_end_to_end(connection: asyncpg.
     texts = Statements()
     literals = {
         "uuid": "'018f1b1e-7c1a-7b1a-8b1a-0123456789ab'::uuid", "int4": "1", "int8": "1", "int2": "1::int2",
-        "text": "'a'", "float8": "1.0", "bytea": "'a'::bytea", "timestamptz": "now()",
+        "text": "'a'", "float8": "1.0", "bytea": "'a'::bytea", "timestamptz": "now()", "bool": "true",
     }  # fmt: skip
     for name in (
         "commit_events", "commit_events_with_keys", "first_holders", "claim_due", "renew_leases", "record_attempts",
@@ -102,7 +103,8 @@ async def test_hot_statements_read_no_table_from_end_to_end(connection: asyncpg.
         "deliveries_ended", "deliveries_any", "deliveries_near", "send_again", "answer_kept", "count_ended",
         "jobs_page", "job_by_id", "stop_job", "take_job", "keep_job", "leave_job", "fail_job", "not_attempted",
         "reopen_batch", "catch_up_batch", "hold_batch", "release_batch", "cancel_batch", "forget_jobs",
-        "forget_answers",
+        "forget_answers", "organizations_with_open", "open_of_day", "forget_open", "dead_letters_of_day", "forget_keys",
+        "lose_claims", "lead",
     ):  # fmt: skip
         prepared = await connection.prepare(texts[name])
         text = texts[name]
