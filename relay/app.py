@@ -13,6 +13,7 @@ from relay.delivery.pings import Pings
 from relay.http.body import BodyClock
 from relay.http.door import Door
 from relay.http.front import Front
+from relay.http.journal import Journal
 from relay.http.table import Rooms, operations
 from relay.ingest import GroupCommit, Hint
 from relay.limits import Limiter
@@ -101,6 +102,7 @@ class Service:
                     )
                 ),
                 metrics,
+                Journal(settings.log_sample),
                 door=door,
                 loopback_only=self._loopback_only,
             )

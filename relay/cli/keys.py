@@ -35,8 +35,10 @@ async def _reencrypt(settings: Settings, database_url: str) -> None:
     from relay.auth import keyring
     from relay.delivery import reseal
     from relay.store import Cell, StoreError
+    from relay.telemetry import logs
     from relay.values.sealed import Vault
 
+    logs.set_up(settings.log_level, "keys")
     vault = Vault(settings.secret_keys)
     cell = Cell(
         database_url,

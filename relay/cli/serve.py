@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final
@@ -52,7 +51,7 @@ class _Options:
 def serve(worker: bool, loopback_only: bool, ready_fd: int | None, commons: str | None) -> None:
     """Run the API until SIGTERM or SIGINT."""
     settings = load(os.environ)
-    logs.set_up(settings.log_level)
+    logs.set_up(settings.log_level, "serve")
     if settings.database_url is None:
         raise Stop(USAGE, "DATABASE_URL: `relay serve` needs one, for instance postgresql://user@host/database")
     if not settings.secret_keys:
@@ -136,7 +135,7 @@ async def _serve(settings: Settings, options: _Options) -> None:
         hurry.cancel()
         drained.cancel()
         if signals.now.is_set():
-            sys.stderr.flush()
+            logs.flush()
             os._exit(0)
     _log.info("stopped")
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import re
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
+from relay.auth import Tenant
 from relay.errors import ApiError
 
 Scope = MutableMapping[str, Any]
@@ -47,11 +48,14 @@ class Exchange:
         "answered",
         "body_ended",
         "closing",
+        "code",
         "headers",
         "limit_headers",
         "receive",
         "request_id",
         "send",
+        "tenant",
+        "trouble",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, ids: RequestIds) -> None:
@@ -61,8 +65,13 @@ class Exchange:
         self.request_id = ids.of(self.headers.get(b"x-request-id"))
         #: The RateLimit headers, once the caller's key is known.
         self.limit_headers: Sequence[Header] = ()
-        #: The status that was answered, or 0.
+        #: Who asks, once their key is known.
+        self.tenant: Tenant | None = None
+        #: The status that was answered, or 0, and the code of an error.
         self.answered = 0
+        self.code: str | None = None
+        #: What has gone wrong in here, as fields of the log.
+        self.trouble: Mapping[str, str] | None = None
         #: Whether the request's body has been read to its end.
         self.body_ended = False
         #: Whether the connection ends with this answer.
@@ -86,6 +95,7 @@ class Exchange:
     async def fail(self, error: ApiError) -> None:
         """Send the answer that an error stands for: the one place where errors become answers."""
         kind = error.kind
+        self.code = kind.code
         body: dict[str, object] = {
             "error": kind.sentence,
             "code": kind.code,

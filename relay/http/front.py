@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -14,11 +14,11 @@ from relay.errors import ApiError
 from relay.http.body import DROPPED_S, SLOW_DROPPED_S, drop_rest
 from relay.http.door import Door
 from relay.http.exchange import Exchange, Header, Receive, RequestIds, Scope, Send
+from relay.http.journal import Journal
 from relay.http.operations import Endpoint, Operation
 from relay.store import DatabaseUnavailable, OutcomeUnknown, RowRefused
+from relay.telemetry.log_lines import traceback_of
 from relay.telemetry.metrics import Metrics
-
-_log = logging.getLogger("relay.http")
 
 _LOOPBACK: Final = frozenset((b"localhost", b"127.0.0.1", b"[::1]"))
 
@@ -30,6 +30,7 @@ class Front:
     Args:
         operations: what there is.
         metrics: where to count.
+        journal: what of the requests is logged.
         door: who measures the requests that lead nowhere; None when no route takes a key.
         loopback_only: answer only requests whose Host header names this machine's loopback.
     """
@@ -38,10 +39,12 @@ class Front:
         self,
         operations: Sequence[Operation],
         metrics: Metrics,
+        journal: Journal,
         *,
         door: Door | None = None,
         loopback_only: bool = False,
     ) -> None:
+        self._journal = journal
         self._door = door
         self._routes = [operation.route() for operation in operations]
         self._router = Router(self._routes, redirect_slashes=False, default=self._nothing_here)
@@ -70,6 +73,7 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
+        began = time.perf_counter()
         exchange = Exchange(scope, receive, send, self._ids)
         exchange.closing = self._stopping
         scope["relay"] = exchange
@@ -88,14 +92,14 @@ class Front:
         except ApiError as error:
             await self._refuse(exchange, error)
         except (DatabaseUnavailable, OutcomeUnknown) as error:
-            _log.warning("database_unavailable", extra={"request_id": _id(exchange), "reason": str(error)})
+            exchange.trouble = {"reason": str(error)}
             unknown = isinstance(error, OutcomeUnknown) and scope["method"] not in ("GET", "HEAD")
             await self._refuse(exchange, ApiError("commit_unknown" if unknown else "database_unavailable"))
         except RowRefused as error:
-            _log.warning("row_refused", extra={"request_id": _id(exchange), "sqlstate": error.sqlstate})
+            exchange.trouble = {"reason": str(error)}
             await self._refuse(exchange, ApiError("unstorable"))
-        except Exception:
-            _log.exception("request_failed", extra={"request_id": _id(exchange)})
+        except Exception as error:
+            exchange.trouble = {"traceback": traceback_of(error)}
             await self._refuse(exchange, ApiError("internal_error"))
         finally:
             self._under_way -= 1
@@ -105,6 +109,7 @@ class Front:
             route = scope["route"].path
         # The route and not the path: a label is never what the caller wrote.
         self._requests.add(1, route, str(exchange.answered))
+        self._journal.note(scope, exchange, route, time.perf_counter() - began)
 
     async def _find(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -144,7 +149,3 @@ def _is_for_loopback(scope: Scope) -> bool:
     if not name.endswith(b"]"):
         name = name.rpartition(b":")[0] or name
     return name in _LOOPBACK
-
-
-def _id(exchange: Exchange) -> str:
-    return exchange.request_id.decode("ascii")
