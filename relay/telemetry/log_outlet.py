@@ -19,7 +19,7 @@ _UNLIMITED: Final = frozenset(("request_sampled",))
 _WINDOW_S: Final = 1.0
 # Events are words in our code, but libraries make theirs as they go.
 _MOST_EVENTS: Final = 256
-_FLUSH_S: Final = 1.0
+_FLUSH_S: Final = 3.0
 #: What waits for a reader at most; past that, lines are dropped and counted.
 WAITING_BYTES: Final = 1024 * 1024
 
@@ -43,6 +43,8 @@ class Repeats:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        # Not the handler's own, which whoever flushes holds while it waits for the thread.
+        self._lock = threading.Lock()
         self._windows: dict[str, _Window] = {}
         #: Whether lines are left out that nobody has been told of.
         self.untold = False
@@ -51,6 +53,10 @@ class Repeats:
         """Whether this line is written."""
         if event in _UNLIMITED:
             return True
+        with self._lock:
+            return self._admits(event, level)
+
+    def _admits(self, event: str, level: int) -> bool:
         now = self._clock()
         if event not in self._windows and len(self._windows) >= _MOST_EVENTS:
             event = "others"
@@ -70,16 +76,17 @@ class Repeats:
         Args:
             all_: also of a second that is not over.
         """
-        now = self._clock()
         told = []
-        self.untold = False
-        for event, window in list(self._windows.items()):
-            if now - window.began < _WINDOW_S and not all_:
-                self.untold = self.untold or bool(window.left_out)
-                continue
-            if window.left_out:
-                told.append((event, window.level, window.left_out))
-            del self._windows[event]
+        with self._lock:
+            now = self._clock()
+            self.untold = False
+            for event, window in list(self._windows.items()):
+                if now - window.began < _WINDOW_S and not all_:
+                    self.untold = self.untold or bool(window.left_out)
+                    continue
+                if window.left_out:
+                    told.append((event, window.level, window.left_out))
+                del self._windows[event]
         return told
 
 
@@ -158,12 +165,7 @@ class Outlet(logging.Handler):
         if not self._owes_word():
             return
         with suppress(Exception):
-            self.acquire()
-            try:
-                over = self._repeats.over(all_=all_)
-            finally:
-                self.release()
-            for event, level, lines in over:
+            for event, level, lines in self._repeats.over(all_=all_):
                 self._say("lines_left_out", level, of=event, lines=lines)
             now = time.monotonic()
             dropped = self._not_put + self._not_written

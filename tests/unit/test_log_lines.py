@@ -89,11 +89,14 @@ def test_what_a_line_of_the_longest_fields_takes_is_less_than_a_pipe_takes_in_on
 
 
 def test_a_traceback_names_every_cause_and_quotes_no_value() -> None:
-    with pytest.raises(KeyError) as caught:
+    def fail() -> None:
         try:
             int("payload-1")
         except ValueError as error:
             raise KeyError("payload-2") from error
+
+    with pytest.raises(KeyError) as caught:
+        fail()
     told = traceback_of(caught.value)
     lines = told.splitlines()
     assert lines.index("ValueError") < lines.index("KeyError")
