@@ -101,7 +101,7 @@ async def test_hot_statements_read_no_table_from_end_to_end(connection: asyncpg.
         "deliveries_ended", "deliveries_any", "deliveries_near", "send_again", "answer_kept", "count_ended",
         "jobs_page", "job_by_id", "stop_job", "take_job", "keep_job", "leave_job", "fail_job", "not_attempted",
         "reopen_batch", "catch_up_batch", "hold_batch", "release_batch", "cancel_batch", "forget_jobs",
-        "forget_answers",
+        "forget_answers", "stats_of_events", "stats_of_endpoints",
     ):  # fmt: skip
         prepared = await connection.prepare(texts[name])
         text = texts[name]
