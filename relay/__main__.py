@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -67,6 +68,7 @@ def _leave(code: int) -> None:
     if "granian" in sys.modules:
         sys.stdout.flush()
         sys.stderr.flush()
+        logging.shutdown()
         os._exit(code)
     sys.exit(code)
 

@@ -16,6 +16,7 @@ from relay.http.cors import Cors
 from relay.http.crowd import Crowd
 from relay.http.door import Door
 from relay.http.front import Front
+from relay.http.journal import Journal
 from relay.http.table import Rooms, operations
 from relay.ingest import GroupCommit, Hint
 from relay.limits import SharedTable, SignupLimiter, open_limits
@@ -135,6 +136,7 @@ class Service:
                     )
                 ),
                 metrics,
+                Journal(settings.log_sample, clients),
                 door=door,
                 clients=clients if settings.trusted_proxies else None,
                 cors=Cors(settings.cors_origins) if settings.cors_origins else None,

@@ -12,6 +12,7 @@ from relay.cli.exits import FAILED, NOT_FOUND, UNREACHABLE, USAGE, Stop
 from relay.config import Settings, load
 from relay.local.failures import Unable
 from relay.local.running import find
+from relay.telemetry import logs
 
 if TYPE_CHECKING:
     from relay.errors import ApiError
@@ -63,6 +64,7 @@ async def opened(settings: Settings) -> AsyncIterator[Cell]:
     Raises:
         Stop: with one line that says why.
     """
+    logs.set_up(settings.log_level, "keys")
     # Imported here: they bring asyncpg, which a bad setting need not wait for.
     from relay.auth import SecretKeyMismatch
     from relay.errors import ApiError

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import logging
 import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
@@ -49,7 +48,7 @@ _OPS_CLOSE_S: Final = 0.5
 def deliver(no_ops: bool, ready_fd: int | None, commons: str | None) -> None:
     """Deliver until SIGTERM or SIGINT."""
     settings = load(os.environ)
-    logs.set_up(settings.log_level)
+    logs.set_up(settings.log_level, "deliver")
     if settings.database_url is None:
         raise Stop(USAGE, "DATABASE_URL: `relay deliver` needs one, for instance postgresql://user@host/database")
     if not settings.secret_keys:
@@ -134,17 +133,18 @@ async def _first(*events: asyncio.Event) -> asyncio.Event:
 
 async def _end_at_once(signals: StopSignals) -> None:
     await signals.now.wait()
-    sys.stderr.flush()
+    logs.flush()
     os._exit(0)
 
 
 @asynccontextmanager
 async def _ops_port(settings: Settings, cell: Cell, metrics: Metrics) -> AsyncIterator[None]:
     # Imported here: `relay up` has no use for a second server.
+    from relay.http.journal import Journal
     from relay.http.ops import ops
 
     server = http_server(
-        ops(cell, metrics, settings.metrics_token),
+        ops(cell, metrics, Journal(settings.log_sample), settings.metrics_token),
         host_of(settings),
         settings.ops_port,
         backlog=_OPS_BACKLOG,

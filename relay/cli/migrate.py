@@ -25,7 +25,9 @@ def migrate() -> None:
     # Imported here: it brings asyncpg, which a bad setting need not wait for.
     from relay.store import DatabaseUnavailable, MigrationRefused
     from relay.store.migrations import migrate as apply
+    from relay.telemetry import logs
 
+    logs.set_up(settings.log_level, "migrate")
     try:
         applied = asyncio.run(apply(url, settings.schema))
     except MigrationRefused as refused:

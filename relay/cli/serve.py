@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -62,7 +61,7 @@ class _Options:
 def serve(worker: int | None, loopback_only: bool, ready_fd: int | None, commons: str | None) -> None:
     """Run the API until SIGTERM or SIGINT."""
     settings = load(os.environ)
-    logs.set_up(settings.log_level)
+    logs.set_up(settings.log_level, "serve")
     if settings.database_url is None:
         raise Stop(USAGE, "DATABASE_URL: `relay serve` needs one, for instance postgresql://user@host/database")
     if not settings.secret_keys:
@@ -155,7 +154,7 @@ async def _serve(settings: Settings, options: _Options) -> None:
         hurry.cancel()
         drained.cancel()
         if signals.now.is_set():
-            sys.stderr.flush()
+            logs.flush()
             os._exit(0)
     _log.info("stopped")
 

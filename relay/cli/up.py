@@ -23,7 +23,7 @@ def up() -> None:
     from relay.local.up import up as run
     from relay.telemetry import logs
 
-    logs.set_up(settings.log_level)
+    logs.set_up(settings.log_level, "up")
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Event types may hold letters that this terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")

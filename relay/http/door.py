@@ -46,6 +46,7 @@ class Door:
         tenant = self._guard.known(key) if key is not None else None
         if tenant is None:
             tenant = await self._guard.admit(key, None)
+        exchange.tenant = tenant
         allowance = self._limiter.spend(tenant.organization_id, tenant.tier)
         if allowance is None:
             allowance = await self._limiter.ask(tenant.organization_id, tenant.tier)

@@ -7,11 +7,12 @@ import itertools
 import logging
 import re
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from relay.auth import Tenant
 from relay.errors import ApiError
 from relay.http.crowd import Party
 
@@ -65,6 +66,7 @@ class Exchange:
         "answered",
         "body_ended",
         "closing",
+        "code",
         "common_headers",
         "has_turn",
         "headers",
@@ -75,7 +77,9 @@ class Exchange:
         "receive",
         "request_id",
         "send",
+        "tenant",
         "trace",
+        "trouble",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, ids: RequestIds) -> None:
@@ -94,8 +98,13 @@ class Exchange:
         self.has_turn = False
         #: How much of its body is counted for its party.
         self.held_bytes = 0
-        #: The status that was answered, or 0.
+        #: Who asks, once their key is known.
+        self.tenant: Tenant | None = None
+        #: The status that was answered, or 0, and the code of an error.
         self.answered = 0
+        self.code: str | None = None
+        #: What has gone wrong in here, as fields of the log.
+        self.trouble: Mapping[str, str] | None = None
         #: Whether the request's body has been read to its end.
         self.body_ended = False
         #: Where it belongs in a trace, if traces are on.
@@ -168,6 +177,7 @@ class Exchange:
     async def fail(self, error: ApiError) -> None:
         """Send the answer that an error stands for: the one place where errors become answers."""
         kind = error.kind
+        self.code = kind.code
         body: dict[str, object] = {
             "error": kind.sentence,
             "code": kind.code,

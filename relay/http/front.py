@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 from collections.abc import Sequence
 from time import perf_counter
@@ -18,15 +17,15 @@ from relay.http.client import HSTS, Clients
 from relay.http.cors import Cors
 from relay.http.door import Door
 from relay.http.exchange import Exchange, Header, Receive, RequestIds, Scope, Send
+from relay.http.journal import Journal
 from relay.http.operations import Endpoint, Operation
 from relay.http.traffic import Traffic, Way
 from relay.store import DatabaseUnavailable, OutcomeUnknown, RowRefused
+from relay.telemetry.log_lines import traceback_of
 from relay.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from relay.telemetry.traces import Tracer
-
-_log = logging.getLogger("relay.http")
 
 _LOOPBACK: Final = frozenset((b"localhost", b"127.0.0.1", b"[::1]"))
 # All of it is loopback (RFC 1122, section 3.2.1.3), and nobody's name server answers for a number.
@@ -40,6 +39,7 @@ class Front:
     Args:
         operations: what there is.
         metrics: where to count.
+        journal: what of the requests is logged.
         door: who measures the requests that lead nowhere; None when no route takes a key.
         clients: who knows whether a request came over TLS; None without trusted proxies.
         cors: which web pages may call; None for none.
@@ -51,6 +51,7 @@ class Front:
         self,
         operations: Sequence[Operation],
         metrics: Metrics,
+        journal: Journal,
         *,
         door: Door | None = None,
         clients: Clients | None = None,
@@ -58,6 +59,7 @@ class Front:
         loopback_only: bool = False,
         tracer: Tracer | None = None,
     ) -> None:
+        self._journal = journal
         self._door = door
         self._clients = clients
         self._cors = cors
@@ -115,14 +117,14 @@ class Front:
         except ApiError as error:
             await self._refuse(exchange, error)
         except (DatabaseUnavailable, OutcomeUnknown) as error:
-            _log.warning("database_unavailable", extra={"request_id": _id(exchange), "reason": str(error)})
+            exchange.trouble = {"reason": str(error)}
             unknown = isinstance(error, OutcomeUnknown) and scope["method"] not in ("GET", "HEAD")
             await self._refuse(exchange, ApiError("commit_unknown" if unknown else "database_unavailable"))
         except RowRefused as error:
-            _log.warning("row_refused", extra={"request_id": _id(exchange), "sqlstate": error.sqlstate})
+            exchange.trouble = {"reason": str(error)}
             await self._refuse(exchange, ApiError("unstorable"))
-        except Exception:
-            _log.exception("request_failed", extra={"request_id": _id(exchange)})
+        except Exception as error:
+            exchange.trouble = {"traceback": traceback_of(error)}
             await self._refuse(exchange, ApiError("internal_error"))
         finally:
             exchange.leave()
@@ -131,7 +133,9 @@ class Front:
                 self._none_left.set()
             if "route" in scope:
                 way = self._way_of_route[id(scope["route"])]
-            way.passed(exchange.answered, perf_counter() - begun)
+            took_s = perf_counter() - begun
+            way.passed(exchange.answered, took_s)
+        self._journal.note(scope, exchange, way.route, took_s)
         if self._tracer is not None and exchange.trace is not None:
             self._tracer.end_request(exchange.trace, scope["method"], way.route, exchange.answered, _id(exchange))
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from relay.http import schemas
 from relay.http.front import Front
+from relay.http.journal import Journal
 from relay.http.operations import Operation
 from relay.http.system import GetHealth, GetLive, GetMetrics
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
 
 
-def ops(cell: Cell, metrics: Metrics, metrics_token: str | None) -> Front:
+def ops(cell: Cell, metrics: Metrics, journal: Journal, metrics_token: str | None) -> Front:
     """The ASGI application.
 
     Args:
         cell: whose database makes this process healthy.
         metrics: what `/metrics` shows.
+        journal: what of the requests is logged.
         metrics_token: the Bearer token that `/metrics` asks for, or None.
     """
     operations = (
@@ -23,4 +25,4 @@ def ops(cell: Cell, metrics: Metrics, metrics_token: str | None) -> Front:
         Operation("GET", "/health/live", GetLive(), success={200: schemas.Health}, key=False),
         Operation("GET", "/metrics", GetMetrics(metrics, metrics_token), success={200: None}, key=False),
     )
-    return Front(operations, metrics)
+    return Front(operations, metrics, journal)

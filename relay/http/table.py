@@ -10,7 +10,15 @@ from relay.auth import KeyList, Keys
 from relay.config import Settings
 from relay.delivery.endpoints import Endpoints
 from relay.delivery.pings import Pings
-from relay.http import endpoint_schemas, idempotency, job_schemas, key_schemas, listing_schemas, schemas
+from relay.http import (
+    endpoint_schemas,
+    idempotency,
+    job_schemas,
+    key_schemas,
+    listing_schemas,
+    schemas,
+    stats_schemas,
+)
 from relay.http.batch import PostBatch
 from relay.http.body import BodyClock
 from relay.http.client import Clients
@@ -31,6 +39,7 @@ from relay.http.jobs import DeleteJob, GetJob, GetJobs, PostEndpointReplay, Retr
 from relay.http.keys import DeleteKey, GenerateKey, GetKeys, PostKey, RotateKey
 from relay.http.openapi import document
 from relay.http.operations import Operation
+from relay.http.stats import GetStats
 from relay.http.system import GetDocs, GetDocsFile, GetHealth, GetLive, GetMetrics, GetOpenApi
 from relay.http.webhook import PostWebhookConfig
 from relay.ingest import GroupCommit
@@ -73,7 +82,7 @@ def operations(rooms: Rooms) -> list[Operation]:
 
 
 def _events(rooms: Rooms) -> list[Operation]:
-    """Posting events, reading and acknowledging them."""
+    """Posting events, reading, acknowledging and counting them."""
     door, bodies, cell = rooms.door, rooms.bodies, rooms.cell
     cancelled = deliveries_ended(rooms.metrics).of("cancelled")
     return [
@@ -114,6 +123,10 @@ def _events(rooms: Rooms) -> list[Operation]:
         Operation(
             "POST", "/api/ack", PostAcks(door, bodies, cell, cancelled),
             success={200: schemas.AcknowledgedMany}, body=schemas.AcknowledgeMany,
+        ),
+        Operation(
+            "GET", "/api/stats", GetStats(door, cell),
+            success={200: stats_schemas.Stats}, query=stats_schemas.StatsQuery, errors=("invalid_request",),
         ),
     ]  # fmt: skip
 

@@ -69,6 +69,9 @@ _SETTINGS: Final[Mapping[str, str]] = {
     "log_destination": "stderr",
     "log_line_prefix": "%m postgres[%p] ",
     "log_min_messages": "warning",
+    # Details quote rows, and statements of migrations are long.
+    "log_error_verbosity": "terse",
+    "log_min_error_statement": "panic",
     # Every checkpoint is a line otherwise, which at this level nobody asked for.
     "log_checkpoints": "off",
 }

@@ -96,7 +96,7 @@ async def _migrate(
                 await connection.execute(statements["record_migration"], file.name, file.checksum)
         except asyncpg.PostgresError as error:
             raise errors.MigrationRefused(
-                f"migration {file.name} cannot be applied: {error.sqlstate} {error}"
+                f"migration {file.name} cannot be applied: {error.sqlstate} {_message(error)}"
             ) from None
         applied.append(file.name)
     await connection.execute(statements["make_partitions"], DAYS_AHEAD)
@@ -112,7 +112,12 @@ async def _create_table(connection: asyncpg.Connection, statements: Statements) 
             return
         except _ALREADY_THERE as error:
             if attempt == _CREATE_TRIES - 1:
-                raise errors.MigrationRefused(f"the schema cannot be created: {error}") from None
+                raise errors.MigrationRefused(f"the schema cannot be created: {_message(error)}") from None
             await asyncio.sleep(0.05)
         except asyncpg.InsufficientPrivilegeError as error:
-            raise errors.MigrationRefused(f"the schema cannot be created: {error}") from None
+            raise errors.MigrationRefused(f"the schema cannot be created: {_message(error)}") from None
+
+
+def _message(error: asyncpg.PostgresError) -> str:
+    """What PostgreSQL says, without its details, which quote rows."""
+    return str(error.args[0]) if error.args else ""

@@ -3,54 +3,46 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import threading
+from types import TracebackType
 from typing import Any, Final
 
-from pythonjsonlogger.json import JsonFormatter
+from relay.telemetry.log_lines import JsonLines, ReadableLines
+from relay.telemetry.log_outlet import Outlet
 
-_OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_log: Final = logging.getLogger("relay")
 
-
-class _Readable(logging.Formatter):
-    """`12:00:01 warning listener_reconnects channel=relay_wake`, nothing unescaped."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        fields = {name: value for name, value in vars(record).items() if name not in _OWN}
-        text = " ".join(
-            (
-                self.formatTime(record, "%H:%M:%S"),
-                record.levelname.lower(),
-                record.getMessage(),
-                *(f"{name}={_escaped(value)}" for name, value in fields.items()),
-            )
-        )
-        if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
-        return text
+_STDERR: Final = 2
 
 
-def _escaped(value: Any) -> str:
-    text = str(value)
-    return text if text.isprintable() and " " not in text else repr(text)
-
-
-def set_up(level: str) -> None:
-    """Send this process's log to stderr.
+def set_up(level: str, command: str) -> None:
+    """Send this process's log to stderr, tracebacks of what nobody has caught included.
 
     Args:
-        level: the least level that is written: debug, info, warning or error.
+        level: the least level that is written: debug, info, warning or error. Of libraries, no less than warnings.
+        command: what this process runs, such as `serve`.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    if sys.stderr.isatty():
-        handler.setFormatter(_Readable())
-    else:
-        handler.setFormatter(
-            JsonFormatter(
-                "%(levelname)s %(name)s %(message)s",
-                rename_fields={"levelname": "level", "name": "logger", "message": "event"},
-                timestamp="at",
-            )
-        )
+    on_terminal = os.isatty(_STDERR)
+    outlet = Outlet(_STDERR, sys.stderr.encoding if on_terminal else "ascii")
+    outlet.setFormatter(ReadableLines() if on_terminal else JsonLines(command))
     root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    root.handlers[:] = [outlet]
+    root.setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level.upper()]))
+    _log.setLevel(level.upper())
+    sys.excepthook = _uncaught
+    sys.unraisablehook = lambda it: _uncaught(it.exc_type, it.exc_value, it.exc_traceback)
+    threading.excepthook = lambda it: _uncaught(it.exc_type, it.exc_value, it.exc_traceback)
+
+
+def flush() -> None:
+    """Wait until what was said is written, but not long; for a process that leaves without Python's own end."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
+def _uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> Any:
+    if issubclass(kind, KeyboardInterrupt | SystemExit):
+        return
+    _log.critical("uncaught", exc_info=(kind, error or kind(), trace))

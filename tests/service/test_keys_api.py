@@ -242,7 +242,7 @@ async def test_no_secret_is_logged(commands: Commands, database: str, capfd: pyt
     assert api.child is not None
     await api.child.stop(10)
     logged = capfd.readouterr().err
-    assert '"event": "stopped"' in logged
+    assert '"event":"stopped"' in logged
     password = database.partition("@")[0].rpartition(":")[2]
     for hidden in (
         tenant.key,

@@ -20,6 +20,7 @@ from relay.http import exchange as exchanges
 from relay.http.crowd import Crowd
 from relay.http.exchange import PIECE_BYTES, Receive, Scope, Send
 from relay.http.front import Front
+from relay.http.journal import Journal
 from relay.http.operations import Operation
 from relay.telemetry.metrics import Metrics
 from tests.conftest import free_port
@@ -76,6 +77,7 @@ async def opened(**options: float) -> AsyncIterator[House]:
             Operation("GET", "/sized/{size}", sized, success={200: None}, key=False),
         ),
         Metrics(),
+        Journal(0.0),
     )
     server = http_server(front, "127.0.0.1", port, backlog=128, connections=1000, **options)
     serving = asyncio.create_task(server.serve())

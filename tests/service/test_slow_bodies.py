@@ -18,6 +18,7 @@ from relay.http import exchange as exchanges
 from relay.http.body import DROPPED_BYTES, DROPPED_S, BodyClock
 from relay.http.exchange import Receive, Scope, Send
 from relay.http.front import Front
+from relay.http.journal import Journal
 from relay.http.operations import Operation
 from relay.telemetry.metrics import Metrics
 from tests.conftest import free_port
@@ -63,7 +64,7 @@ async def opened() -> AsyncIterator[House]:
             Operation("POST", "/echo", Echo(bodies), success={200: None}, key=False),
             Operation("POST", "/refuse", Refuse(), success={200: None}, key=False),
         )
-        front = Front(operations, Metrics())
+        front = Front(operations, Metrics(), Journal(0.0))
         server = Server(
             front,
             address="127.0.0.1",

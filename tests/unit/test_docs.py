@@ -50,3 +50,10 @@ def test_every_code_that_is_raised_is_in_the_table() -> None:
     code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "relay").rglob("*.py"))
     raised = set(re.findall(r"ApiError\(\s*\"(\w+)\"", code))
     assert raised <= set(KINDS)
+
+
+def test_every_event_of_requests_and_every_fact_about_them_is_documented() -> None:
+    journal = (ROOT / "relay" / "http" / "journal.py").read_text(encoding="utf-8")
+    documented = set(re.findall(r"`(\w+)`", page("logs.md")))
+    assert set(re.findall(r"\"(request_(?:failed|slow|sampled|refused))\"", journal)) <= documented
+    assert set(re.findall(r"^ {8}\"(\w+)\":", journal, re.MULTILINE)) <= documented
