@@ -19,7 +19,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "serve": ("relay.cli.serve:serve", "Run the API."),
     "deliver": ("relay.cli.deliver:deliver", "Run the delivery loop."),
     "migrate": ("relay.cli.migrate:migrate", "Bring the database's tables up to date."),
-    "keys": ("relay.cli.keys:keys", "Look after the secrets at rest."),
+    "keys": ("relay.cli.keys:keys", "Make, list, rotate and revoke API keys."),
     "config": ("relay.cli.config:config", "Print the settings in force, secrets masked."),
 }
 

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from relay.auth import Guard, Hasher, Keyring, Keys
 from relay.config import Settings
 from relay.delivery.endpoints import Endpoints
 from relay.delivery.pings import Pings
 from relay.http.body import BodyClock
+from relay.http.client import Clients
+from relay.http.cors import Cors
+from relay.http.crowd import Crowd
 from relay.http.door import Door
 from relay.http.front import Front
 from relay.http.table import Rooms, operations
 from relay.ingest import GroupCommit, Hint
-from relay.limits import Limiter
+from relay.limits import SharedTable, SignupLimiter, open_limits
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
+from relay.telemetry.vitals import Vitals
 from relay.upkeep.housekeeping import Housekeeping
 from relay.upkeep.partitions import Partitions
+from relay.upkeep.survey import Survey, watch_cell
 from relay.values.commons import Commons
 from relay.values.sealed import Vault
+
+if TYPE_CHECKING:
+    from relay.telemetry.traces import Tracer
 
 # Delivery processes keep house. Where there is none this one does, once nobody has for so long.
 _PATIENCE_S: Final = 30.0
@@ -35,6 +43,8 @@ class Service:
         commons: the memory that it shares with the other processes of its command.
         connections: how many connections to PostgreSQL this process may hold.
         loopback_only: answer only requests whose Host header names the loopback.
+        process: its name among the processes of its command.
+        tracer: makes spans, if traces are on; entered and left by whoever made it.
 
     Raises:
         StoreError: on entering: the database does not answer, or has no tables.
@@ -43,17 +53,29 @@ class Service:
 
     front: Front
 
-    def __init__(self, settings: Settings, commons: Commons, *, connections: int, loopback_only: bool = False) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        commons: Commons,
+        *,
+        connections: int,
+        loopback_only: bool = False,
+        process: str = "api-1",
+        tracer: Tracer | None = None,
+    ) -> None:
         self._settings = settings
         self._commons = commons
         self._connections = connections
         self._loopback_only = loopback_only
+        self._process = process
+        self._tracer = tracer
         self._stack = AsyncExitStack()
-        self.metrics = Metrics()
+        self.metrics = Metrics(commons)
 
     async def __aenter__(self) -> Self:
         settings, metrics = self._settings, self.metrics
         async with AsyncExitStack() as stack:
+            await stack.enter_async_context(Vitals(metrics, self._process))
             self.cell = cell = await stack.enter_async_context(
                 Cell(
                     settings.database_url or "",
@@ -65,11 +87,9 @@ class Service:
                 )
             )
             await cell.check_durability()
-            metrics.gauge(
-                "relay_oldest_write_transaction_seconds",
-                "Age of the oldest transaction that may still write: so far behind are readers that go forward.",
-                lambda: cell.oldest_write_s,
-            )
+            watch_cell(cell, metrics)
+            if self._commons.page == 0:
+                await stack.enter_async_context(Survey(cell, metrics))
             vault = Vault(settings.secret_keys)
             hasher = await stack.enter_async_context(Hasher(metrics))
             keyring = await Keyring.open(cell, vault)
@@ -77,29 +97,38 @@ class Service:
             await stack.enter_async_context(Partitions(cell))
             await stack.enter_async_context(Housekeeping(cell, settings, metrics, patience_s=_PATIENCE_S))
             hint = await stack.enter_async_context(Hint(cell))
+            queue_bytes = settings.queue_mb * 1024 * 1024
             commit = await stack.enter_async_context(
                 GroupCommit(
                     cell,
                     dedup_window_s=settings.dedup_window_s,
                     commit_timeout_s=settings.commit_timeout_s,
-                    queue_bytes=settings.queue_mb * 1024 * 1024,
+                    queue_bytes=queue_bytes,
                     metrics=metrics,
                     due=hint.due,
+                    tracer=self._tracer,
                 )
             )
             self._bodies = bodies = await stack.enter_async_context(BodyClock())
             self._pings = pings = await stack.enter_async_context(Pings(cell, settings.delivery_timeout_s))
-            door = Door(guard, Limiter(settings.rates))
+            # Nobody fills the queue for the others.
+            crowd = Crowd(connections=cell.most_pooled, body_bytes=queue_bytes // 2)
+            table = SharedTable(self._commons, metrics) if settings.workers > 1 else None
+            limits = await stack.enter_async_context(open_limits(settings, table, metrics))
+            door = Door(guard, limits, crowd, metrics)
+            clients = Clients(settings.trusted_proxies)
             self.front = Front(
                 operations(
                     Rooms(
                         settings=settings,
                         cell=cell,
                         door=door,
+                        clients=clients,
                         bodies=bodies,
                         commit=commit,
                         endpoints=Endpoints(cell, vault, due=hint.due),
                         pings=pings,
+                        signups=SignupLimiter(table=table),
                         keys=Keys(cell, keyring, hasher, guard),
                         metrics=metrics,
                         due=hint.due,
@@ -107,7 +136,10 @@ class Service:
                 ),
                 metrics,
                 door=door,
+                clients=clients if settings.trusted_proxies else None,
+                cors=Cors(settings.cors_origins) if settings.cors_origins else None,
                 loopback_only=self._loopback_only,
+                tracer=self._tracer,
             )
             self._stack = stack.pop_all()
         return self

@@ -32,11 +32,18 @@ KINDS: Final[Mapping[str, Kind]] = {
         Kind("event_not_found", 404, "There is no such event in your organization."),
         Kind("endpoint_not_found", 404, "There is no such endpoint in your organization."),
         Kind("delivery_not_found", 404, "There is no such delivery in your organization."),
+        Kind("key_not_found", 404, "There is no such key in your organization."),
         Kind("job_not_found", 404, "There is no such job in your organization."),
         Kind("method_not_allowed", 405, "This address does not take that method; see the Allow header."),
         Kind("body_timeout", 408, "The body came too slowly."),
         Kind("duplicate", 409, "An event with this dedup_id was accepted before."),
         Kind("no_endpoint", 409, "None of your endpoints takes events of this type."),
+        Kind(
+            "last_manager",
+            409,
+            "Without this key nobody could manage your organization any more: make another first, without an end, or "
+            "rotate it.",
+        ),
         Kind("body_too_large", 413, "The body is larger than this route takes."),
         Kind("payload_too_large", 413, "The payload is larger than 262,144 bytes."),
         Kind("batch_too_large", 413, "A batch holds at most 1,000 events."),
@@ -51,8 +58,10 @@ KINDS: Final[Mapping[str, Kind]] = {
         Kind("unstorable", 422, "PostgreSQL refuses a value in this event."),
         Kind("batch_over_limit", 422, "The batch holds more events than your tier may ever send at once."),
         Kind("tier_not_allowed", 422, "Sign-up does not give this tier."),
+        Kind("too_many_keys", 422, "An organization has at most 100 keys in force; delete some first."),
         Kind("invalid_url", 422, "The URL is not one that webhooks can be sent to."),
         Kind("rate_limited", 429, "You are over your rate limit."),
+        Kind("too_many_requests_waiting", 429, "Too many requests of your organization are under way; let some end."),
         Kind("too_many_signups", 429, "Too many keys were generated from this address; wait a minute."),
         Kind("internal_error", 500, "Something went wrong here; the request id names it in our log."),
         Kind("queue_full", 503, "Too many events wait to be committed; nothing was stored."),
@@ -68,6 +77,7 @@ KINDS: Final[Mapping[str, Kind]] = {
             503,
             "No delivery process has taken this up in time: see whether `relay deliver` runs.",
         ),
+        Kind("too_many_new_keys", 503, "Too many keys are being made at this moment; nothing was stored."),
         Kind("shutting_down", 503, "This process is stopping; nothing was stored."),
     )
 }

@@ -6,7 +6,7 @@ from typing import Literal
 
 from msgspec import Struct, field
 
-TrafficKind = Literal["small", "events", "batch", "mixed"]
+TrafficKind = Literal["small", "refused", "events", "batch", "mixed"]
 
 #: The shares at which a latency curve is drawn.
 CURVE = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999, 1.0)

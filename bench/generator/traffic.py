@@ -62,6 +62,11 @@ def accepted(status: bytes, body: bytes) -> str | None:
     return unexpected(status, body)
 
 
+def refused(status: bytes, body: bytes) -> str | None:
+    """The check of an event whose key is not to be let in."""
+    return None if status == b"401" else unexpected(status, body)
+
+
 def unexpected(status: bytes, body: bytes) -> str:
     """What an answer was that should have been another."""
     code = body.partition(b'"code":"')[2].partition(b'"')[0]
@@ -69,10 +74,10 @@ def unexpected(status: bytes, body: bytes) -> str:
 
 
 class Small:
-    """The same event of 105 bytes without a key, from each tenant in turn."""
+    """The same event of 105 bytes without a dedup_id, from each tenant in turn."""
 
-    def __init__(self, host: str, keys: list[str]) -> None:
-        self._all = [Outgoing(request("POST", "/api/events", host, key, _SMALL), POST, accepted) for key in keys]
+    def __init__(self, host: str, keys: list[str], check: Check = accepted) -> None:
+        self._all = [Outgoing(request("POST", "/api/events", host, key, _SMALL), POST, check) for key in keys]
         self._at = 0
 
     def next(self) -> Outgoing:

@@ -17,7 +17,7 @@ from bench.generator.load import ClosedLoop, Load, OpenLoop, go_first
 from bench.generator.mixed import Mixed
 from bench.generator.plan import Plan, Result
 from bench.generator.receipts import Receipts
-from bench.generator.traffic import Batches, Events, Small, Traffic
+from bench.generator.traffic import Batches, Events, Small, Traffic, refused
 
 
 class Producer(User):
@@ -39,6 +39,8 @@ def traffic_of(plan: Plan, receipts: Receipts | None = None) -> Traffic:
     match plan.traffic:
         case "small":
             return Small(host, plan.keys)
+        case "refused":
+            return Small(host, plan.keys, refused)
         case "events":
             return Events(host, plan.keys, plan.seed, receipts.note if receipts else None)
         case "batch":

@@ -32,6 +32,7 @@ class KeyCache:
         self._generation = capacity // 2
         self._young: dict[bytes, Tenant] = {}
         self._old: dict[bytes, Tenant] = {}
+        self._used: dict[bytes, Tenant] = {}
         # Copying a hash that has taken its secret in is faster (0.37 µs for a key) than making one (0.53 µs).
         self._blake2b = hashlib.blake2b(key=os.urandom(32), digest_size=16)
         self._version = -1
@@ -57,6 +58,8 @@ class KeyCache:
             self._add(fingerprint, tenant)
         if self._suspended or (tenant.expires_at is not None and tenant.expires_at <= self._now_s()):
             return None
+        # By the fingerprint, whose hash is known by now: 40 ns, and what is forgotten or renewed below stays noted.
+        self._used[fingerprint] = tenant
         return tenant
 
     def has(self, fingerprint: bytes) -> bool:
@@ -75,7 +78,13 @@ class KeyCache:
             return False
         self._old.pop(fingerprint, None)
         self._add(fingerprint, tenant)
+        self._used[fingerprint] = tenant
         return True
+
+    def used(self) -> set[UUID]:
+        """The ids of the keys that were found or kept since this was last asked."""
+        used, self._used = self._used, {}
+        return {tenant.key_id for tenant in used.values()}
 
     def drop(self, fingerprint: bytes) -> None:
         """Forget a key that is refused."""

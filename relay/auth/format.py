@@ -15,6 +15,8 @@ from typing import Final
 from uuid import UUID
 
 _SHAPE: Final = re.compile(rb"rly_live_([a-z0-9]{2})([a-z2-7]{26})_([a-z2-7]{52})([a-z2-7]{8})")
+#: How many characters every key has.
+LENGTH: Final = 98
 _SECRET_BYTES: Final = 32
 _CHECKSUM_BYTES: Final = 5
 # Begins unlike any key, so that no checksum is ever the digest of a secret.

@@ -10,8 +10,11 @@ from types import TracebackType
 from typing import Final, Self
 
 from relay.auth.cache import KeyCache
+from relay.auth.format import LENGTH
 from relay.auth.hasher import Hasher
 from relay.auth.keyring import Keyring
+from relay.auth.last_used import LastUsed
+from relay.auth.reads import KeyReads
 from relay.auth.tenant import Tenant
 from relay.auth.verify import Verifier, tenant_of
 from relay.errors import ApiError
@@ -41,18 +44,28 @@ class Guard:
         metrics = metrics or Metrics()
         self._cell = cell
         self._cache = KeyCache(lambda: time.time() + cell.clock.offset_ns / 1e9)
-        self._verifier = Verifier(cell, keyring, self._cache, hasher, metrics)
+        self._reads = KeyReads(cell, metrics)
+        self._verifier = Verifier(self._reads, keyring, self._cache, hasher, metrics)
+        self._last_used = LastUsed(cell, self._cache)
         self._line = cell.owned_connection()
         self._looking = asyncio.Lock()
         self._hint = asyncio.Event()
         self._version: int | None = None
         self._cutting_off: asyncio.TimerHandle | None = None
         self._stack = AsyncExitStack()
+        lookups = metrics.counter(
+            "relay_key_cache_lookups",
+            "Looks into the cache of verified keys, by what came of them: hit, miss.",
+            "result",
+        )
+        self._hits, self._misses = lookups.of("hit"), lookups.of("miss")
         metrics.gauge("relay_keys_cached", "Verified keys that this process holds.", lambda: len(self._cache))
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._reads)
             await stack.enter_async_context(self._verifier)
+            await stack.enter_async_context(self._last_used)
             await self.look_again()
             await stack.enter_async_context(self._cell.listener("keys").on_notice(self._hint.set))
             watching = asyncio.create_task(self._watch(), name="watch keys")
@@ -66,8 +79,12 @@ class Guard:
         await self._stack.aclose()
 
     def known(self, key: bytes) -> Tenant | None:
-        """The tenant of a key that was verified here and is in force, whatever its scopes; 0.6 µs."""
-        return self._cache.find(key)
+        """The tenant of a key that was verified here and is in force, whatever its scopes; 0.7 µs."""
+        # What cannot be a key is not even hashed: a header may be long.
+        tenant = self._cache.find(key) if len(key) == LENGTH else None
+        if tenant is not None:
+            self._hits.add()
+        return tenant
 
     async def admit(self, key: bytes | None, needs: str | None) -> Tenant:
         """The tenant of a request.
@@ -82,8 +99,9 @@ class Guard:
         """
         if not key:
             raise ApiError("missing_api_key")
-        tenant = self._cache.find(key)
+        tenant = self.known(key)
         if tenant is None:
+            self._misses.add()
             try:
                 tenant = await self._verifier.verify(key)
             except StoreError:

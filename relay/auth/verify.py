@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import time
 from types import TracebackType
 from typing import Final, Self
 
@@ -11,16 +12,50 @@ from relay.auth.cache import KeyCache
 from relay.auth.format import ApiKey, digest, read
 from relay.auth.hasher import Hasher
 from relay.auth.keyring import Keyring
+from relay.auth.reads import KeyReads
 from relay.auth.tenant import Tenant
-from relay.store import Cell, Row
+from relay.store import Row
 from relay.telemetry.metrics import Metrics
 
-_QUERY_TIMEOUT_S: Final = 2.0
-# A client that goes on with a revoked key costs one query in this time, not one a request.
-_REFUSAL_S: Final = 1.0
-_REFUSALS: Final = 10_000
+# A client that goes on with a revoked key costs one query in so long, not one a request.
+_REMEMBERED_S: Final = 30.0
+_REMEMBERED: Final = 10_000
 # How often a row is read again because a key was revoked meanwhile, before the answer goes uncached.
 _READS: Final = 3
+
+
+class Refusals:
+    """Keys that were refused lately, by what stands for them, up to 10,000.
+
+    What is refused once is refused for good: no id is given out twice, and no key that has ended comes back. They are
+    forgotten after 30 to 60 s all the same, for the operator who mends a row by hand. Two generations, because a timer
+    for each costs as much as the refusal.
+    """
+
+    def __init__(self) -> None:
+        self._young: set[bytes] = set()
+        self._old: set[bytes] = set()
+        self._until = 0.0
+
+    def __len__(self) -> int:
+        return len(self._young) + len(self._old)
+
+    def __contains__(self, fingerprint: bytes) -> bool:
+        self._grow_old()
+        return fingerprint in self._young or fingerprint in self._old
+
+    def add(self, fingerprint: bytes) -> None:
+        """Remember one more."""
+        self._grow_old()
+        self._young.add(fingerprint)
+
+    def _grow_old(self) -> None:
+        now = time.monotonic()
+        if now >= self._until or len(self._young) >= _REMEMBERED // 2:
+            # Nobody may have come for long.
+            self._old = self._young if now < self._until + _REMEMBERED_S else set()
+            self._young = set()
+            self._until = now + _REMEMBERED_S
 
 
 class Verifier:
@@ -30,17 +65,18 @@ class Verifier:
     with one key at the same time share one verification. Leaving ends those under way.
     """
 
-    def __init__(
-        self, cell: Cell, keyring: Keyring, cache: KeyCache, hasher: Hasher, metrics: Metrics | None = None
-    ) -> None:
-        self._cell = cell
+    def __init__(self, reads: KeyReads, keyring: Keyring, cache: KeyCache, hasher: Hasher, metrics: Metrics) -> None:
+        self._reads = reads
         self._keyring = keyring
         self._cache = cache
         self._hasher = hasher
+        self._refusals = Refusals()
         self._flights: dict[bytes, asyncio.Task[Tenant | None]] = {}
-        metrics = metrics or Metrics()
-        self._reads = metrics.counter("relay_key_reads", "Rows of keys read from the database to verify a key.")
         self._refused = metrics.counter("relay_keys_refused", "Keys refused, by the proof that failed.", "proof")
+
+    def __len__(self) -> int:
+        """How many keys are under way or remembered as refused."""
+        return len(self._flights) + len(self._refusals)
 
     async def __aenter__(self) -> Self:
         return self
@@ -65,11 +101,14 @@ class Verifier:
             self._refused.add(1, "checksum")
             return None
         fingerprint = self._cache.fingerprint(text)
+        if fingerprint in self._refusals:
+            self._refused.add(1, "remembered")
+            return None
         flight = self._flights.get(fingerprint)
         if flight is None:
             flight = asyncio.create_task(self._prove(key, fingerprint), name="verify a key")
             self._flights[fingerprint] = flight
-            flight.add_done_callback(lambda ended: self._landed(fingerprint, ended))
+            flight.add_done_callback(lambda _: self._flights.pop(fingerprint, None))
         # A client that leaves does not take the others' verification along.
         return await asyncio.shield(flight)
 
@@ -77,7 +116,7 @@ class Verifier:
         hashed = self._cache.has(fingerprint)
         tenant = None
         for _ in range(_READS):
-            row = await self._read(key)
+            row = await self._reads.row(key.key_id)
             proof = "id" if row is None else "digest"
             if row is None or not hmac.compare_digest(row["digest"], digest(key.secret, self._keyring.hmac_key)):
                 self._refuse(fingerprint, proof)
@@ -91,21 +130,10 @@ class Verifier:
                 break
         return tenant
 
-    async def _read(self, key: ApiKey) -> Row | None:
-        self._reads.add()
-        return await self._cell.fetch_row("key_by_id", key.key_id, timeout_s=_QUERY_TIMEOUT_S)
-
     def _refuse(self, fingerprint: bytes, proof: str) -> None:
         self._cache.drop(fingerprint)
+        self._refusals.add(fingerprint)
         self._refused.add(1, proof)
-
-    def _landed(self, fingerprint: bytes, flight: asyncio.Task[Tenant | None]) -> None:
-        refused = not flight.cancelled() and flight.exception() is None and flight.result() is None
-        if refused and len(self._flights) < _REFUSALS:
-            # What is refused once is refused for good: no id is given out twice.
-            flight.get_loop().call_later(_REFUSAL_S, self._flights.pop, fingerprint, None)
-        else:
-            self._flights.pop(fingerprint, None)
 
 
 def tenant_of(row: Row) -> Tenant:

@@ -16,15 +16,18 @@ import uvloop
 
 from relay.cli.exits import FAILED, UNREACHABLE, USAGE, Stop
 from relay.cli.listening import host_of, http_server, require_free, say_ready
+from relay.cli.tracing import tracer_of
 from relay.config import Settings, load
 from relay.delivery.loop import DeliveryLoop
 from relay.local.supervisor import StopSignals
 from relay.store import Cell, StoreError
 from relay.telemetry import logs
 from relay.telemetry.metrics import Metrics
+from relay.telemetry.vitals import Vitals
 from relay.upkeep.housekeeping import Housekeeping
 from relay.upkeep.partitions import Partitions
 from relay.upkeep.runner import JobRunner
+from relay.upkeep.survey import Survey, watch_cell
 from relay.values.commons import Commons
 from relay.values.sealed import Vault
 
@@ -66,8 +69,9 @@ def deliver(no_ops: bool, ready_fd: int | None, commons: str | None) -> None:
 async def _deliver(settings: Settings, database_url: str, commons: Commons, no_ops: bool, ready_fd: int | None) -> None:
     signals = StopSignals()
     signals.listen()
-    metrics = Metrics()
+    metrics = Metrics(commons)
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(Vitals(metrics, "delivery"))
         hurry = asyncio.create_task(_end_at_once(signals), name="second stop signal")
         stack.callback(hurry.cancel)
         try:
@@ -83,11 +87,18 @@ async def _deliver(settings: Settings, database_url: str, commons: Commons, no_o
             )
         except StoreError as error:
             raise Stop(UNREACHABLE, f"DATABASE_URL: {error}") from None
+        watch_cell(cell, metrics)
+        await stack.enter_async_context(Survey(cell, metrics))
+        tracer = tracer_of(os.environ, "relay-deliver")
+        if tracer is not None:
+            await stack.enter_async_context(tracer)
         await stack.enter_async_context(Partitions(cell))
         await stack.enter_async_context(Housekeeping(cell, settings, metrics))
         if not no_ops:
             await stack.enter_async_context(_ops_port(settings, cell, metrics))
-        loop = await stack.enter_async_context(DeliveryLoop(cell, settings, Vault(settings.secret_keys), metrics))
+        loop = await stack.enter_async_context(
+            DeliveryLoop(cell, settings, Vault(settings.secret_keys), metrics, tracer=tracer)
+        )
         await stack.enter_async_context(
             JobRunner(cell, lease_s=settings.lease_s, settled_s=settings.commit_timeout_s + 1.0, metrics=metrics)
         )

@@ -32,10 +32,14 @@ class Stop(Exception):
         self.line = line
 
 
+def printable(text: str) -> str:
+    """The text for a terminal: what would start another line, steer it or hide is escaped."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def complain(line: str) -> None:
-    """Write one line to stderr; what would start another one or steer the terminal is escaped."""
-    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
-    print(f"relay: {shown}", file=sys.stderr, flush=True)
+    """Write one line to stderr."""
+    print(f"relay: {printable(line)}", file=sys.stderr, flush=True)
 
 
 def code_of(command: Callable[[], object]) -> int:

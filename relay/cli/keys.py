@@ -1,56 +1,220 @@
-"""`relay keys`: look after the secrets at rest."""
+"""`relay keys`: organizations, their API keys, and the secrets at rest."""
 
 from __future__ import annotations
 
 import asyncio
-import os
+import datetime
+import io
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import click
 
-from relay.cli.exits import UNREACHABLE, USAGE, Stop
-from relay.config import Settings, load
+from relay.cli.database import opened, require_secret_key, settings_at_hand
+from relay.cli.exits import NOT_FOUND, USAGE, Stop
+from relay.cli.shown_keys import print_key, print_objects, print_table
+from relay.config import TIERS, Settings
+from relay.values import uuid7
+from relay.values.times import read_rfc3339, rfc3339, rfc3339_or_none
+
+if TYPE_CHECKING:
+    from relay.auth import KeyList, Keys
+
+_LONGEST_OVERLAP_S = 604_800
+
+
+class _Id(click.ParamType[UUID]):
+    name = "uuid"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> UUID:
+        """The UUIDv7, or a usage error."""
+        return uuid7.parse(value) or self.fail("not an id: a UUIDv7", param, ctx)
+
+
+class _Time(click.ParamType[datetime.datetime]):
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime.datetime:
+        """The moment, or a usage error."""
+        return read_rfc3339(value) or self.fail(
+            "not a time of RFC 3339 with an offset, such as 2026-01-02T03:04:05Z", param, ctx
+        )
+
+
+_as_json: Callable[..., Any] = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group(invoke_without_command=True)
 @click.pass_context
 def keys(ctx: click.Context) -> None:
-    """Look after the secrets at rest."""
+    """Make, list, rotate and revoke API keys.
+
+    On the database of DATABASE_URL, with its RELAY_SECRET_KEY; without them, on that of the `relay up` that runs in
+    RELAY_DATA_DIR.
+    """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
 
 @keys.command()
+@click.option("--organization", metavar="NAME", help="Make an organization of this name, with its first key.")
+@click.option("--tier", type=click.Choice(TIERS), help="Of the new organization (free).")
+@click.option("--organization-id", type=_Id(), help="Make a further key for this organization.")
+@click.option("--name", help="Of the further key.")
+@click.option("--scope", "scopes", multiple=True, metavar="ingest|consume|manage", help="What it may do (all).")
+@click.option("--expires-at", type=_Time(), help="When it ends, as 2026-01-02T03:04:05Z (never).")
+@_as_json
+def create(
+    organization: str | None,
+    tier: str | None,
+    organization_id: UUID | None,
+    name: str | None,
+    scopes: tuple[str, ...],
+    expires_at: datetime.datetime | None,
+    as_json: bool,
+) -> None:
+    """Make an organization or a further key; prints the key, once."""
+    if (organization is None) == (organization_id is None):
+        raise click.UsageError("Give either --organization or --organization-id.")
+    if organization is not None and (name is not None or scopes or expires_at is not None):
+        raise click.UsageError("--name, --scope and --expires-at go with --organization-id.")
+    if organization_id is not None and (name is None or tier is not None):
+        raise click.UsageError("--organization-id wants a --name, and takes no --tier.")
+
+    async def make(keys: Keys, listing: KeyList) -> None:
+        if organization_id is not None:
+            await _further_key(keys, organization_id, name or "", scopes, expires_at, as_json)
+            return
+        whose = {"organization_name": organization, "tier": tier or TIERS[0]}
+        made = await keys.create_organization(organization or "", tier or TIERS[0])
+        print_key(made.api_key, made.key_id, {"organization_id": str(made.organization_id), **whose}, as_json=as_json)
+
+    asyncio.run(_change(settings_at_hand(), make))
+
+
+@keys.command("list")
+@click.option("--organization-id", type=_Id(), help="The keys of this organization only.")
+@click.option("--json", "as_json", is_flag=True, help="Print an object of JSON a line for each key.")
+def list_(organization_id: UUID | None, as_json: bool) -> None:
+    """List the keys in force, without their secrets."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names may hold letters that this terminal's encoding lacks.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    asyncio.run(_list(settings_at_hand(), organization_id, as_json))
+
+
+@keys.command()
+@click.argument("key_id", type=_Id())
+@click.option(
+    "--overlap",
+    "overlap_s",
+    type=click.IntRange(0, _LONGEST_OVERLAP_S),
+    default=0,
+    metavar="SECONDS",
+    help="How long the old key is good beside the new one (0).",
+)
+@_as_json
+def rotate(key_id: UUID, overlap_s: int, as_json: bool) -> None:
+    """Put a new key in the place of one; prints the new key, once."""
+
+    async def replace(keys: Keys, listing: KeyList) -> None:
+        rotated = await keys.rotate(await _owner(listing, key_id), key_id, overlap_s)
+        before = {"previous_key_id": str(key_id), "previous_expires_at": rfc3339(rotated.previous_expires_at)}
+        print_key(rotated.api_key, rotated.key_id, before, as_json=as_json)
+
+    asyncio.run(_change(settings_at_hand(), replace))
+
+
+@keys.command()
+@click.argument("key_id", type=_Id())
+def revoke(key_id: UUID) -> None:
+    """End a key now; every process refuses it within a second."""
+
+    async def end(keys: Keys, listing: KeyList) -> None:
+        await keys.revoke(await _owner(listing, key_id), key_id)
+        click.echo(f"revoked {key_id}", err=True)
+
+    asyncio.run(_change(settings_at_hand(), end))
+
+
+@keys.command()
 def reencrypt() -> None:
     """Move all that is encrypted at rest to the first secret of RELAY_SECRET_KEY; run again, it does nothing."""
-    settings = load(os.environ)
-    if settings.database_url is None:
-        raise Stop(USAGE, "DATABASE_URL: `relay keys` needs one, for instance postgresql://user@host/database")
+    asyncio.run(_reencrypt(settings_at_hand()))
+
+
+async def _change(settings: Settings, work: Callable[[Keys, KeyList], Any]) -> None:
+    require_secret_key(settings)
+    from relay.auth import Hasher, KeyList, Keyring, Keys
+    from relay.values.sealed import Vault
+
+    async with opened(settings) as cell, Hasher() as hasher:
+        keyring = await Keyring.open(cell, Vault(settings.secret_keys))
+        await work(Keys(cell, keyring, hasher, None), KeyList(cell))
+
+
+async def _owner(listing: KeyList, key_id: UUID) -> UUID:
+    organization_id = await listing.organization_of(key_id)
+    if organization_id is None:
+        raise Stop(NOT_FOUND, f"there is no key {key_id}")
+    return organization_id
+
+
+async def _further_key(
+    keys: Keys,
+    organization_id: UUID,
+    name: str,
+    scopes: Sequence[str],
+    expires_at: datetime.datetime | None,
+    as_json: bool,
+) -> None:
+    from relay.auth import SCOPES
+
+    made = await keys.create(organization_id, name, scopes or SCOPES, expires_at)
+    if made is None:
+        raise Stop(NOT_FOUND, f"there is no organization {organization_id}")
+    facts = {
+        "organization_id": str(organization_id),
+        "name": name,
+        "scopes": list(scopes or SCOPES),
+        "expires_at": rfc3339_or_none(expires_at),
+    }
+    print_key(made.api_key, made.key_id, facts, as_json=as_json)
+
+
+async def _list(settings: Settings, organization_id: UUID | None, as_json: bool) -> None:
+    from relay.auth import Holding, KeyList
+    from relay.errors import ApiError
+
+    printed = print_objects if as_json else print_table
+    async with opened(settings) as cell:
+        listing = KeyList(cell)
+        if organization_id is None:
+            async for page in listing.pages():
+                printed(page)
+            return
+        try:
+            found = await listing.describe(organization_id)
+        except ApiError as error:
+            if error.kind.code != "invalid_api_key":
+                raise
+            line = f"there is no organization {organization_id}, or none of its keys is in force"
+            raise Stop(NOT_FOUND, line) from None
+        printed([Holding(found.organization_id, found.name, found.tier, key) for key in found.keys])
+
+
+async def _reencrypt(settings: Settings) -> None:
     if not settings.secret_keys:
         raise Stop(USAGE, "RELAY_SECRET_KEY: name the new secret and the old ones, separated by commas")
-    asyncio.run(_reencrypt(settings, settings.database_url))
-
-
-async def _reencrypt(settings: Settings, database_url: str) -> None:
-    # Imported here: they bring asyncpg, which a bad setting need not wait for.
     from relay.auth import keyring
     from relay.delivery import reseal
-    from relay.store import Cell, StoreError
     from relay.values.sealed import Vault
 
     vault = Vault(settings.secret_keys)
-    cell = Cell(
-        database_url,
-        direct_url=settings.database_direct_url,
-        schema=settings.schema,
-        application="relay keys",
-        connections=settings.db_pool_max,
-        lifetime_s=settings.db_max_lifetime_s,
-    )
-    try:
-        async with cell:
-            done = (await keyring.reseal(cell, vault)).and_(await reseal.reseal(cell, vault))
-    except StoreError as error:
-        raise Stop(UNREACHABLE, f"DATABASE_URL: {error}") from None
+    async with opened(settings) as cell:
+        done = (await keyring.reseal(cell, vault)).and_(await reseal.reseal(cell, vault))
     click.echo(f"re-encrypted {done.moved} of {done.seals} seals")
     if done.unopened:
         raise Stop(

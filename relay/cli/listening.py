@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
 
 from relay.cli.exits import FAILED, Stop
 from relay.config import Settings
 
 if TYPE_CHECKING:
     from granian.server.embed import Server
+
+
+#: How long a request's head may take, and how long a connection may be idle between two.
+HEAD_S: Final = 30.0
+#: After so long without a byte of an answer being taken, the system ends the connection.
+UNREAD_S: Final = 30.0
+# Of a head that is not all there, and of an answer that is not read, a connection holds about this much. Granian's own
+# 400 KiB would be 6.5 GB for all connections; 64 KiB would not hold the longest URL.
+_BUFFER_BYTES: Final = 128 * 1024
+# What a process opens besides connections that it was asked for: PostgreSQL, Redis, its own pipes.
+_OTHER_FILES: Final = 256
 
 
 def host_of(settings: Settings) -> str:
@@ -34,7 +47,23 @@ def require_free(host: str, port: int) -> None:
         raise Stop(FAILED, f"cannot listen on {host} port {port}: {error.strerror}") from None
 
 
-def http_server(app: Any, host: str, port: int, *, backlog: int, connections: int) -> Server:
+def room_for(connections: int) -> int:
+    """Raise the limit on open files as far as these connections need it, or as far as one may; how many there is room
+    for. With none left Granian could not accept, and nobody else connect: it must stop before.
+    """
+    wanted = connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return connections
+    given = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    # macOS says that there is no limit, and has one.
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (given, hard))
+        soft = given
+    return max(soft - _OTHER_FILES, soft // 2)
+
+
+def http_server(app: Any, host: str, port: int, *, backlog: int, connections: int, head_s: float = HEAD_S) -> Server:
     """Granian's embedded server: in this process and on this loop, without its supervisor.
 
     Args:
@@ -43,9 +72,11 @@ def http_server(app: Any, host: str, port: int, *, backlog: int, connections: in
         port: the same.
         backlog: connections that wait to be accepted.
         connections: open ones that it takes at most; idle ones and long polls count too.
+        head_s: how long a request's head may take; after an answer the next one's clock begins at once.
     """
     # Imported here: `relay deliver --no-ops` listens nowhere, and does not pay for a server.
     from granian.constants import HTTPModes, Interfaces
+    from granian.http import HTTP1Settings
     from granian.server.embed import Server
 
     return Server(
@@ -55,6 +86,7 @@ def http_server(app: Any, host: str, port: int, *, backlog: int, connections: in
         port=port,
         interface=Interfaces.ASGINL,
         http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(header_read_timeout=round(head_s * 1000), max_buffer_size=_BUFFER_BYTES),
         websockets=False,
         runtime_threads=1,
         backlog=backlog,
@@ -74,6 +106,33 @@ async def until_it_answers(serving: asyncio.Task[None], host: str, port: int) ->
         else:
             writer.close()
             return
+
+
+def end_unread_answers(port: int, after_s: float = UNREAD_S) -> None:
+    """Have the system end connections whose other end takes nothing for so long, or is not there any more: Granian
+    waits for ever, and holds what it has to say. Connections that are accepted later inherit this from their listener,
+    which Granian makes and keeps to itself. Linux only.
+    """
+    if not hasattr(socket, "TCP_USER_TIMEOUT"):
+        return
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError), _borrowed(int(name)) as found:
+            if _listens(found) and found.getsockname()[1] == port:
+                found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(after_s * 1000))
+
+
+def _borrowed(fd: int) -> socket.socket:
+    copy = os.dup(fd)
+    try:
+        return socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        raise
+
+
+def _listens(found: socket.socket) -> bool:
+    is_tcp = found.family in (socket.AF_INET, socket.AF_INET6) and found.type == socket.SOCK_STREAM
+    return is_tcp and bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def say_ready(ready_fd: int | None) -> None:

@@ -8,6 +8,7 @@ import os
 import sys
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Final
 
 import click
@@ -16,7 +17,16 @@ import uvloop
 from relay.app import Service
 from relay.auth import SecretKeyMismatch
 from relay.cli.exits import FAILED, UNREACHABLE, USAGE, Stop
-from relay.cli.listening import host_of, http_server, require_free, say_ready, until_it_answers
+from relay.cli.listening import (
+    end_unread_answers,
+    host_of,
+    http_server,
+    require_free,
+    room_for,
+    say_ready,
+    until_it_answers,
+)
+from relay.cli.tracing import tracer_of
 from relay.config import Settings, load
 from relay.http.front import Front
 from relay.local.children import PythonChild
@@ -38,18 +48,18 @@ _HALF_HEADS_S: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    worker: bool
+    worker: int | None
     loopback_only: bool
     ready_fd: int | None
     commons: str | None
 
 
 @click.command(help="Run the API.")
-@click.option("--worker", is_flag=True, hidden=True, help="Be one of several API processes.")
+@click.option("--worker", type=int, hidden=True, help="Be the API process with this number, of several.")
 @click.option("--loopback-only", is_flag=True, hidden=True, help="Answer only to loopback names.")
 @click.option("--ready-fd", type=int, hidden=True, help="Write a byte here once requests are answered.")
 @click.option("--commons", hidden=True, help="Memory to share with the processes beside this one.")
-def serve(worker: bool, loopback_only: bool, ready_fd: int | None, commons: str | None) -> None:
+def serve(worker: int | None, loopback_only: bool, ready_fd: int | None, commons: str | None) -> None:
     """Run the API until SIGTERM or SIGINT."""
     settings = load(os.environ)
     logs.set_up(settings.log_level)
@@ -62,16 +72,18 @@ def serve(worker: bool, loopback_only: bool, ready_fd: int | None, commons: str 
             USAGE,
             "RELAY_ADMIN_TOKEN: without it anybody could generate keys; set it, or RELAY_OPEN_SIGNUP=1 to allow that",
         )
-    if settings.db_pool_max // settings.workers < 7:
+    if settings.db_pool_max // settings.workers < 8:
         raise Stop(
             USAGE,
             f"RELAY_DB_POOL_MAX: {settings.db_pool_max} is too few for RELAY_WORKERS={settings.workers}, "
-            "each of which needs 7 connections",
+            "each of which needs 8 connections",
         )
+    if settings.redis_url is not None and find_spec("redis") is None:
+        raise Stop(USAGE, "REDIS_URL: it needs the client of Redis: pip install 'relay[redis]'")
     options = _Options(worker, loopback_only, ready_fd, commons)
-    if not worker:
+    if worker is None:
         require_free(host_of(settings), settings.port)
-    several = settings.workers > 1 and not worker
+    several = settings.workers > 1 and worker is None
     uvloop.run(_supervise(settings, options) if several else _serve(settings, options))
 
 
@@ -82,12 +94,12 @@ async def _supervise(settings: Settings, options: _Options) -> None:
     # They are alike and answer side by side, so they stop side by side.
     supervisor = Supervisor(times=StopTimes(next_after_s=0.0))
     commons = Commons.inherit(options.commons) if options.commons else Commons.create(settings.workers)
-    arguments = ["relay", "serve", "--worker", *(["--loopback-only"] if options.loopback_only else [])]
+    arguments = ("relay", "serve", *(("--loopback-only",) if options.loopback_only else ()))
     try:
         for number in range(settings.workers):
-            shared = ("--commons", commons.for_child(commons.page + number))
+            own = ("--worker", str(number + 1), "--commons", commons.for_child(commons.page + number))
             await supervisor.start(
-                PythonChild(f"api-{number + 1}", (*arguments, *shared), env=dict(os.environ), fds=(commons.fd,))
+                PythonChild(f"api-{number + 1}", (*arguments, *own), env=dict(os.environ), fds=(commons.fd,))
             )
     except Unable as unable:
         await supervisor.stop(signals.now)
@@ -102,6 +114,9 @@ async def _serve(settings: Settings, options: _Options) -> None:
     signals.listen()
     commons = Commons.inherit(options.commons) if options.commons else Commons.create(1)
     async with AsyncExitStack() as stack:
+        tracer = tracer_of(os.environ, "relay-api")
+        if tracer is not None:
+            await stack.enter_async_context(tracer)
         try:
             service = await stack.enter_async_context(
                 Service(
@@ -109,6 +124,8 @@ async def _serve(settings: Settings, options: _Options) -> None:
                     commons,
                     connections=settings.db_pool_max // settings.workers,
                     loopback_only=options.loopback_only,
+                    process=f"api-{options.worker or 1}",
+                    tracer=tracer,
                 )
             )
         except StoreError as error:
@@ -116,11 +133,13 @@ async def _serve(settings: Settings, options: _Options) -> None:
         except SecretKeyMismatch as error:
             raise Stop(USAGE, str(error)) from None
         host = host_of(settings)
-        server = http_server(service.front, host, settings.port, backlog=_BACKLOG, connections=_CONNECTIONS)
+        connections = room_for(_CONNECTIONS)
+        server = http_server(service.front, host, settings.port, backlog=_BACKLOG, connections=connections)
         serving = asyncio.create_task(server.serve(), name="granian")
         stopping = asyncio.create_task(signals.stop.wait(), name="stop signal")
         await until_it_answers(serving, host, settings.port)
         if not serving.done():
+            end_unread_answers(settings.port)
             say_ready(options.ready_fd)
             _log.info("serving", extra={"host": host, "port": settings.port})
         await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from relay.delivery.allowance import Ending
 from relay.delivery.claims import Claimed
@@ -18,6 +18,9 @@ from relay.delivery.request import Target
 from relay.delivery.sender import Answer, Post, Sender
 from relay.delivery.slots import Slots
 from relay.delivery.verdict import ending_of, is_gone, result_of
+
+if TYPE_CHECKING:
+    from relay.telemetry.traces import Tracer
 
 _log = logging.getLogger("relay.delivery")
 
@@ -36,10 +39,18 @@ class Attempts:
         recorder: writes the results.
         health: hears how endpoints do.
         measures: counts.
+        tracer: makes a span of each attempt at an event that is traced.
     """
 
     def __init__(
-        self, sender: Sender, slots: Slots, leases: Leases, recorder: Recorder, health: Health, measures: Measures
+        self,
+        sender: Sender,
+        slots: Slots,
+        leases: Leases,
+        recorder: Recorder,
+        health: Health,
+        measures: Measures,
+        tracer: Tracer | None = None,
     ) -> None:
         self._sender = sender
         self._slots = slots
@@ -47,6 +58,7 @@ class Attempts:
         self._recorder = recorder
         self._health = health
         self._measures = measures
+        self._tracer = tracer
         self._stopping = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
 
@@ -91,18 +103,35 @@ class Attempts:
                 self._health.attempted(endpoint, breaker, now)
 
     async def _attempt(self, delivery: Claimed, endpoint: Endpoint, target: Target, *, probe: bool) -> Ending:
-        answer = await self._sender.send(
-            Post(target, delivery.held.event_id, delivery.type, delivery.payload, delivery.attempts + 1)
-        )
+        answer = await self._send(delivery, target)
         chance = random.random()  # noqa: S311 - spreads load, keeps no secret
         result = result_of(delivery, endpoint, answer, probe=probe, chance=chance)
         if answer.error_class is not None:
             _say_failed(result, answer)
         if is_gone(answer):
             await self._health.gone(endpoint)
-        self._measures.attempted(answer, result, probe=probe)
+        self._measures.attempted(delivery, answer, result, probe=probe)
         self._recorder.add(result)
         return ending_of(answer)
+
+    async def _send(self, delivery: Claimed, target: Target) -> Answer:
+        held, number, traceparent, span = delivery.held, delivery.attempts + 1, delivery.traceparent, None
+        if traceparent is not None and self._tracer is not None:
+            traceparent, span = self._tracer.begin_attempt(
+                traceparent,
+                target.url,
+                {
+                    "relay.event_id": str(held.event_id),
+                    "relay.endpoint_id": str(held.endpoint_id),
+                    "relay.attempt": number,
+                },
+            )
+        answer = await self._sender.send(
+            Post(target, held.event_id, delivery.type, delivery.payload, number, traceparent)
+        )
+        if span is not None and self._tracer is not None:
+            self._tracer.end_attempt(span, answer.status_code, answer.error_class)
+        return answer
 
     async def _leave_alone(self, delivery: Claimed) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
@@ -45,7 +46,8 @@ def columns(claims: Sequence[Held]) -> list[list[object]]:
 class Claimed(NamedTuple):
     """A delivery to attempt: how often it has been, how often before its present schedule, and what to send.
 
-    `version` is that of its endpoint.
+    `version` is that of its endpoint; `ran_out` says that somebody had claimed it whose lease ran out; `traceparent` is
+    where the event belongs in a trace.
     """
 
     held: Held
@@ -54,6 +56,9 @@ class Claimed(NamedTuple):
     version: int
     type: str
     payload: bytes
+    due_at: datetime.datetime
+    ran_out: bool
+    traceparent: str | None = None
 
 
 class Claim(NamedTuple):
@@ -138,7 +143,17 @@ class Claimer:
                 lost.append(held)
                 continue
             deliveries.append(
-                Claimed(held, row["attempts"], row["attempts_before"], row["version"], row["type"], row["payload"])
+                Claimed(
+                    held,
+                    row["attempts"],
+                    row["attempts_before"],
+                    row["version"],
+                    row["type"],
+                    row["payload"],
+                    row["due_at"],
+                    row["ran_out"],
+                    row["traceparent"],
+                )
             )
         if lost:
             await self._connection.fetch("lose_claims", *columns(lost), timeout_s=_TIMEOUT_S)

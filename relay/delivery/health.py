@@ -14,6 +14,7 @@ import orjson
 from relay.delivery.breaker import Breaker
 from relay.delivery.directory import Endpoint
 from relay.store import Cell, StoreError
+from relay.telemetry.metrics import Metrics
 from relay.values.background import Background
 from relay.values.times import rfc3339
 
@@ -46,15 +47,23 @@ class Health(Background):
         cell: whose endpoints.
         disable_after_s: how long an endpoint may do nothing but fail.
         now: the clock that `at` of the event is read from.
+        metrics: counts what was disabled.
     """
 
-    def __init__(self, cell: Cell, disable_after_s: float, now: Callable[[], datetime.datetime]) -> None:
+    def __init__(
+        self, cell: Cell, disable_after_s: float, now: Callable[[], datetime.datetime], metrics: Metrics
+    ) -> None:
         self._cell = cell
         self._disable_after_s = disable_after_s
         self._now = now
         self._changed = asyncio.Event()
         self._notes: dict[UUID, tuple[Endpoint, Breaker]] = {}
         self._given_up: dict[UUID, _Verdict] = {}
+        self._disabled = metrics.counter(
+            "relay_endpoints_disabled", "Endpoints that relay has disabled, by reason: gone, failing.", "reason"
+        )
+        for reason in ("gone", "failing"):
+            self._disabled.of(reason)
 
     def attempted(self, endpoint: Endpoint, breaker: Breaker, now: float) -> None:
         """An attempt or a probe has ended and left the breaker like this."""
@@ -136,6 +145,7 @@ class Health(Background):
         )
         if row is None or not row["disabled"]:
             return
+        self._disabled.add(1, verdict.reason)
         _log.warning("endpoint_disabled", extra={"endpoint_id": str(endpoint.id), "reason": verdict.reason})
         try:
             await self._cell.fetch("wake", self._cell.channel("wake"), timeout_s=_WAKE_TIMEOUT_S)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from relay.config import Settings
 from relay.delivery.attempts import Attempts
@@ -30,6 +30,9 @@ from relay.delivery.slots import Offer, Slots
 from relay.store import Cell, StoreError
 from relay.telemetry.metrics import Metrics
 from relay.values.sealed import Vault
+
+if TYPE_CHECKING:
+    from relay.telemetry.traces import Tracer
 
 _log = logging.getLogger("relay.delivery")
 
@@ -54,13 +57,22 @@ class DeliveryLoop:
         vault: opens the endpoints' secrets.
         metrics: counts.
         pace: the times of sharing with other processes.
+        tracer: makes spans of attempts, if traces are on.
     """
 
-    def __init__(self, cell: Cell, settings: Settings, vault: Vault, metrics: Metrics, pace: Pace = PACE) -> None:
+    def __init__(
+        self,
+        cell: Cell,
+        settings: Settings,
+        vault: Vault,
+        metrics: Metrics,
+        pace: Pace = PACE,
+        tracer: Tracer | None = None,
+    ) -> None:
         self._cell = cell
         self._most_unrecorded = settings.max_in_flight
         self._slots = Slots(settings.max_in_flight, Tolerance(settings.breaker_failures, settings.breaker_window_s))
-        self._measures = Measures(metrics, lambda: self._slots.in_flight, lambda: self._slots.broken)
+        self._measures = Measures(metrics, self._slots)
         claiming = cell.owned_connection()
         self._claimer = Claimer(claiming, settings.lease_s, lost=self._measures.lost)
         self._directory = Directory(claiming, settings, vault)
@@ -68,8 +80,10 @@ class DeliveryLoop:
         self._share = Share(cell, self._leases.endpoint_ids, self._look, metrics, pace)
         self._recorder = Recorder(cell.owned_connection(), self._recorded)
         self._sender = Sender(Guard(settings.allowed_networks or ()), now=self._now)
-        self._health = Health(cell, settings.endpoint_disable_after_s, self._now)
-        self._attempts = Attempts(self._sender, self._slots, self._leases, self._recorder, self._health, self._measures)
+        self._health = Health(cell, settings.endpoint_disable_after_s, self._now, metrics)
+        self._attempts = Attempts(
+            self._sender, self._slots, self._leases, self._recorder, self._health, self._measures, tracer
+        )
         self._pinging = Pinging(cell, self._directory, self._sender, settings.delivery_timeout_s)
         self._due = DueTimes(self._look)
         self._next_look: asyncio.TimerHandle | None = None
@@ -161,7 +175,7 @@ class DeliveryLoop:
             if offer is None or not turf.spans:
                 return
             claimed, more = await self._claimer.claim(offer, turf)
-            self._measures.claimed(len(claimed))
+            self._measures.claimed(claimed)
             self._leases.hold(delivery.held for delivery in claimed)
             await self._begin(offer, claimed)
 

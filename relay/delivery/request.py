@@ -24,6 +24,7 @@ RESERVED: Final = frozenset(
     (
         "content-type", "user-agent", "webhook-id", "webhook-timestamp", "webhook-signature", "x-event-id",
         "x-event-type", "x-delivery-attempt", "host", "content-length", "transfer-encoding", "connection",
+        "traceparent",
     )
 )  # fmt: skip
 

@@ -37,6 +37,7 @@ class Post(NamedTuple):
     type: str
     payload: bytes
     number: int
+    traceparent: str | None = None
 
 
 class Answer(NamedTuple):
@@ -84,6 +85,8 @@ class Sender:
         body = body_of(post.event_id, post.type, post.payload)
         target = post.target
         headers = headers_of(post.event_id, post.type, post.number, at, target.keys, body)
+        if post.traceparent is not None:
+            headers["traceparent"] = post.traceparent
         if target.headers:
             headers = {**target.headers, **headers}
         try:

@@ -76,6 +76,11 @@ class Slots:
         """How many endpoints have an open breaker."""
         return len(self._broken)
 
+    @property
+    def probing(self) -> int:
+        """How many of them have a probe on the wire."""
+        return sum(breaker.probing for breaker in self._broken.values())
+
     def is_broken(self, endpoint_id: UUID) -> bool:
         """Whether what was taken of an endpoint is a probe."""
         return endpoint_id in self._broken

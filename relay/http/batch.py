@@ -41,21 +41,30 @@ class PostBatch:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
-        tenant = await self._door.admit(exchange, "ingest")
-        refuse_query(scope)
-        header = exchange.headers.get(b"idempotency-key")
-        key = None if header is None else read_idempotency_key(header)
-        body = await self._bodies.read(exchange, BATCH_BODY_BYTES, _TYPES)
-        lines = exchange.headers.get(b"content-type", b"").partition(b";")[0].strip().lower() == NDJSON
-        items = parse_lines(body) if lines else parse_array(body)
-        if len(items) > 1:
-            self._door.charge(exchange, tenant, len(items))
+        events = 1
+        try:
+            tenant = await self._door.admit(exchange, "ingest", turn=False)
+            refuse_query(scope)
+            header = exchange.headers.get(b"idempotency-key")
+            key = None if header is None else read_idempotency_key(header)
+            body = await self._bodies.read(exchange, BATCH_BODY_BYTES, _TYPES)
+            lines = exchange.headers.get(b"content-type", b"").partition(b";")[0].strip().lower() == NDJSON
+            items = parse_lines(body) if lines else parse_array(body)
+            events = len(items)
+            if events > 1:
+                await self._door.charge(exchange, tenant, events)
+        except ApiError as error:
+            self._commit.reject(error.kind.code, events)
+            raise
+        for item in items:
+            if isinstance(item, ApiError):
+                self._commit.reject(item.kind.code)
         valid = [
             (item, None if key is None else f"{key}#{place}")
             for place, item in enumerate(items)
             if not isinstance(item, ApiError)
         ]
-        futures = self._commit.join_batch(tenant.organization_id, valid) if valid else []
+        futures = self._commit.join_batch(tenant.organization_id, valid, exchange.trace) if valid else []
         outcomes = await asyncio.gather(*futures, return_exceptions=True)
         await exchange.answer_json(200, BatchResults(_results(items, outcomes)))
 

@@ -20,7 +20,7 @@ from relay.http.body import SMALL_BODY_BYTES, BodyClock, decode
 from relay.http.door import Door
 from relay.http.endpoint_rules import check_catch_up, members_of
 from relay.http.events import attempt_shown
-from relay.http.exchange import Exchange, Header, Receive, Scope, Send
+from relay.http.exchange import NO_STORE, Exchange, Header, Receive, Scope, Send
 from relay.http.idempotency import REPLAYED, once, read_key
 from relay.http.query import read_query, refuse_query
 from relay.store import Row
@@ -30,8 +30,6 @@ from relay.values.times import rfc3339, rfc3339_or_none
 
 _new: Final = msgspec.json.Decoder(schemas.NewEndpoint)
 _changed: Final = msgspec.json.Decoder(schemas.ChangedEndpoint)
-# Secrets are shown once, and kept by nobody on the way (RFC 9111, section 5.2.2.5).
-_NO_STORE: Final = (b"cache-control", b"no-store")
 
 
 class GetEndpoints:
@@ -87,7 +85,7 @@ class PostEndpoint:
         catch_up = _catch_up(scope, exchange, body, asked, self._endpoints.now(), self._window_s)
         made, secret = await self._endpoints.create(tenant.organization_id, members, asked.signature, catch_up)
         shown = schemas.MadeEndpoint(**_members(made.endpoint), job_id=_job(made), secret=secret)
-        await exchange.answer_json(201, shown, _NO_STORE, *_replayed(made))
+        await exchange.answer_json(201, shown, NO_STORE, *_replayed(made))
 
 
 class PatchEndpoint:
@@ -154,7 +152,7 @@ class RotateSecret:
         shown = schemas.RotatedSecret(
             str(endpoint_id), rotated.secret, rotated.public_key, rfc3339(rotated.previous_expires_at)
         )
-        await exchange.answer_json(200, shown, _NO_STORE)
+        await exchange.answer_json(200, shown, NO_STORE)
 
 
 class PingEndpoint:
@@ -167,7 +165,8 @@ class PingEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
-        tenant = await self._door.admit(exchange, "manage")
+        # It waits for the delivery process, and looks only now and then.
+        tenant = await self._door.admit(exchange, "manage", turn=False)
         refuse_query(scope)
         endpoint_id = _id_in(scope)
         await self._bodies.read_nothing(exchange)

@@ -47,14 +47,17 @@ class PostEvent:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
-        tenant = await self._door.admit(exchange, "ingest")
-        if scope["query_string"]:
-            refuse_query(scope)
-        idempotency_key = exchange.headers.get(b"idempotency-key")
-        key = None if idempotency_key is None else read_idempotency_key(idempotency_key)
-        body = await self._bodies.read(exchange, SINGLE_EVENT_BODY_BYTES)
-        outcome = await self._commit.join(tenant.organization_id, parse_event(body), key)
-        await _answer(exchange, outcome)
+        try:
+            tenant = await self._door.admit(exchange, "ingest", turn=False)
+            if scope["query_string"]:
+                refuse_query(scope)
+            idempotency_key = exchange.headers.get(b"idempotency-key")
+            key = None if idempotency_key is None else read_idempotency_key(idempotency_key)
+            event = parse_event(await self._bodies.read(exchange, SINGLE_EVENT_BODY_BYTES))
+        except ApiError as error:
+            self._commit.reject(error.kind.code)
+            raise
+        await _answer(exchange, await self._commit.join(tenant.organization_id, event, key, exchange.trace))
 
 
 async def _answer(exchange: Exchange, outcome: Outcome) -> None:

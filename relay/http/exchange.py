@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from relay.errors import ApiError
+from relay.http.crowd import Party
+
+_log = logging.getLogger("relay.http")
+
+if TYPE_CHECKING:
+    from relay.telemetry.traces import Trace
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -19,6 +27,16 @@ Send = Callable[[Message], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
 JSON: Final = (b"content-type", b"application/json")
+#: What holds a secret, or what only the owner of a key may see, is kept by nobody on the way (RFC 9111, section
+#: 5.2.2.5): X-API-Key is no `Authorization`, which caches know to be private.
+NO_STORE: Final = (b"cache-control", b"no-store")
+
+# An answer up to this size is handed over whole. A larger one goes in pieces, so that one that is not read stays in our
+# hands, and can be dropped: whole, the server would keep it for as long as the client likes.
+PIECE_BYTES: Final = 64 * 1024
+#: How long the next piece of an answer may wait for its reader, and how long all of them may take.
+UNREAD_S: Final = 10.0
+WHOLE_ANSWER_S: Final = 120.0
 _VISIBLE: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
@@ -47,37 +65,101 @@ class Exchange:
         "answered",
         "body_ended",
         "closing",
+        "common_headers",
+        "has_turn",
         "headers",
+        "held_bytes",
         "limit_headers",
+        "method",
+        "party",
         "receive",
         "request_id",
         "send",
+        "trace",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, ids: RequestIds) -> None:
         self.receive = receive
         self.send = send
+        self.method: str = scope["method"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.request_id = ids.of(self.headers.get(b"x-request-id"))
         #: The RateLimit headers, once the caller's key is known.
         self.limit_headers: Sequence[Header] = ()
+        #: What every answer to this request carries, whatever becomes of it.
+        self.common_headers: Sequence[Header] = ()
+        #: The caller's organization among those that have something under way, once the key is known.
+        self.party: Party | None = None
+        #: Whether this request keeps one of its party's turns at the database.
+        self.has_turn = False
+        #: How much of its body is counted for its party.
+        self.held_bytes = 0
         #: The status that was answered, or 0.
         self.answered = 0
         #: Whether the request's body has been read to its end.
         self.body_ended = False
+        #: Where it belongs in a trace, if traces are on.
+        self.trace: Trace | None = None
         #: Whether the connection ends with this answer.
         self.closing = False
 
     async def answer(self, status: int, body: bytes, *headers: Header) -> None:
-        """Send a whole answer."""
+        """Send a whole answer. A large one that nobody reads is given up, and its connection with it."""
         self.answered = status
-        fields = [(b"x-request-id", self.request_id), *self.limit_headers, *headers]
+        fields = [(b"x-request-id", self.request_id), *self.common_headers, *self.limit_headers, *headers]
         if status != 204:
             fields.append((b"content-length", b"%d" % len(body)))
         if self.closing:
             fields.append((b"connection", b"close"))
         await self.send({"type": "http.response.start", "status": status, "headers": fields})
+        if len(body) > PIECE_BYTES:
+            await self._send_large(body)
+            return
         await self.send({"type": "http.response.body", "body": body})
+
+    async def _send_large(self, body: bytes) -> None:
+        if self.party is None:
+            await self._send_in_pieces(body)
+            return
+        async with self.party.sending():
+            # Not before: who reads no answer runs out of turns, and of nothing that others need.
+            self.end_turn()
+            await self._send_in_pieces(body)
+
+    async def _send_in_pieces(self, body: bytes) -> None:
+        rest = memoryview(body)
+        try:
+            async with asyncio.timeout(WHOLE_ANSWER_S):
+                while rest:
+                    piece, rest = bytes(rest[:PIECE_BYTES]), rest[PIECE_BYTES:]
+                    async with asyncio.timeout(UNREAD_S):
+                        await self.send({"type": "http.response.body", "body": piece, "more_body": bool(rest)})
+        except TimeoutError:
+            # Shorter than it said, so the server closes the connection.
+            _log.info("answer_not_read", extra={"request_id": self.request_id.decode("ascii"), "unsent": len(rest)})
+
+    def hold(self, size: int) -> None:
+        """Count `size` bytes more of the body.
+
+        Raises:
+            ApiError: `too_many_requests_waiting`.
+        """
+        if self.party is not None:
+            self.held_bytes += size
+            self.party.hold(size, self.held_bytes)
+
+    def end_turn(self) -> None:
+        """Give the turn at the database to the party's next request."""
+        if self.has_turn and self.party is not None:
+            self.has_turn = False
+            self.party.end_turn()
+
+    def leave(self) -> None:
+        """The request has come to its end."""
+        if self.party is not None:
+            self.end_turn()
+            self.party.leave(self.held_bytes)
+            self.party = None
 
     async def answer_json(self, status: int, value: object, *headers: Header) -> None:
         """Send a value as compact JSON."""

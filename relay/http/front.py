@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Sequence
-from typing import Final
+from time import perf_counter
+from typing import TYPE_CHECKING, Final
 
 from starlette.exceptions import HTTPException
 from starlette.routing import Router
 
 from relay.errors import ApiError
 from relay.http.body import DROPPED_S, SLOW_DROPPED_S, drop_rest
+from relay.http.client import HSTS, Clients
+from relay.http.cors import Cors
 from relay.http.door import Door
 from relay.http.exchange import Exchange, Header, Receive, RequestIds, Scope, Send
 from relay.http.operations import Endpoint, Operation
+from relay.http.traffic import Traffic, Way
 from relay.store import DatabaseUnavailable, OutcomeUnknown, RowRefused
 from relay.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from relay.telemetry.traces import Tracer
 
 _log = logging.getLogger("relay.http")
 
 _LOOPBACK: Final = frozenset((b"localhost", b"127.0.0.1", b"[::1]"))
+# All of it is loopback (RFC 1122, section 3.2.1.3), and nobody's name server answers for a number.
+_LOOPBACK_NUMBER: Final = re.compile(rb"127(?:\.[0-9]{1,3}){3}")
 
 
 class Front:
@@ -31,7 +41,10 @@ class Front:
         operations: what there is.
         metrics: where to count.
         door: who measures the requests that lead nowhere; None when no route takes a key.
+        clients: who knows whether a request came over TLS; None without trusted proxies.
+        cors: which web pages may call; None for none.
         loopback_only: answer only requests whose Host header names this machine's loopback.
+        tracer: makes spans of requests, if traces are on.
     """
 
     def __init__(
@@ -40,22 +53,31 @@ class Front:
         metrics: Metrics,
         *,
         door: Door | None = None,
+        clients: Clients | None = None,
+        cors: Cors | None = None,
         loopback_only: bool = False,
+        tracer: Tracer | None = None,
     ) -> None:
         self._door = door
+        self._clients = clients
+        self._cors = cors
+        self._marks = clients is not None or cors is not None
         self._routes = [operation.route() for operation in operations]
         self._router = Router(self._routes, redirect_slashes=False, default=self._nothing_here)
-        self._exact: dict[tuple[str, str], Endpoint] = {
-            (operation.method, operation.path): operation.endpoint
-            for operation in operations
+        self._traffic = traffic = Traffic(metrics, lambda: self._under_way)
+        ways = [traffic.way(operation.method, operation.path) for operation in operations]
+        self._exact: dict[tuple[str, str], tuple[Endpoint, Way]] = {
+            (operation.method, operation.path): (operation.endpoint, way)
+            for operation, way in zip(operations, ways, strict=True)
             if "{" not in operation.path
         }
+        self._way_of_route = {id(route): way for route, way in zip(self._routes, ways, strict=True)}
         self._loopback_only = loopback_only
+        self._tracer = tracer
         self._ids = RequestIds()
         self._stopping = False
         self._under_way = 0
         self._none_left = asyncio.Event()
-        self._requests = metrics.counter("relay_http_requests", "Requests answered.", "route", "status")
 
     def stop(self) -> None:
         """From now on every answer closes its connection."""
@@ -70,17 +92,22 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
+        begun = perf_counter()
         exchange = Exchange(scope, receive, send, self._ids)
         exchange.closing = self._stopping
         scope["relay"] = exchange
+        if self._tracer is not None:
+            exchange.trace = self._tracer.begin_request(scope["method"], exchange.headers.get(b"traceparent"))
+        if self._marks:
+            exchange.common_headers = self._common_headers(scope, exchange)
         self._under_way += 1
-        route = "other"
+        way = self._traffic.nowhere
         try:
             if self._loopback_only and not _is_for_loopback(scope):
                 raise ApiError("misdirected_host")
-            endpoint = self._exact.get((scope["method"], scope["path"]))
-            if endpoint is not None:
-                route = scope["path"]
+            exact = self._exact.get((scope["method"], scope["path"]))
+            if exact is not None:
+                endpoint, way = exact
                 await endpoint(scope, receive, send)
             else:
                 scope["app"] = self
@@ -98,21 +125,42 @@ class Front:
             _log.exception("request_failed", extra={"request_id": _id(exchange)})
             await self._refuse(exchange, ApiError("internal_error"))
         finally:
+            exchange.leave()
             self._under_way -= 1
             if self._stopping and not self._under_way:
                 self._none_left.set()
-        if "route" in scope:
-            route = scope["route"].path
-        # The route and not the path: a label is never what the caller wrote.
-        self._requests.add(1, route, str(exchange.answered))
+            if "route" in scope:
+                way = self._way_of_route[id(scope["route"])]
+            way.passed(exchange.answered, perf_counter() - begun)
+        if self._tracer is not None and exchange.trace is not None:
+            self._tracer.end_request(exchange.trace, scope["method"], way.route, exchange.answered, _id(exchange))
+
+    def _common_headers(self, scope: Scope, exchange: Exchange) -> tuple[Header, ...]:
+        headers = () if self._cors is None else self._cors.headers(exchange.headers.get(b"origin"))
+        if self._clients is not None and self._clients.is_secure(scope):
+            return (*headers, HSTS)
+        return headers
 
     async def _find(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "OPTIONS" and await self._answer_preflight(scope):
+            return
         try:
             await self._router(scope, receive, send)
         except HTTPException:
             # The router's own: there is such a path, but not for this method.
+            scope.pop("route", None)
             await self._charge(scope)
             raise ApiError("method_not_allowed", headers=self._allow(scope["path"])) from None
+
+    async def _answer_preflight(self, scope: Scope) -> bool:
+        """A browser asks whether a page may send a request: without a key, and at nobody's cost."""
+        exchange: Exchange = scope["relay"]
+        asks = b"access-control-request-method" in exchange.headers
+        methods = self._methods(scope["path"])
+        if self._cors is None or not asks or not methods or not self._cors.allows(exchange.headers.get(b"origin")):
+            return False
+        await exchange.answer(204, b"", *self._cors.preflight(methods))
+        return True
 
     async def _nothing_here(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._charge(scope)
@@ -122,16 +170,22 @@ class Front:
         """What leads nowhere under /api costs the owner of a key as much as any request (contract, section 4)."""
         exchange: Exchange = scope["relay"]
         if self._door is not None and scope["path"].startswith("/api/") and b"x-api-key" in exchange.headers:
-            await self._door.admit(exchange, None)
+            await self._door.admit(exchange, None, turn=False)
 
     def _allow(self, path: str) -> tuple[Header, ...]:
         """The Allow header of a path (RFC 9110, section 10.2.1)."""
-        methods = {method for route in self._routes if route.path_regex.match(path) for method in route.methods or ()}
-        return ((b"allow", ", ".join(sorted(methods)).encode("ascii")),) if methods else ()
+        methods = self._methods(path)
+        return ((b"allow", ", ".join(methods).encode("ascii")),) if methods else ()
+
+    def _methods(self, path: str) -> list[str]:
+        return sorted(
+            {method for route in self._routes if route.path_regex.match(path) for method in route.methods or ()}
+        )
 
     async def _refuse(self, exchange: Exchange, error: ApiError) -> None:
         if exchange.answered:
             return
+        self._traffic.refused(error.kind.code)
         await exchange.fail(error)
         await drop_rest(exchange, SLOW_DROPPED_S if error.close else DROPPED_S)
 
@@ -143,7 +197,7 @@ def _is_for_loopback(scope: Scope) -> bool:
     name: bytes = hosts[0].lower()
     if not name.endswith(b"]"):
         name = name.rpartition(b":")[0] or name
-    return name in _LOOPBACK
+    return name in _LOOPBACK or _LOOPBACK_NUMBER.fullmatch(name) is not None
 
 
 def _id(exchange: Exchange) -> str:

@@ -16,6 +16,7 @@ from relay.http.exchange import Receive, Scope, Send
 from relay.http.query import read_query, refuse_query
 from relay.inbox import InboxQuery, acknowledge, read_page
 from relay.store import Cell, Row
+from relay.telemetry.metrics import Tally
 from relay.values import uuid7
 from relay.values.times import rfc3339
 
@@ -57,10 +58,11 @@ def inbox_event(row: Row, event_id: UUID) -> schemas.InboxEvent:
 class PostAck:
     """Mark one event as seen."""
 
-    def __init__(self, door: Door, bodies: BodyClock, cell: Cell) -> None:
+    def __init__(self, door: Door, bodies: BodyClock, cell: Cell, cancelled: Tally) -> None:
         self._door = door
         self._bodies = bodies
         self._cell = cell
+        self._cancelled = cancelled
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
@@ -68,7 +70,8 @@ class PostAck:
         refuse_query(scope)
         await self._bodies.read_nothing(exchange)
         event_id = uuid7.parse(scope["path_params"]["id"])
-        if event_id is None or not await acknowledge(self._cell, tenant.organization_id, (event_id,)):
+        known = event_id and await acknowledge(self._cell, tenant.organization_id, (event_id,), self._cancelled)
+        if not known:
             raise ApiError("event_not_found")
         await exchange.answer_json(200, schemas.Acknowledged(success=True))
 
@@ -76,10 +79,11 @@ class PostAck:
 class PostAcks:
     """Mark many events as seen."""
 
-    def __init__(self, door: Door, bodies: BodyClock, cell: Cell) -> None:
+    def __init__(self, door: Door, bodies: BodyClock, cell: Cell, cancelled: Tally) -> None:
         self._door = door
         self._bodies = bodies
         self._cell = cell
+        self._cancelled = cancelled
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
@@ -92,6 +96,8 @@ class PostAcks:
             if event_id is None:
                 raise invalid(f"ids[{place}]", "Not the id of an event: a UUIDv7.")
             wanted[text] = event_id
-        known = await acknowledge(self._cell, tenant.organization_id, list(wanted.values())) if wanted else set()
+        known: set[UUID] = set()
+        if wanted:
+            known = await acknowledge(self._cell, tenant.organization_id, list(wanted.values()), self._cancelled)
         not_found = [text for text, event_id in wanted.items() if event_id not in known]
         await exchange.answer_json(200, schemas.AcknowledgedMany(len(known), not_found))

@@ -8,22 +8,25 @@ from typing import Final
 
 import msgspec
 
+from relay.auth import SCOPES, KeyList
 from relay.auth import Keys as KeyRegister
 from relay.config import TIERS, Rate
 from relay.errors import ApiError, Detail, invalid
 from relay.http import exchange as exchanges
-from relay.http import schemas
+from relay.http import key_schemas as schemas
 from relay.http.body import SMALL_BODY_BYTES, BodyClock, decode
+from relay.http.client import Clients, neighbourhood
 from relay.http.door import Door
-from relay.http.exchange import Exchange, Receive, Scope, Send
+from relay.http.exchange import NO_STORE, Exchange, Receive, Scope, Send
 from relay.http.query import refuse_query
+from relay.http.schemas import Tier
 from relay.limits import SignupLimiter
+from relay.values import uuid7
 from relay.values.times import rfc3339, rfc3339_or_none
 
 _generate: Final = msgspec.json.Decoder(schemas.GenerateKey)
+_new: Final = msgspec.json.Decoder(schemas.NewKey)
 _rotate: Final = msgspec.json.Decoder(schemas.RotateKey)
-# Keys are shown once, and kept by nobody on the way (RFC 9111, section 5.2.2.5).
-_NO_STORE: Final = (b"cache-control", b"no-store")
 
 
 def bears(exchange: Exchange, token: str) -> bool:
@@ -40,6 +43,7 @@ class GenerateKey:
         bodies: BodyClock,
         keys: KeyRegister,
         signups: SignupLimiter,
+        clients: Clients,
         *,
         admin_token: str | None,
         max_tier: str,
@@ -47,6 +51,7 @@ class GenerateKey:
         self._bodies = bodies
         self._keys = keys
         self._signups = signups
+        self._clients = clients
         self._admin_token = admin_token
         self._max_tier = max_tier
 
@@ -57,8 +62,7 @@ class GenerateKey:
             if not bears(exchange, self._admin_token):
                 raise ApiError("invalid_admin_token")
         else:
-            client = scope.get("client")
-            allowance = self._signups.spend(client[0] if client else "")
+            allowance = self._signups.spend(neighbourhood(self._clients.address_of(scope)))
             if not allowance.allowed:
                 raise ApiError("too_many_signups", retry_after_s=allowance.retry_after_s)
         asked: schemas.GenerateKey = decode(await self._bodies.read(exchange, SMALL_BODY_BYTES), _generate)
@@ -67,7 +71,7 @@ class GenerateKey:
             raise ApiError("tier_not_allowed", details=(Detail("tier", f"At most {self._max_tier}."),))
         made = await self._keys.create_organization(name, asked.tier)
         await exchange.answer_json(
-            201, schemas.GeneratedKey(made.api_key, str(made.organization_id), name, asked.tier), _NO_STORE
+            201, schemas.GeneratedKey(made.api_key, str(made.organization_id), name, asked.tier), NO_STORE
         )
 
 
@@ -83,22 +87,22 @@ def _organization_name(asked: schemas.GenerateKey) -> str:
 class GetKeys:
     """The caller's organization and its keys, without their secrets."""
 
-    def __init__(self, door: Door, keys: KeyRegister, rates: Mapping[str, Rate]) -> None:
+    def __init__(self, door: Door, listing: KeyList, rates: Mapping[str, Rate]) -> None:
         self._door = door
-        self._keys = keys
+        self._listing = listing
         self._rates = rates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
         tenant = await self._door.admit(exchange, None)
         refuse_query(scope)
-        organization = await self._keys.describe(tenant.organization_id)
+        organization = await self._listing.describe(tenant.organization_id)
         await exchange.answer_json(
             200,
             schemas.Keys(
                 organization_id=str(organization.organization_id),
                 organization_name=organization.name,
-                tier=msgspec.convert(organization.tier, schemas.Tier),
+                tier=msgspec.convert(organization.tier, Tier),
                 rate_limit_per_minute=self._rates[organization.tier].per_minute,
                 webhook_url=organization.webhook_url,
                 keys=[
@@ -113,8 +117,45 @@ class GetKeys:
                     for key in organization.keys
                 ],
             ),
-            _NO_STORE,
         )
+
+
+class PostKey:
+    """A further key for the caller's organization."""
+
+    def __init__(self, door: Door, bodies: BodyClock, keys: KeyRegister) -> None:
+        self._door = door
+        self._bodies = bodies
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchanges.of(scope)
+        tenant = await self._door.admit(exchange, "manage")
+        refuse_query(scope)
+        asked: schemas.NewKey = decode(await self._bodies.read(exchange, SMALL_BODY_BYTES), _new)
+        scopes = SCOPES if asked.scopes is msgspec.UNSET else asked.scopes
+        made = await self._keys.create(tenant.organization_id, asked.name, scopes, asked.expires_at)
+        if made is None:
+            raise ApiError("invalid_api_key")
+        await exchange.answer_json(201, schemas.MadeKey(made.api_key, str(made.key_id)), NO_STORE)
+
+
+class DeleteKey:
+    """Revoke a key of the caller's organization, perhaps the caller's own."""
+
+    def __init__(self, door: Door, keys: KeyRegister) -> None:
+        self._door = door
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchanges.of(scope)
+        tenant = await self._door.admit(exchange, "manage")
+        refuse_query(scope)
+        key_id = uuid7.parse(scope["path_params"]["key_id"])
+        if key_id is None:
+            raise ApiError("key_not_found")
+        await self._keys.revoke(tenant.organization_id, key_id)
+        await exchange.answer(204, b"")
 
 
 class RotateKey:
@@ -131,9 +172,9 @@ class RotateKey:
         refuse_query(scope)
         body = await self._bodies.read(exchange, SMALL_BODY_BYTES)
         asked: schemas.RotateKey = decode(body, _rotate) if body else schemas.RotateKey()
-        rotated = await self._keys.rotate(tenant, asked.overlap_s)
+        rotated = await self._keys.rotate(tenant.organization_id, tenant.key_id, asked.overlap_s)
         await exchange.answer_json(
             200,
             schemas.RotatedKey(rotated.api_key, str(rotated.key_id), rfc3339(rotated.previous_expires_at)),
-            _NO_STORE,
+            NO_STORE,
         )

@@ -23,6 +23,7 @@ _EVERY_API_ERROR: Final = (
     "invalid_api_key",
     "insufficient_scope",
     "rate_limited",
+    "too_many_requests_waiting",
     "database_unavailable",
     "shutting_down",
 )

@@ -207,59 +207,6 @@ class WebhookConfigured(Struct):
     secret: Annotated[str, Meta(description="Verifies signatures as Standard Webhooks defines them.")]
 
 
-class GenerateKey(Struct, forbid_unknown_fields=True):
-    """A new organization; `org_name` is another name for `organization_name`."""
-
-    organization_name: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
-    org_name: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
-    tier: Tier = "free"
-
-
-class GeneratedKey(Struct):
-    """The organization and its key, which is shown this once."""
-
-    api_key: str
-    organization_id: Uuid
-    organization_name: str
-    tier: Tier
-
-
-class Key(Struct):
-    """A key, without its secret."""
-
-    key_id: Uuid
-    name: str
-    scopes: list[str]
-    created_at: Time
-    last_used_at: Time | None
-    expires_at: Time | None
-
-
-class Keys(Struct):
-    """The caller's organization."""
-
-    organization_id: Uuid
-    organization_name: str
-    tier: Tier
-    rate_limit_per_minute: int
-    webhook_url: str | None
-    keys: list[Key]
-
-
-class RotateKey(Struct, forbid_unknown_fields=True):
-    """How long the old key still works beside the new one."""
-
-    overlap_s: Annotated[int, Meta(ge=0, le=604_800)] = 0
-
-
-class RotatedKey(Struct):
-    """The new key, which is shown this once."""
-
-    api_key: str
-    key_id: Uuid
-    previous_expires_at: Time
-
-
 class Health(Struct):
     """The service works."""
 

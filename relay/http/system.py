@@ -46,6 +46,8 @@ _POLICY: Final = (
     b"default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 )
+# A browser takes these for what they are declared as, whatever they look like.
+_NOSNIFF: Final = (b"x-content-type-options", b"nosniff")
 
 
 class GetHealth:
@@ -73,7 +75,7 @@ class GetLive:
 
 
 class GetMetrics:
-    """The counters of this process as Prometheus text."""
+    """The metrics of this process and of those beside it as Prometheus text."""
 
     def __init__(self, metrics: Metrics, token: str | None) -> None:
         self._metrics = metrics
@@ -84,7 +86,12 @@ class GetMetrics:
         if self._token is not None and not bears(exchange, self._token):
             raise ApiError("invalid_metrics_token")
         refuse_query(scope)
-        await exchange.answer(200, self._metrics.render(), (b"content-type", CONTENT_TYPE))
+        text = bytearray()
+        for piece in self._metrics.pieces():
+            text += piece
+            # Other requests need not wait for the whole.
+            await asyncio.sleep(0)
+        await exchange.answer(200, bytes(text), (b"content-type", CONTENT_TYPE))
 
 
 class GetOpenApi:
@@ -98,7 +105,7 @@ class GetOpenApi:
         refuse_query(scope)
         if self._document is None:
             self._document = self._make()
-        await exchanges.of(scope).answer(200, self._document, JSON)
+        await exchanges.of(scope).answer(200, self._document, JSON, _NOSNIFF)
 
 
 class GetDocs:
@@ -106,7 +113,8 @@ class GetDocs:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refuse_query(scope)
-        await exchanges.of(scope).answer(200, _PAGE, (b"content-type", b"text/html; charset=utf-8"), _POLICY)
+        page = (b"content-type", b"text/html; charset=utf-8")
+        await exchanges.of(scope).answer(200, _PAGE, page, _POLICY, _NOSNIFF)
 
 
 class GetDocsFile:
@@ -117,11 +125,10 @@ class GetDocsFile:
         refuse_query(scope)
         name = scope["path_params"]["file"]
         if name == "start.js":
-            await exchange.answer(200, _START, (b"content-type", b"text/javascript"))
+            await exchange.answer(200, _START, (b"content-type", b"text/javascript"), _NOSNIFF)
             return
         if not _FILE.fullmatch(name) or not (_SWAGGER / name).is_file():
             raise ApiError("not_found")
         content = (_SWAGGER / name).read_bytes()
-        await exchange.answer(
-            200, content, (b"content-type", _TYPES[name.rpartition(".")[2]]), (b"cache-control", b"max-age=86400")
-        )
+        kind = (b"content-type", _TYPES[name.rpartition(".")[2]])
+        await exchange.answer(200, content, kind, _NOSNIFF, (b"cache-control", b"max-age=86400"))

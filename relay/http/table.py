@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from relay.auth import Keys
+from relay.auth import KeyList, Keys
 from relay.config import Settings
 from relay.delivery.endpoints import Endpoints
 from relay.delivery.pings import Pings
-from relay.http import endpoint_schemas, idempotency, job_schemas, listing_schemas, schemas
+from relay.http import endpoint_schemas, idempotency, job_schemas, key_schemas, listing_schemas, schemas
 from relay.http.batch import PostBatch
 from relay.http.body import BodyClock
+from relay.http.client import Clients
 from relay.http.deliveries import GetDeliveries, ReplayEvent, RetryDelivery
 from relay.http.door import Door
 from relay.http.endpoints import (
@@ -27,7 +28,7 @@ from relay.http.endpoints import (
 from relay.http.events import GetEvent, GetEvents, PostEvent
 from relay.http.inbox import GetInbox, PostAck, PostAcks
 from relay.http.jobs import DeleteJob, GetJob, GetJobs, PostEndpointReplay, RetryDeliveries
-from relay.http.keys import GenerateKey, GetKeys, RotateKey
+from relay.http.keys import DeleteKey, GenerateKey, GetKeys, PostKey, RotateKey
 from relay.http.openapi import document
 from relay.http.operations import Operation
 from relay.http.system import GetDocs, GetDocsFile, GetHealth, GetLive, GetMetrics, GetOpenApi
@@ -35,6 +36,7 @@ from relay.http.webhook import PostWebhookConfig
 from relay.ingest import GroupCommit
 from relay.limits import SignupLimiter
 from relay.store import Cell
+from relay.telemetry.endings import deliveries_ended
 from relay.telemetry.metrics import Metrics
 
 _AGAIN: Final = ("invalid_idempotency_key", "idempotency_key_reused", "commit_unknown")
@@ -47,10 +49,12 @@ class Rooms:
     settings: Settings
     cell: Cell
     door: Door
+    clients: Clients
     bodies: BodyClock
     commit: GroupCommit
     endpoints: Endpoints
     pings: Pings
+    signups: SignupLimiter
     keys: Keys
     metrics: Metrics
     due: Callable[[], None]
@@ -71,6 +75,7 @@ def operations(rooms: Rooms) -> list[Operation]:
 def _events(rooms: Rooms) -> list[Operation]:
     """Posting events, reading and acknowledging them."""
     door, bodies, cell = rooms.door, rooms.bodies, rooms.cell
+    cancelled = deliveries_ended(rooms.metrics).of("cancelled")
     return [
         Operation(
             "POST", "/api/events", PostEvent(door, bodies, rooms.commit),
@@ -102,12 +107,12 @@ def _events(rooms: Rooms) -> list[Operation]:
             success={200: schemas.InboxPage}, query=schemas.InboxQuery, errors=("invalid_request", "invalid_cursor"),
         ),
         Operation(
-            "POST", "/api/ack/{id}", PostAck(door, bodies, cell),
+            "POST", "/api/ack/{id}", PostAck(door, bodies, cell, cancelled),
             success={200: schemas.Acknowledged}, body=schemas.NoMembers, body_optional=True,
             errors=("event_not_found",),
         ),
         Operation(
-            "POST", "/api/ack", PostAcks(door, bodies, cell),
+            "POST", "/api/ack", PostAcks(door, bodies, cell, cancelled),
             success={200: schemas.AcknowledgedMany}, body=schemas.AcknowledgeMany,
         ),
     ]  # fmt: skip
@@ -213,21 +218,32 @@ def _keys(rooms: Rooms) -> list[Operation]:
         Operation(
             "POST", "/api/keys/generate",
             GenerateKey(
-                bodies, keys, SignupLimiter(),
+                bodies, keys, rooms.signups, rooms.clients,
                 admin_token=rooms.settings.admin_token, max_tier=rooms.settings.signup_max_tier,
             ),
-            success={201: schemas.GeneratedKey}, body=schemas.GenerateKey, key=False,
+            success={201: key_schemas.GeneratedKey}, body=key_schemas.GenerateKey, key=False,
             errors=(
                 "invalid_admin_token", "tier_not_allowed", "too_many_signups", "database_unavailable", "commit_unknown",
+                "too_many_new_keys",
             ),
         ),
         Operation(
-            "GET", "/api/keys", GetKeys(door, keys, rooms.settings.rates),
-            success={200: schemas.Keys}, errors=("invalid_request",),
+            "GET", "/api/keys", GetKeys(door, KeyList(rooms.cell), rooms.settings.rates),
+            success={200: key_schemas.Keys}, errors=("invalid_request",),
+        ),
+        Operation(
+            "POST", "/api/keys", PostKey(door, bodies, keys),
+            success={201: key_schemas.MadeKey}, body=key_schemas.NewKey,
+            errors=("too_many_keys", "too_many_new_keys", "commit_unknown"),
         ),
         Operation(
             "POST", "/api/keys/rotate", RotateKey(door, bodies, keys),
-            success={200: schemas.RotatedKey}, body=schemas.RotateKey, body_optional=True, errors=("commit_unknown",),
+            success={200: key_schemas.RotatedKey}, body=key_schemas.RotateKey, body_optional=True,
+            errors=("too_many_keys", "too_many_new_keys", "commit_unknown"),
+        ),
+        Operation(
+            "DELETE", "/api/keys/{key_id}", DeleteKey(door, keys),
+            success={204: None}, errors=("key_not_found", "last_manager", "invalid_request", "commit_unknown"),
         ),
     ]  # fmt: skip
 

@@ -12,14 +12,13 @@ from relay.http import exchange as exchanges
 from relay.http import schemas
 from relay.http.body import SMALL_BODY_BYTES, BodyClock, decode
 from relay.http.door import Door
-from relay.http.exchange import Receive, Scope, Send
+from relay.http.exchange import NO_STORE, Receive, Scope, Send
 from relay.http.query import refuse_query
 from relay.http.urls import check_webhook_url
 from relay.values import signature
 from relay.values.addresses import Network
 
 _config: Final = msgspec.json.Decoder(schemas.WebhookConfig)
-_NO_STORE: Final = (b"cache-control", b"no-store")
 
 
 class PostWebhookConfig:
@@ -41,5 +40,5 @@ class PostWebhookConfig:
         await exchange.answer_json(
             200,
             schemas.WebhookConfigured(success=True, endpoint_id=str(endpoint_id), secret=signature.written(secret)),
-            _NO_STORE,
+            NO_STORE,
         )

@@ -7,13 +7,20 @@ from typing import Final
 from uuid import UUID
 
 from relay.store import Cell, DatabaseUnavailable
+from relay.telemetry.metrics import Tally
 
 # How often somebody else may get in between.
 _TRIES: Final = 5
 
 
-async def acknowledge(cell: Cell, organization_id: UUID, event_ids: Sequence[UUID]) -> set[UUID]:
+async def acknowledge(cell: Cell, organization_id: UUID, event_ids: Sequence[UUID], cancelled: Tally) -> set[UUID]:
     """Mark events as seen; once more changes nothing.
+
+    Args:
+        cell: where they are.
+        organization_id: whose they are.
+        event_ids: which.
+        cancelled: counts the deliveries that this ends.
 
     Returns:
         Those of `event_ids` that are events of the organization.
@@ -26,6 +33,7 @@ async def acknowledge(cell: Cell, organization_id: UUID, event_ids: Sequence[UUI
     for _ in range(_TRIES):
         rows = await cell.fetch("acknowledge", organization_id, left)
         known.update(row["id"] for row in rows)
+        cancelled.add(sum(row["cancelled"] for row in rows))
         left = [row["id"] for row in rows if row["moved"]]
         if not left:
             return known

@@ -8,15 +8,19 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 from uuid import UUID
 
 from relay.errors import ApiError
 from relay.ingest.flush import Key, Waiting, part_followers
+from relay.ingest.measures import Measures
 from relay.ingest.outcome import Outcome
 from relay.ingest.parse import PostedEvent
 from relay.store import Cell, DatabaseUnavailable, OutcomeUnknown, Row, RowRefused, StoreError
 from relay.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from relay.telemetry.traces import Trace, Tracer
 
 _log = logging.getLogger("relay.ingest")
 
@@ -41,6 +45,7 @@ class GroupCommit:
         queue_bytes: how much may wait; past that, `queue_full`.
         metrics: where to count.
         due: called after a commit that opened deliveries which are due.
+        tracer: makes spans of flushes, if traces are on.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class GroupCommit:
         queue_bytes: int,
         metrics: Metrics,
         due: Callable[[], None],
+        tracer: Tracer | None = None,
     ) -> None:
         self._cell = cell
         self._connection = cell.owned_connection()
@@ -59,6 +65,7 @@ class GroupCommit:
         self._commit_timeout_s = commit_timeout_s
         self._queue_bytes = queue_bytes
         self._due = due
+        self._tracer = tracer
         self._waiting: deque[Waiting] = deque()
         self._waiting_bytes = 0
         self._under_way: Sequence[Waiting] = ()
@@ -67,19 +74,7 @@ class GroupCommit:
         self._arrived = asyncio.Event()
         self._closing = False
         self._task: asyncio.Task[None] | None = None
-        self._accepted = metrics.counter("relay_events_accepted", "Events committed.")
-        self._lost = metrics.counter("relay_events_duplicate", "Events whose key was accepted before.")
-        self._failed = metrics.counter(
-            "relay_events_failed", "Events not committed, by the code of the answer.", "code"
-        )
-        self._sizes = metrics.histogram(
-            "relay_flush_events", "Events in a flush.", (1, 2, 5, 10, 20, 50, 100, 200, 500)
-        )
-        self._times = metrics.histogram(
-            "relay_flush_duration_seconds", "Time of a flush.", (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5)
-        )
-        metrics.gauge("relay_ingest_queue_events", "Events that wait for their commit.", lambda: len(self._waiting))
-        metrics.gauge("relay_ingest_queue_bytes", "Bytes that wait for their commit.", lambda: self._waiting_bytes)
+        self._measures = Measures(metrics, lambda: len(self._waiting), lambda: self._waiting_bytes)
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run(), name="group commit")
@@ -100,7 +95,11 @@ class GroupCommit:
             self._fail(self._waiting, "shutting_down")
 
     def join(
-        self, organization_id: UUID, event: PostedEvent, idempotency_key: str | None = None
+        self,
+        organization_id: UUID,
+        event: PostedEvent,
+        idempotency_key: str | None = None,
+        trace: Trace | None = None,
     ) -> asyncio.Future[Outcome]:
         """Put an event into the next flush; the future ends after its COMMIT. Who stops waiting takes nothing along.
 
@@ -109,12 +108,12 @@ class GroupCommit:
                 or `unstorable`.
         """
         self._open_for(1)
-        future = self._add(organization_id, event, idempotency_key).future
+        future = self._add(organization_id, event, idempotency_key, trace).future
         self._arrived.set()
         return future
 
     def join_batch(
-        self, organization_id: UUID, events: Sequence[tuple[PostedEvent, str | None]]
+        self, organization_id: UUID, events: Sequence[tuple[PostedEvent, str | None]], trace: Trace | None = None
     ) -> list[asyncio.Future[Outcome]]:
         """Put events, each with its Idempotency-Key, into the next flush together; none is left for the one after.
 
@@ -122,22 +121,32 @@ class GroupCommit:
             ApiError: as `join`, at once for all of them.
         """
         self._open_for(len(events))
-        waiting = [self._add(organization_id, event, key) for event, key in events]
+        waiting = [self._add(organization_id, event, key, trace) for event, key in events]
         for event in waiting[:-1]:
             event.ends_unit = False
         self._arrived.set()
         return [event.future for event in waiting]
 
-    def _open_for(self, events: int) -> None:
-        if self._closing:
-            raise ApiError("shutting_down")
-        if self._waiting_bytes > self._queue_bytes:
-            self._failed.add(events, "queue_full")
-            raise ApiError("queue_full")
+    def reject(self, code: str, events: int = 1) -> None:
+        """Count events that were refused before they came here.
 
-    def _add(self, organization_id: UUID, event: PostedEvent, idempotency_key: str | None) -> Waiting:
+        Args:
+            code: of the answer.
+            events: how many; a batch that was refused before it was parsed is one.
+        """
+        self._measures.rejected(events, code)
+
+    def _open_for(self, events: int) -> None:
+        code = "shutting_down" if self._closing else "queue_full"
+        if self._closing or self._waiting_bytes > self._queue_bytes:
+            self.reject(code, events)
+            raise ApiError(code)
+
+    def _add(
+        self, organization_id: UUID, event: PostedEvent, idempotency_key: str | None, trace: Trace | None
+    ) -> Waiting:
         future: asyncio.Future[Outcome] = self._loop.create_future()
-        waiting = Waiting(organization_id, self._cell.clock.new(), event, idempotency_key, future)
+        waiting = Waiting(organization_id, self._cell.clock.new(), event, idempotency_key, future, trace)
         self._waiting.append(waiting)
         self._waiting_bytes += waiting.size
         return waiting
@@ -154,10 +163,10 @@ class GroupCommit:
                 except Exception:
                     # Nothing below is expected to raise; whatever it was, no request may wait for ever.
                     _log.exception("flush_failed")
-                    for event in events:
-                        event.fail("internal_error")
-                self._times.observe(time.perf_counter() - begun)
-                self._sizes.observe(len(events))
+                    self._fail([event for event in events if not event.future.done()], "internal_error")
+                self._measures.flushed(len(events), time.perf_counter() - begun)
+                if self._tracer is not None:
+                    _trace(self._tracer, events, time.perf_counter() - begun)
                 self._waiting_bytes -= sum([event.size for event in events])
             if self._closing:
                 return
@@ -191,7 +200,7 @@ class GroupCommit:
             return
         for follower in followers:
             follower.lost_to(*leader.first)
-        self._lost.add(len(followers))
+        self._measures.duplicate.add(len(followers))
 
     def _again(self, events: Sequence[Waiting]) -> None:
         for event in reversed(events):
@@ -229,12 +238,12 @@ class GroupCommit:
                 event.accept()
             else:
                 losers.append(event)
-        self._accepted.add(len(events) - len(losers))
+        self._measures.accepted.add(len(events) - len(losers))
         if losers:
             await self._answer_losers(losers)
 
     def _fail(self, events: Collection[Waiting], code: str) -> None:
-        self._failed.add(len(events), code)
+        self._measures.rejected(len(events), code)
         for event in events:
             event.fail(code)
 
@@ -243,7 +252,7 @@ class GroupCommit:
         rows = [event.row() for event in events]
         if len(rows) == 1:
             (row,) = await self._fetch("commit_event", *rows[0], self._dedup_window_s)
-        elif any(event.key for event in events):
+        elif any(event.key or event.trace for event in events):
             (row,) = await self._fetch("commit_events_with_keys", *zip(*rows, strict=True), self._dedup_window_s)
         else:
             (row,) = await self._fetch("commit_events", *zip(*(row[:4] for row in rows), strict=True))
@@ -271,7 +280,14 @@ class GroupCommit:
                 self._again((event,))
             else:
                 event.lost_to(holder["event_id"], holder["digest"])
-                self._lost.add()
+                self._measures.duplicate.add()
+
+
+def _trace(tracer: Tracer, events: Sequence[Waiting], took_s: float) -> None:
+    # A batch brings its trace once for each of its events.
+    traces = {id(event.trace): event.trace for event in events if event.trace is not None}
+    now_ns = time.time_ns()
+    tracer.flushed(now_ns - round(took_s * 1e9), now_ns, len(events), list(traces.values()))
 
 
 def _key_columns(keys: Sequence[Key]) -> tuple[list[UUID], list[str], list[str]]:

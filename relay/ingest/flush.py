@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from relay.errors import ApiError
 from relay.ingest.outcome import Accepted, Duplicate, KeyReused, Outcome, Replayed
 from relay.ingest.parse import PostedEvent
+
+if TYPE_CHECKING:
+    from relay.telemetry.traces import Trace
 
 #: Whose key, which kind (`d` for a dedup_id, `i` for an Idempotency-Key), and the key.
 Key = tuple[UUID, str, str]
@@ -30,6 +34,7 @@ class Waiting:
         "organization_id",
         "payload",
         "size",
+        "trace",
         "type",
     )
 
@@ -40,6 +45,7 @@ class Waiting:
         event: PostedEvent,
         idempotency_key: str | None,
         future: asyncio.Future[Outcome],
+        trace: Trace | None = None,
     ) -> None:
         self.organization_id = organization_id
         self.event_id = event_id
@@ -50,6 +56,8 @@ class Waiting:
         self.size = len(self.payload) + 512
         self.dedup_id = event.dedup_id
         self.future = future
+        #: Of the request that brought it.
+        self.trace = trace
         self.key: Key | None = None
         self.digest = b""
         #: Whether a flush may end after it: a batch is never split over two.
@@ -65,10 +73,11 @@ class Waiting:
         if self.key is not None:
             self.digest = _digest(event.type, self.payload)
 
-    def row(self) -> tuple[UUID, UUID, str, bytes, str | None, str | None, bytes]:
-        """What is stored, in the order of the statements' parameters; the last three are for its key."""
+    def row(self) -> tuple[UUID, UUID, str, bytes, str | None, str | None, bytes, str | None]:
+        """What is stored, in the order of the statements' parameters; the last four are for its key and its trace."""
         _, kind, key = self.key or (None, None, None)
-        return self.organization_id, self.event_id, self.type, self.payload, kind, key, self.digest
+        traceparent = None if self.trace is None else self.trace.traceparent
+        return self.organization_id, self.event_id, self.type, self.payload, kind, key, self.digest, traceparent
 
     def accept(self) -> None:
         """Answer the request: committed."""

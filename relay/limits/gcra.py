@@ -44,12 +44,13 @@ class Meter:
         arrival: where the theoretical arrival time starts, when a caller's rate has changed.
     """
 
-    __slots__ = ("_interval_s", "_limit_header", "_reset_header", "_reset_s", "arrival", "rate")
+    __slots__ = ("_limit_header", "_reset_header", "_reset_s", "arrival", "interval_s", "rate")
 
     def __init__(self, rate: Rate, arrival: float = 0.0) -> None:
         self.rate = rate
         self.arrival = arrival
-        self._interval_s = 60.0 / rate.per_minute
+        #: How long one event takes to be forgotten.
+        self.interval_s = 60.0 / rate.per_minute
         self._limit_header = (b"ratelimit-limit", b"%d" % rate.burst)
         self._reset_s = -1
         self._reset_header = (b"ratelimit-reset", b"")
@@ -61,7 +62,7 @@ class Meter:
             now: seconds, by a clock that never steps back.
             cost: 0 or more; with 0 this only looks.
         """
-        rate, interval_s = self.rate, self._interval_s
+        rate, interval_s = self.rate, self.interval_s
         ahead_s = self.arrival - now
         if ahead_s < 0.0:
             ahead_s = 0.0
@@ -74,6 +75,22 @@ class Meter:
             retry_after_s = 0
         else:
             retry_after_s = int((cost - left) * interval_s) + 1
+        return self._allowance(allowed, left, ahead_s, retry_after_s)
+
+    def decided(self, now: float, allowed: bool, cost: int) -> Allowance:
+        """The same for a decision that was made elsewhere.
+
+        Args:
+            now: see above.
+            allowed: the decision.
+            cost: of what was decided about; if it was allowed it has been taken already.
+        """
+        ahead_s = max(self.arrival - now, 0.0)
+        left = self.rate.burst - ahead_s / self.interval_s + _ROUNDING_EVENTS
+        retry_after_s = 0 if allowed else max(int((cost - left) * self.interval_s), 0) + 1
+        return self._allowance(allowed, left, ahead_s, retry_after_s)
+
+    def _allowance(self, allowed: bool, left: float, ahead_s: float, retry_after_s: int) -> Allowance:
         remaining = int(left) if left > 0.0 else 0
         reset_s = math.ceil(ahead_s - _ROUNDING_S)
         if reset_s != self._reset_s:
@@ -81,7 +98,7 @@ class Meter:
             self._reset_header = (b"ratelimit-reset", b"%d" % reset_s)
         return Allowance(
             allowed,
-            rate.burst,
+            self.rate.burst,
             remaining,
             reset_s,
             retry_after_s,

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from signal import SIGKILL
 from typing import Final
+from urllib.parse import quote
 
 from relay.local.children import launch, tell
 from relay.local.failures import Unable
@@ -19,6 +20,8 @@ from relay.local.users import User
 
 ROLE: Final = "relay"
 DATABASE: Final = "relay"
+#: The socket's name in its folder.
+SOCKET: Final = ".s.PGSQL.5432"
 SHARED_BUFFERS: Final = "128MB"
 
 _INITDB: Final = (
@@ -72,6 +75,16 @@ _SETTINGS: Final[Mapping[str, str]] = {
 
 # PostgreSQL's programs need nothing from our environment, and PGHOST or PGPASSWORD in it would mislead them.
 ENVIRONMENT: Final[Mapping[str, str]] = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
+
+
+def url(sockets: Path, password: str) -> str:
+    """How asyncpg and libpq reach the database `relay` as its owner.
+
+    Args:
+        sockets: the folder with the server's socket.
+        password: the role's.
+    """
+    return f"postgresql://{ROLE}:{password}@/{DATABASE}?host={quote(str(sockets), safe='/')}"
 
 
 def write_settings(folder: Path, sockets: Path, settings: Mapping[str, str]) -> list[str]:

@@ -16,7 +16,6 @@ from pathlib import Path
 from signal import SIGINT, SIGKILL, SIGQUIT
 from types import TracebackType
 from typing import Final, Self
-from urllib.parse import quote
 
 from relay.local import binaries, cluster
 from relay.local.children import finished, launch, tell
@@ -33,7 +32,6 @@ _PREDECESSOR_TIMEOUT_S: Final = 15.0
 _POLL_S: Final = 0.01
 _PATIENCE_S: Final = 10.0
 
-_SOCKET: Final = ".s.PGSQL.5432"
 # sun_path holds 107 bytes; and a name with a comma or a quote would need care in three syntaxes.
 _SOCKET_PATH_BYTES: Final = 100
 _PLAIN_PATH: Final = re.compile(r"[\w./+-]+", re.ASCII)
@@ -69,8 +67,7 @@ class EmbeddedPostgres:
     @property
     def url(self) -> str:
         """How asyncpg and libpq reach the database `relay` as its owner; known once it was entered."""
-        host = quote(str(self._sockets), safe="/")
-        return f"postgresql://{cluster.ROLE}:{self._password}@/{cluster.DATABASE}?host={host}"
+        return cluster.url(self._sockets, self._password)
 
     @property
     def pid(self) -> int:
@@ -171,7 +168,7 @@ class EmbeddedPostgres:
 
     def _make_sockets(self) -> None:
         """Make the private folder for the socket; in a temporary place if its path would be too long."""
-        path = str(self._sockets / _SOCKET)
+        path = str(self._sockets / cluster.SOCKET)
         if len(os.fsencode(path)) > _SOCKET_PATH_BYTES or not _PLAIN_PATH.fullmatch(path):
             self._sockets = Path(tempfile.mkdtemp(prefix="relay-"))
         self._sockets.mkdir(mode=0o700, exist_ok=True)
@@ -193,7 +190,7 @@ class EmbeddedPostgres:
         PostgreSQL does it too, but not when their process id belongs to another process of its user by now:
         after the restart of a container that is the rule, not the exception.
         """
-        for lock in (self._cluster / "postmaster.pid", self._sockets / f"{_SOCKET}.lock"):
+        for lock in (self._cluster / "postmaster.pid", self._sockets / f"{cluster.SOCKET}.lock"):
             holder = (read_if_there(lock) or "").split("\n")[0]
             if holder.isdecimal() and _is_elsewhere(int(holder), self._cluster):
                 lock.unlink()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import asyncpg
 from asyncpg.pgproto import pgproto
@@ -28,9 +28,17 @@ _COMPARISONS: Final = 3
 _DURABLE: Final = ("on", "remote_write", "remote_apply")
 _STATEMENT_TIMEOUT_S: Final = 10.0
 _CONFLICT_TRIES: Final = 5
-# Flush, wake-up, clock, keys, health and listener (or claims, leases, results, share, clock, health and two listeners)
-# each own one connection; the pool has what is left.
+# Flush, wake-up, clock, keys, their verification, health and listener (or claims, leases, results, share, clock, health
+# and two listeners) each own one connection; the pool has what is left.
 _OWNED_CONNECTIONS: Final = 8
+
+
+class Connections(NamedTuple):
+    """How many connections to PostgreSQL a process has: of its pool, and those that something owns."""
+
+    in_use: int
+    idle: int
+    owned: int
 
 
 class Cell:
@@ -55,13 +63,16 @@ class Cell:
         self.id = ""
         #: The age of the oldest transaction that may still write: so far behind are readers that go forward.
         self.oldest_write_s = 0.0
+        #: Whether the server answered when it was last asked, which it is every 10 s.
+        self.answers = False
         self._opener = Opener(
             url, application, pooled=False, lifetime_s=lifetime_s, enter=self.statements["enter_cell"]
         )
         self._direct = Opener(direct_url or url, application, pooled=False, lifetime_s=lifetime_s)
-        self._connections = max(1, connections - _OWNED_CONNECTIONS)
+        #: How many connections the pool may have.
+        self.most_pooled = max(1, connections - _OWNED_CONNECTIONS)
         self._pool: asyncpg.Pool | None = None
-        self._owned: list[HotConnection] = []
+        self._owned: list[HotConnection | Listener] = []
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -72,7 +83,7 @@ class Cell:
             self._pool = asyncpg.create_pool(
                 self._opener.url,
                 min_size=0,
-                max_size=self._connections,
+                max_size=self.most_pooled,
                 max_inactive_connection_lifetime=60.0,
                 max_queries=1_000_000_000,
                 init=self._opener.on_open,
@@ -102,11 +113,18 @@ class Cell:
 
     def listener(self, channel: str) -> Listener:
         """A listener for notifications on this cell's `channel`."""
-        return Listener(self._direct, self.channel(channel))
+        listener = Listener(self._direct, self.channel(channel))
+        self._owned.append(listener)
+        return listener
 
     def channel(self, name: str) -> str:
         """The notification channel `name` of this cell; cells of one database do not hear each other."""
         return f"{self.schema}_{name}"
+
+    def connections(self) -> Connections:
+        """How many connections there are now."""
+        size, idle = (self._pool.get_size(), self._pool.get_idle_size()) if self._pool is not None else (0, 0)
+        return Connections(size - idle, idle, sum(owned.is_open for owned in self._owned))
 
     async def fetch(self, name: str, *args: Any, timeout_s: float = _STATEMENT_TIMEOUT_S) -> Sequence[Row]:
         """Run a named statement on a connection of the pool and give its rows.
@@ -172,6 +190,7 @@ class Cell:
         """
         (row,) = await self.fetch_steadily("enter_cell", timeout_s=5.0)
         self.id = row["id"]
+        self.answers = True
         self.clock.offset_ns = min([await self._compare_clocks() for _ in range(_COMPARISONS)])[1]
 
     async def _compare_clocks(self) -> tuple[int, int]:
@@ -200,6 +219,7 @@ class Cell:
             try:
                 await self.refresh()
             except errors.StoreError as error:
+                self.answers = False
                 _log.warning("clock_not_read", extra={"reason": str(error)})
 
     async def _behind_pooler(self) -> bool:
@@ -215,8 +235,9 @@ class Cell:
             connection.terminate()
 
     async def _close_owned(self) -> None:
-        for connection in self._owned:
-            await connection.close()
+        for owned in self._owned:
+            if isinstance(owned, HotConnection):
+                await owned.close()
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -180,6 +180,11 @@ class HotConnection:
         self._deadline: _Deadline | None = None
         self._prepared: dict[str, _Execute] = {}
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection now."""
+        return self._connection is not None and not self._connection.is_closed()
+
     async def fetch(self, name: str, *args: Any, timeout_s: float | None = None) -> Sequence[Row]:
         """Run a named statement in a transaction of its own.
 

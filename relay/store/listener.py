@@ -31,6 +31,8 @@ class Listener(Background):
         self._opener = opener
         self._channel = channel
         self._heard: dict[str, Callable[[], None]] = {}
+        #: Whether there is a connection now.
+        self.is_open = False
 
     def on_notice(self, heard: Callable[[], None]) -> Self:
         """Say what to call; before entering."""
@@ -53,11 +55,13 @@ class Listener(Background):
                 pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
                 continue
             pause_s = _FIRST_PAUSE_S
+            self.is_open = True
             try:
                 await self._listen(connection)
             except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
                 _log.info("listener_reconnects", extra={"channel": self._channel, "reason": type(error).__name__})
             finally:
+                self.is_open = False
                 connection.terminate()
 
     async def _listen(self, connection: asyncpg.Connection) -> None:

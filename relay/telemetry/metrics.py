@@ -1,124 +1,243 @@
-"""Counters in plain numbers, turned into Prometheus text only when somebody asks."""
+"""Counting in plain numbers, in memory that the processes of a command share; Prometheus text only when somebody asks.
+
+Each process writes a page of its own, and any of them sums all pages: adding to a counter costs 0.1 µs, and a process
+that dies has counted what it has counted.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+import logging
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import nan
+from typing import Final, Literal
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from relay.telemetry.exposition import Exposition
+from relay.telemetry.page import Definition, Page
+from relay.values.commons import PAGE_BYTES, Commons
+
+_log = logging.getLogger("relay.telemetry")
 
 #: What `/metrics` says it is (Prometheus text exposition format 0.0.4).
 CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
+
+Combine = Literal["sum", "max", "min"]
+#: Upper bounds of times that a caller waits for, in seconds.
+WAITS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+
+class Tally:
+    """One series of a counter; what is on a hot path keeps it."""
+
+    __slots__ = ("_at", "_cells")
+
+    def __init__(self, cells: memoryview[float], at: int) -> None:
+        self._cells = cells
+        self._at = at
+
+    def add(self, amount: float = 1) -> None:
+        """Count `amount` more; 0.1 µs."""
+        self._cells[self._at] += amount
+
+    @property
+    def value(self) -> float:
+        """What has been counted in this process's place."""
+        return self._cells[self._at]
+
+
+class Spread:
+    """One series of a histogram; what is on a hot path keeps it."""
+
+    __slots__ = ("_bounds", "_cells", "_first", "_sum")
+
+    def __init__(self, cells: memoryview[float], first: int, bounds: tuple[float, ...]) -> None:
+        self._cells = cells
+        self._bounds = bounds
+        self._first = first
+        self._sum = first + len(bounds) + 1
+
+    def observe(self, value: float) -> None:
+        """Count one value; 0.3 µs."""
+        cells = self._cells
+        cells[self._first + bisect_left(self._bounds, value)] += 1
+        cells[self._sum] += value
 
 
 class Counter:
     """A number that only grows, for each value of its labels."""
 
-    __slots__ = ("_values", "help", "labels", "name")
+    def __init__(self, metrics: Metrics, definition: Definition) -> None:
+        self._metrics = metrics
+        self._definition = definition
+        self._tallies: dict[tuple[str, ...], Tally] = {}
+        if not definition.labels:
+            self.of()
 
-    def __init__(self, name: str, help_: str, labels: Sequence[str] = ()) -> None:
-        self.name = name
-        self.help = help_
-        self.labels = tuple(labels)
-        self._values: dict[tuple[str, ...], float] = {} if labels else {(): 0}
+    def of(self, *labels: str) -> Tally:
+        """The series with these label values, given in the order in which the labels were named; it is shown from now.
+
+        Where the page is full it counts nothing, and `relay_metrics_dropped_total` says so.
+        """
+        tally = self._tallies.get(labels)
+        if tally is None:
+            first = self._metrics.first_of(self._definition, labels)
+            tally = Tally(self._metrics.page.cells, first or 0)
+            if first is not None:
+                self._tallies[labels] = tally
+        return tally
 
     def add(self, amount: float = 1, *labels: str) -> None:
-        """Count `amount` more for these label values, given in the order in which the labels were named."""
-        self._values[labels] = self._values.get(labels, 0) + amount
+        """Count `amount` more for these label values."""
+        self.of(*labels).add(amount)
 
     def value(self, *labels: str) -> float:
-        """What has been counted for these label values."""
-        return self._values.get(labels, 0)
-
-    def family(self) -> Metric:
-        """The counter as prometheus-client renders it."""
-        family = CounterMetricFamily(self.name, self.help, labels=self.labels)
-        for labels, value in self._values.items():
-            family.add_metric(labels, value)
-        return family
-
-
-class Gauge:
-    """A number read at the moment of asking."""
-
-    __slots__ = ("_read", "help", "name")
-
-    def __init__(self, name: str, help_: str, read: Callable[[], float]) -> None:
-        self.name = name
-        self.help = help_
-        self._read = read
-
-    def family(self) -> Metric:
-        """The gauge as prometheus-client renders it."""
-        return GaugeMetricFamily(self.name, self.help, value=self._read())
+        """What has been counted for these label values in this process's place."""
+        return self.of(*labels).value
 
 
 class Histogram:
-    """How often a value fell into each bucket."""
+    """How often a value fell into each bucket, for each value of its labels."""
 
-    __slots__ = ("_bounds", "_counts", "_sum", "help", "name")
+    def __init__(self, metrics: Metrics, definition: Definition) -> None:
+        self._metrics = metrics
+        self._definition = definition
+        self._spreads: dict[tuple[str, ...], Spread] = {}
+        if not definition.labels:
+            self.of()
 
-    def __init__(self, name: str, help_: str, bounds: Sequence[float]) -> None:
-        self.name = name
-        self.help = help_
-        self._bounds = tuple(bounds)
-        self._counts = [0] * (len(self._bounds) + 1)
-        self._sum = 0.0
+    def of(self, *labels: str) -> Spread:
+        """As for a counter."""
+        spread = self._spreads.get(labels)
+        if spread is None:
+            first = self._metrics.first_of(self._definition, labels)
+            if first is None:
+                return Spread(memoryview(bytearray(8 * self._definition.size)).cast("d"), 0, self._definition.bounds)
+            spread = self._spreads[labels] = Spread(self._metrics.page.cells, first, self._definition.bounds)
+        return spread
 
-    def observe(self, value: float) -> None:
-        """Count one value."""
-        at = 0
-        for bound in self._bounds:
-            if value <= bound:
-                break
-            at += 1
-        self._counts[at] += 1
-        self._sum += value
+    def observe(self, value: float, *labels: str) -> None:
+        """Count one value for these label values."""
+        self.of(*labels).observe(value)
 
-    def family(self) -> Metric:
-        """The histogram as prometheus-client renders it."""
-        seen = 0
-        buckets = []
-        for bound, count in zip((*self._bounds, float("inf")), self._counts, strict=True):
-            seen += count
-            buckets.append(("+Inf" if bound == float("inf") else f"{bound:g}", seen))
-        return HistogramMetricFamily(self.name, self.help, buckets=buckets, sum_value=self._sum)
+
+#: Gives a number, or one for each value of a label.
+Read = Callable[[], float | None] | Callable[[], Mapping[str, float] | None]
+
+
+class Gauge:
+    """Numbers of this moment, read once a second and when somebody asks."""
+
+    def __init__(self, metrics: Metrics, definition: Definition, read: Read) -> None:
+        self._metrics = metrics
+        self._definition = definition
+        self._read = read
+        self._shown: dict[str, int] = {}
+
+    def refresh(self) -> None:
+        """Write down what it is now; what is not known is not shown."""
+        try:
+            read = self._read()
+        except Exception:
+            _log.exception("gauge_not_read", extra={"metric": self._definition.name})
+            read = None
+        values = read if isinstance(read, Mapping) else {} if read is None else {"": read}
+        cells = self._metrics.page.cells
+        for value, number in values.items():
+            at = self._shown.get(value) or self._metrics.first_of(self._definition, (value,) if value else ())
+            if at is not None:
+                self._shown[value] = at
+                cells[at] = number
+        for value in self._shown.keys() - values.keys():
+            cells[self._shown[value]] = nan
 
 
 class Metrics:
-    """All metrics of one process. Names begin with `relay_` and end with their unit."""
+    """All metrics of one process, and the sight of those of all processes of its command.
 
-    def __init__(self) -> None:
-        self._metrics: list[Counter | Gauge | Histogram] = []
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
+    Names begin with `relay_` and end with what they count or with their unit; units are seconds and bytes. The values
+    of a label are few and known: never a tenant's id, a URL, a key or anything else that a caller wrote.
+
+    Args:
+        commons: the memory that the processes of the command share; None for a process by itself.
+    """
+
+    def __init__(self, commons: Commons | None = None) -> None:
+        if commons is None:
+            pages = [memoryview(bytearray(PAGE_BYTES))]
+            own = 0
+        else:
+            pages = [commons.page_of(number) for number in range(commons.pages)]
+            own = commons.page
+        self.page = Page(pages[own])
+        self._gauges: dict[str, Gauge] = {}
+        self._definitions: dict[str, Definition] = {}
+        self._exposition = Exposition(pages)
+        self._dropped = self.counter(
+            "relay_metrics_dropped", "Values that were not counted because a process's page of metrics is full."
+        ).of()
+        self.gauge(
+            "relay_metrics_unreadable_pages",
+            "Pages of metrics that make no sense to the process that was asked.",
+            lambda: self._exposition.unreadable,
+            combine="max",
+        )
 
     def counter(self, name: str, help_: str, *labels: str) -> Counter:
-        """A new counter; `_total` is added to its name when rendered."""
-        metric = Counter(name, help_, labels)
-        self._metrics.append(metric)
-        return metric
+        """A counter; `_total` is added to its name when rendered.
 
-    def gauge(self, name: str, help_: str, read: Callable[[], float]) -> None:
-        """A new gauge, read when asked for."""
-        self._metrics.append(Gauge(name, help_, read))
+        Raises:
+            ValueError: there is a metric of this name that is otherwise; so for the others.
+        """
+        return Counter(self, self._define(Definition(name, "counter", help_, labels)))
 
-    def histogram(self, name: str, help_: str, bounds: Sequence[float]) -> Histogram:
-        """A new histogram with these upper bounds."""
-        metric = Histogram(name, help_, bounds)
-        self._metrics.append(metric)
-        return metric
+    def gauge(self, name: str, help_: str, read: Read, label: str = "", *, combine: Combine = "sum") -> None:
+        """A gauge.
 
-    def names(self) -> list[str]:
-        """What the metrics are called, for the test that holds them against the documentation."""
-        return [metric.name for metric in self._metrics]
+        Args:
+            name: its name.
+            help_: what it is.
+            read: gives its value, or with a label one for each of its values; None when it is not known now.
+            label: its name.
+            combine: how the values of several processes that have the same label become one.
+        """
+        labels = (label,) if label else ()
+        definition = self._define(Definition(name, "gauge", help_, labels, combine=combine))
+        self._gauges[name] = Gauge(self, definition, read)
 
-    def collect(self) -> Iterator[Metric]:
-        """What prometheus-client asks of a collector."""
-        for metric in self._metrics:
-            yield metric.family()
+    def histogram(self, name: str, help_: str, bounds: Sequence[float], *labels: str) -> Histogram:
+        """A histogram with these upper bounds."""
+        return Histogram(self, self._define(Definition(name, "histogram", help_, labels, tuple(bounds))))
+
+    def _define(self, definition: Definition) -> Definition:
+        if self._definitions.setdefault(definition.name, definition) != definition:
+            raise ValueError(f"{definition.name} is defined twice, and not alike")
+        self.page.metric(definition)
+        return definition
+
+    def first_of(self, definition: Definition, labels: tuple[str, ...]) -> int | None:
+        """Where the numbers of a series begin; None, which is counted, when there is no room for it."""
+        if len(labels) != len(definition.labels):
+            raise ValueError(f"{definition.name} has the labels {definition.labels}, not {labels}")
+        first = self.page.series(definition, labels)
+        if first is None:
+            self._dropped.add()
+        return first
+
+    def refresh(self) -> None:
+        """Write down the gauges for the other processes, and that this one is alive."""
+        for gauge in self._gauges.values():
+            gauge.refresh()
+        self.page.beat()
+
+    def leave(self) -> None:
+        """The process ends, and its gauges with it."""
+        self.page.leave()
+
+    def pieces(self) -> Iterator[bytes]:
+        """The metrics of all processes of the command as Prometheus text, piece by piece: all of it takes some 5 ms."""
+        self.refresh()
+        return self._exposition.render()
 
     def render(self) -> bytes:
-        """All metrics as Prometheus text."""
-        return generate_latest(self._registry)
+        """The same in one piece."""
+        return b"".join(self.pieces())

@@ -55,6 +55,7 @@ class Batch(NamedTuple):
         opened: what is to be attempted before the next batch.
         is_due: whether those who deliver should look.
         rest_s: how long there is nothing to do.
+        cancelled: how many deliveries it ended.
     """
 
     job: Job
@@ -63,6 +64,7 @@ class Batch(NamedTuple):
     opened: Opened | None
     is_due: bool
     rest_s: float
+    cancelled: int = 0
 
 
 class Batches:
@@ -93,7 +95,9 @@ class Batches:
             case "hold":
                 return _change(job, await self._with_bucket("hold_batch", job), is_due=False)
             case "cancel":
-                return _change(job, await self._with_bucket("cancel_batch", job), is_due=False)
+                row = await self._with_bucket("cancel_batch", job)
+                batch = _change(job, row, is_due=False)
+                return batch and batch._replace(cancelled=row["cancelled"] if row else 0)
             case _:
                 row = await self._cell.fetch_row(
                     "release_batch",

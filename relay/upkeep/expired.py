@@ -53,7 +53,7 @@ class ExpiredKeys(Background):
     async def _walk(self) -> None:
         page = 0
         while self._leader.leads:
-            row = await self._cell.fetch_row("forget_keys", page, _PAGES)
+            row = await self._cell.fetch_row("forget_dedup_keys", page, _PAGES)
             assert row is not None  # noqa: S101 - it always gives one
             self._removed.add(row["forgotten"])
             page += _PAGES

@@ -90,7 +90,7 @@ class Retention(Background):
             "relay_retention_drops_put_off", "Drops put off because somebody held the table."
         )
         metrics.gauge(
-            "relay_retention_days_standing",
+            "relay_retention_partitions_overdue",
             "Days whose time is over and which are still there: somebody reads them, or their deliveries are open.",
             lambda: self._standing if leader.leads else 0,
         )

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from relay.store import Cell, RowRefused, StoreError
+from relay.telemetry.endings import deliveries_ended
 from relay.telemetry.metrics import Metrics
 from relay.upkeep.batches import Batch, Batches, Job, Opened
 
@@ -52,6 +53,7 @@ class JobRunner:
         self._taking: asyncio.Task[None] | None = None
         self._working: dict[asyncio.Task[None], Job] = {}
         self._ended = metrics.counter("relay_jobs_ended", "Jobs that came to an end here.", "kind", "status")
+        self._cancelled = deliveries_ended(metrics).of("cancelled")
         self._handled = metrics.counter("relay_job_deliveries", "Deliveries that jobs have handled.", "kind")
         metrics.gauge("relay_jobs_running", "Jobs that this process works at.", lambda: len(self._working))
 
@@ -141,6 +143,7 @@ class JobRunner:
         """Go on from a batch: wake those who deliver, wait as long as need be; whether that was the last one."""
         job = batch.job
         self._handled.add(batch.handled, job.kind)
+        self._cancelled.add(batch.cancelled)
         if batch.is_due:
             await self._cell.fetch("wake", self._cell.channel("wake"))
         if batch.status != "running":

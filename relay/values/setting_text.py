@@ -120,9 +120,21 @@ def origins(text: str) -> tuple[str, ...]:
     """Web origins as browsers write them (RFC 6454, section 6.2), separated by commas; `*` is any."""
     given = tuple(part.strip() for part in text.split(",") if part.strip())
     for origin in given:
-        parts = urlsplit(origin)
-        if origin != "*" and (
-            parts.scheme not in ("http", "https") or not parts.hostname or origin != f"{parts.scheme}://{parts.netloc}"
-        ):
+        if origin != "*" and not _is_origin(origin):
             raise ValueError(text)
     return given
+
+
+def _is_origin(text: str) -> bool:
+    """Whether a browser could write this: what is written in another way would never be equal to what it sends."""
+    parts = urlsplit(text)
+    default = {"http": 80, "https": 443}.get(parts.scheme)
+    return (
+        default is not None
+        and text.isascii()
+        and text == f"{parts.scheme}://{parts.netloc}".lower()
+        and bool(parts.hostname)
+        and not set(text) & set("@*\\ ")
+        and parts.port != default
+        and not text.endswith(":")
+    )

@@ -6,12 +6,14 @@
 -- lease takes the place of a held lock: no transaction outlives this statement. Endpoints in $6 have their free slots in
 -- $7, 0 included, and one in place of -1 where their breaker has been closed by somebody else; every other one has $8, or
 -- fewer where it allows fewer, or one while its breaker is open. Each row also says how many endpoints were visited and
--- which came last; a claim that takes nothing is one row that says only this. Without a type its event is gone.
+-- which came last; a claim that takes nothing is one row that says only this. `ran_out`: the lease of whoever had it.
+-- Without a type its event is gone.
 -- $1 claim_token uuid, $2 batch int, $3 lease_s float8, $4 after_bucket int2, $5 after_endpoint_id uuid,
 -- $6 known_endpoint_id uuid[], $7 free_slots int[], $8 first_slots int, $9 endpoints visited at most int,
 -- $10 last_bucket int2
 -- gives: organization_id uuid, epoch int4, xid int8, event_id uuid, endpoint_id uuid, bucket int2, attempts int4,
--- attempts_before int4, version int4, type text, payload bytea, visits int4, last_bucket int2, last_endpoint_id uuid
+-- attempts_before int4, version int4, type text, payload bytea, due_at timestamptz, ran_out bool, traceparent text,
+-- visits int4, last_bucket int2, last_endpoint_id uuid
 with recursive visited as (
     (
         select o.bucket, o.endpoint_id, o.due_at, o.organization_id, 1 as step
@@ -54,10 +56,16 @@ takers as materialized (
     where v.due_at <= now() and coalesce(k.free_slots, 1) <> 0 and e.enabled
 ),
 taken as materialized (
-    select o.organization_id, o.epoch, o.xid, o.event_id, o.endpoint_id, t.version
+    select o.organization_id, o.epoch, o.xid, o.event_id, o.endpoint_id, o.ran_out, t.version
     from (select * from takers order by step) as t
     cross join lateral (
-        select o.organization_id, o.epoch, o.xid, o.event_id, o.endpoint_id
+        select
+            o.organization_id,
+            o.epoch,
+            o.xid,
+            o.event_id,
+            o.endpoint_id,
+            o.leased_until > '-infinity' as ran_out
         from relay.open as o
         where o.bucket = t.bucket and o.endpoint_id = t.endpoint_id
             and o.due_at <= now() and o.leased_until <= now()
@@ -82,6 +90,8 @@ claimed as (
         o.bucket,
         o.attempts,
         o.attempts_before,
+        o.due_at,
+        t.ran_out,
         t.version
 )
 select
@@ -96,6 +106,9 @@ select
     c.version,
     c.type,
     c.payload,
+    c.due_at,
+    c.ran_out,
+    c.traceparent,
     coalesce(v.step, 0) as visits,
     v.bucket as last_bucket,
     v.endpoint_id as last_endpoint_id
@@ -112,11 +125,14 @@ left join (
         c.attempts,
         c.attempts_before,
         c.version,
+        c.due_at,
+        c.ran_out,
         e.type,
-        e.payload
+        e.payload,
+        e.traceparent
     from claimed as c
     left join lateral (
-        select e.type, e.payload
+        select e.type, e.payload, e.traceparent
         from relay.events as e
         where e.organization_id = c.organization_id and e.id = c.event_id and e.epoch = c.epoch and e.xid = c.xid
         limit 1

@@ -423,9 +423,9 @@ order by a.endpoint_id, a.number;
 -- Mark events as seen by their organization, and end what is open for its default endpoint: another team's endpoint is
 -- not silenced by one reader. Gives the events that exist; marking one twice changes nothing. `moved`: rows that this
 -- statement's snapshot has went while their locks were waited for, so there may be others in their place that it has not
--- seen: a delivery opened again, or the wait for an acknowledgement alone.
+-- seen: a delivery opened again, or the wait for an acknowledgement alone. `cancelled`: how many deliveries it ended.
 -- $1 organization_id uuid, $2 event_id uuid[]
--- gives: id uuid, moved bool
+-- gives: id uuid, moved bool, cancelled int8
 with wanted as materialized (
     select distinct w.event_id
     from unnest($2::uuid[]) as w (event_id)
@@ -483,13 +483,22 @@ cancelled as (
     where endpoint_id <> '00000000-0000-0000-0000-000000000000'
     on conflict (organization_id, event_id, endpoint_id) do nothing
 )
-select k.id, coalesce(o.seen, 0) <> coalesce(l.locked, 0) as moved
+select
+    k.id,
+    coalesce(o.seen, 0) <> coalesce(l.locked, 0) as moved,
+    coalesce(c.cancelled, 0) as cancelled
 from known as k
 left join (
     select l.event_id, count(*) as locked
     from locked as l
     group by l.event_id
 ) as l on l.event_id = k.id
+left join (
+    select e.event_id, count(*) as cancelled
+    from ended as e
+    where e.endpoint_id <> '00000000-0000-0000-0000-000000000000'
+    group by e.event_id
+) as c on c.event_id = k.id
 cross join lateral (
     select count(*) as seen
     from relay.open as o

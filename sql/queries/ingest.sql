@@ -38,21 +38,21 @@ select count(*) filter (where enabled) as due
 from targets;
 
 -- name: commit_events_with_keys
--- The same for a flush in which some events carry a dedup_id or an Idempotency-Key: an event with a key is stored only
--- if its key was free, had expired, or is its own (a flush sent twice). Keys go in sorted, else two processes that
--- flush the same keys would deadlock. Gives the events whose keys were won; the losers' first ids come from
--- `first_holders`, because this statement's snapshot cannot see a racing winner.
+-- The same for a flush in which some events carry a dedup_id or an Idempotency-Key, or belong to a trace: an event with a
+-- key is stored only if its key was free, had expired, or is its own (a flush sent twice). Keys go in sorted, else two
+-- processes that flush the same keys would deadlock. Gives the events whose keys were won; the losers' first ids come
+-- from `first_holders`, because this statement's snapshot cannot see a racing winner.
 -- $1 organization_id uuid[], $2 event_id uuid[], $3 type text[], $4 payload bytea[], $5 key_kind text[], $6 key text[],
--- $7 key_digest bytea[], $8 window_s float8
+-- $7 key_digest bytea[], $8 traceparent text[], $9 window_s float8
 -- gives: due int8, won uuid[]
 with incoming as materialized (
     select *
-    from unnest($1::uuid[], $2::uuid[], $3::text[], $4::bytea[], $5::text[], $6::text[], $7::bytea[])
-        as i (organization_id, event_id, type, payload, key_kind, key, key_digest)
+    from unnest($1::uuid[], $2::uuid[], $3::text[], $4::bytea[], $5::text[], $6::text[], $7::bytea[], $8::text[])
+        as i (organization_id, event_id, type, payload, key_kind, key, key_digest, traceparent)
 ),
 won as (
     insert into relay.dedup as d (organization_id, kind, key, event_id, digest, expires_at)
-    select organization_id, key_kind, key, event_id, key_digest, now() + $8::float8 * interval '1 second'
+    select organization_id, key_kind, key, event_id, key_digest, now() + $9::float8 * interval '1 second'
     from incoming
     where key is not null
     order by organization_id, key_kind, key
@@ -62,7 +62,7 @@ won as (
     returning event_id
 ),
 stored as (
-    insert into relay.events (organization_id, id, epoch, xid, type, payload, dedup_id)
+    insert into relay.events (organization_id, id, epoch, xid, type, payload, dedup_id, traceparent)
     select
         organization_id,
         event_id,
@@ -70,7 +70,8 @@ stored as (
         relay.stamp(),
         type,
         payload,
-        case key_kind when 'd' then key end
+        case key_kind when 'd' then key end,
+        traceparent
     from incoming
     where key is null or event_id in (select event_id from won)
     on conflict (organization_id, id) do nothing
@@ -102,11 +103,11 @@ select
 -- The same for a flush of one event, which at low rates is every flush: an array costs more to send and to unnest than
 -- what is in it (measured: 14 µs less here and 30 less in PostgreSQL). Without a key `key_kind` and `key` are null.
 -- $1 organization_id uuid, $2 event_id uuid, $3 type text, $4 payload bytea, $5 key_kind text, $6 key text,
--- $7 key_digest bytea, $8 window_s float8
+-- $7 key_digest bytea, $8 traceparent text, $9 window_s float8
 -- gives: due int8, won uuid[]
 with won as (
     insert into relay.dedup as d (organization_id, kind, key, event_id, digest, expires_at)
-    select $1::uuid, $5::text, $6::text, $2::uuid, $7::bytea, now() + $8::float8 * interval '1 second'
+    select $1::uuid, $5::text, $6::text, $2::uuid, $7::bytea, now() + $9::float8 * interval '1 second'
     where $6::text is not null
     on conflict (organization_id, kind, key) do update
     set event_id = excluded.event_id, digest = excluded.digest, expires_at = excluded.expires_at
@@ -114,7 +115,7 @@ with won as (
     returning event_id
 ),
 stored as (
-    insert into relay.events (organization_id, id, epoch, xid, type, payload, dedup_id)
+    insert into relay.events (organization_id, id, epoch, xid, type, payload, dedup_id, traceparent)
     select
         $1::uuid,
         $2::uuid,
@@ -122,7 +123,8 @@ stored as (
         relay.stamp(),
         $3::text,
         $4::bytea,
-        case $5::text when 'd' then $6::text end
+        case $5::text when 'd' then $6::text end,
+        $8::text
     where $6::text is null or exists (select from won)
     on conflict (organization_id, id) do nothing
     returning organization_id, id, epoch, xid, type

@@ -631,7 +631,7 @@ from moved as m;
 -- above, or at once when there is such an endpoint.
 -- $1 organization_id uuid, $2 job id uuid, $3 claim_token uuid, $4 endpoint_id uuid, $5 bucket int2, $6 batch int,
 -- $7 lease_s float8, $8 settled_s float8
--- gives: status text, handled int8
+-- gives: status text, handled int8, cancelled int8
 with job as materialized (
     select j.organization_id, j.id
     from relay.jobs as j
@@ -736,7 +736,7 @@ moved as (
     where j.organization_id = $1::uuid and j.id = $2::uuid and exists (select from job)
     returning j.status
 )
-select m.status, (select count(*) from found) as handled
+select m.status, (select count(*) from found) as handled, (select count(*) from ended) as cancelled
 from moved as m;
 
 -- name: forget_jobs

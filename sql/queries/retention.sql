@@ -236,7 +236,7 @@ select array(
 -- gives: outcome text
 select relay.drop_partition($1::text, $2::date) as outcome;
 
--- name: forget_keys
+-- name: forget_dedup_keys
 -- Delete the keys of deduplication that have run out from $2 pages of the table, and say how many pages it has. It is
 -- walked from end to end, in the order of its pages: an index on `expires_at` would cost ingest 4% (measured with a key
 -- on every event, 300 a flush), and deleting through it takes three times as long. What ingest is taking at this moment

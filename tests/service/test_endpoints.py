@@ -592,7 +592,7 @@ async def test_a_change_whose_answer_was_lost_is_not_said_to_be_undone(
     commands: Commands, database: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async with Proxy(database) as proxy:
-        api = await commands.serve(proxy.url, RELAY_DB_POOL_MAX="7", RELAY_LOG_LEVEL="debug")
+        api = await commands.serve(proxy.url, RELAY_DB_POOL_MAX="8", RELAY_LOG_LEVEL="debug")
         tenant = await api.tenant()
         made = await make(tenant, headers={"X-A": "hidden-value"})
         await change(tenant, made["id"], description="first")

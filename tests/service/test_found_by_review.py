@@ -114,7 +114,7 @@ async def test_a_day_without_a_partition_is_no_fault_of_the_event(commands: Comm
 
 
 async def test_health_does_not_wait_for_readers(commands: Commands, database: str) -> None:
-    api = await commands.serve(database, RELAY_DB_POOL_MAX="7")
+    api = await commands.serve(database, RELAY_DB_POOL_MAX="8")
     tenant = await api.tenant()
     async with locked(database, "events"):
         reading = asyncio.create_task(tenant.get("/api/inbox"))
@@ -194,7 +194,7 @@ async def test_host_may_be_a_name(commands: Commands, database: str) -> None:
 async def test_a_write_whose_answer_was_lost_is_not_said_to_be_undone(commands: Commands, database: str) -> None:
     async with Proxy(database) as proxy:
         # One connection in the pool, which knows the statement: its next answer is the statement's.
-        api = await commands.serve(proxy.url, RELAY_DB_POOL_MAX="7")
+        api = await commands.serve(proxy.url, RELAY_DB_POOL_MAX="8")
         tenant = await api.tenant()
         configured = await tenant.post("/api/webhook/config", json={"webhook_url": "https://example.com/first"})
         assert configured.status_code == 200
@@ -214,7 +214,7 @@ async def test_a_length_of_nineteen_digits_is_too_large_too(api: Api) -> None:
     assert answer.status == 413
 
 
-@pytest.mark.parametrize(("most", "workers"), [("2", "1"), ("12", "4")])
+@pytest.mark.parametrize(("most", "workers"), [("2", "1"), ("8", "1"), ("12", "4")])
 async def test_a_command_holds_no_more_connections_than_it_may(database: str, most: str, workers: str) -> None:
     port = free_port()
     env = environment(database, port, RELAY_DB_POOL_MAX=most, RELAY_WORKERS=workers)

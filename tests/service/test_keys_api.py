@@ -234,6 +234,9 @@ async def test_no_secret_is_logged(commands: Commands, database: str, capfd: pyt
     await tenant.send(b'{"type":"a","payload":"kept to ourselves"}')
     await tenant.get("/api/nothing?key=" + tenant.key)
     await api.request("GET", "/api/inbox", headers={"X-API-Key": tenant.key + "a"})
+    made = (await tenant.post("/api/keys", json={"name": "worker"})).json()
+    await tenant.request("DELETE", f"/api/keys/{made['key_id']}")
+    assert_error(await holder(tenant, made["api_key"]).get("/api/keys"), 401, "invalid_api_key")
     rotated = (await tenant.post("/api/keys/rotate")).json()
     assert_error(await tenant.get("/api/keys"), 401, "invalid_api_key")
     assert api.child is not None
@@ -245,6 +248,7 @@ async def test_no_secret_is_logged(commands: Commands, database: str, capfd: pyt
         tenant.key,
         tenant.key.rpartition("_")[2],
         rotated["api_key"].rpartition("_")[2],
+        made["api_key"].rpartition("_")[2],
         secret["secret"].removeprefix("whsec_"),
         ADMIN_TOKEN,
         SECRET_KEY,
@@ -254,3 +258,159 @@ async def test_no_secret_is_logged(commands: Commands, database: str, capfd: pyt
         "kept to ourselves",
     ):
         assert hidden not in logged
+
+
+def holder(tenant: Tenant, key: str) -> Tenant:
+    """The same organization by another key."""
+    return Tenant(tenant.api, key, tenant.organization_id)
+
+
+async def test_a_made_key_is_shown_once_with_what_it_may_do(tenant: Tenant) -> None:
+    answer = await tenant.post(
+        "/api/keys",
+        json={"name": "Lager & Söhne", "scopes": ["consume", "ingest"], "expires_at": "2999-01-02T03:04:05.678+01:00"},
+    )
+    made = answer.json()
+    assert (answer.status_code, answer.headers["cache-control"]) == (201, "no-store")
+    assert sorted(made) == ["api_key", "key_id"]
+    assert KEY.fullmatch(made["api_key"])
+    listed = await tenant.get("/api/keys")
+    first, second = listed.json()["keys"]
+    assert (first["name"], second["key_id"]) == ("first", made["key_id"])
+    assert (second["name"], second["scopes"]) == ("Lager & Söhne", ["consume", "ingest"])
+    assert second["expires_at"] == "2999-01-02T02:04:05.678000Z"
+    assert made["api_key"].rpartition("_")[2] not in listed.text
+    worker = holder(tenant, made["api_key"])
+    assert await worker.accept()
+    assert (await worker.get("/api/inbox")).status_code == 200
+    for method, path in (
+        ("POST", "/api/keys"),
+        ("POST", "/api/keys/rotate"),
+        ("DELETE", f"/api/keys/{made['key_id']}"),
+    ):
+        assert_error(await worker.request(method, path, json={"name": "a"}), 403, "insufficient_scope")
+
+
+@pytest.mark.parametrize(
+    ("scopes", "works"),
+    [
+        (["ingest"], {"ingest"}),
+        (["consume"], {"consume"}),
+        (["manage"], {"manage"}),
+        (None, {"ingest", "consume", "manage"}),
+    ],
+)
+async def test_a_route_wants_its_scope_and_a_missing_one_is_403(
+    tenant: Tenant, scopes: list[str] | None, works: set[str]
+) -> None:
+    body = {"name": "a"} if scopes is None else {"name": "a", "scopes": scopes}
+    worker = holder(tenant, (await tenant.post("/api/keys", json=body)).json()["api_key"])
+    answers = {
+        "ingest": await worker.post("/api/events", json={"type": "a", "payload": 1}),
+        "consume": await worker.get("/api/inbox"),
+        "manage": await worker.get("/api/endpoints"),
+    }
+    assert {scope for scope, answer in answers.items() if answer.status_code < 300} == works
+    for scope in answers.keys() - works:
+        assert_error(answers[scope], 403, "insufficient_scope")
+    assert (await worker.get("/api/keys")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ("{}", "name"),
+        ('{"name":null}', "name"),
+        ('{"name":""}', "name"),
+        (json.dumps({"name": "\u00fc" * 256}), "name"),
+        ('{"name":"a\\u0000b"}', "name"),
+        ('{"name":"a\\nb"}', "name"),
+        ('{"name":"a\\u007f"}', "name"),
+        ('{"name":"\\u0085"}', "name"),
+        ('{"name":7}', "name"),
+        ('{"name":"a","scopes":[]}', "scopes"),
+        ('{"name":"a","scopes":null}', "scopes"),
+        ('{"name":"a","scopes":"ingest"}', "scopes"),
+        ('{"name":"a","scopes":["fly"]}', "scopes[0]"),
+        ('{"name":"a","scopes":["ingest","INGEST"]}', "scopes[1]"),
+        ('{"name":"a","scopes":["ingest","manage","ingest"]}', "scopes"),
+        ('{"name":"a","expires_at":"2020-01-01T00:00:00Z"}', "expires_at"),
+        ('{"name":"a","expires_at":"2999-01-01T00:00:00"}', "expires_at"),
+        ('{"name":"a","expires_at":"2999-01-01"}', "expires_at"),
+        ('{"name":"a","expires_at":"9999-12-31T23:59:59-12:00"}', "expires_at"),
+        ('{"name":"a","expires_at":"0001-01-01T00:00:00+12:00"}', "expires_at"),
+        ('{"name":"a","expires_at":4102444800}', "expires_at"),
+        ('{"name":"a","key_id":"b"}', "key_id"),
+        ("[]", "body"),
+        ("", "body"),
+    ],
+)
+async def test_a_key_that_makes_no_sense_is_not_made(tenant: Tenant, body: str, field: str) -> None:
+    answer = await tenant.post("/api/keys", content=body)
+    if body:
+        assert_error(answer, 422, "invalid_request")
+        assert answer.json()["details"][0]["field"] == field
+    else:
+        assert_error(answer, 400, "malformed_json")
+    assert len((await tenant.get("/api/keys")).json()["keys"]) == 1
+
+
+async def test_a_name_of_255_characters_outside_ascii_and_a_null_end_are_fine(tenant: Tenant) -> None:
+    name = "\U0001f9ff" * 255
+    answer = await tenant.post("/api/keys", json={"name": name, "expires_at": None})
+    assert answer.status_code == 201
+    key = (await tenant.get("/api/keys")).json()["keys"][1]
+    assert (key["name"], key["expires_at"], key["scopes"]) == (name, None, ["ingest", "consume", "manage"])
+
+
+async def test_a_revoked_key_is_gone_and_the_last_that_can_manage_stays(tenant: Tenant) -> None:
+    (first,) = (await tenant.get("/api/keys")).json()["keys"]
+    assert_error(await tenant.request("DELETE", f"/api/keys/{first['key_id']}"), 409, "last_manager")
+    made = (await tenant.post("/api/keys", json={"name": "a"})).json()
+    answer = await tenant.request("DELETE", f"/api/keys/{first['key_id']}")
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert_error(await tenant.get("/api/keys"), 401, "invalid_api_key")
+    successor = holder(tenant, made["api_key"])
+    assert [key["key_id"] for key in (await successor.get("/api/keys")).json()["keys"]] == [made["key_id"]]
+    assert_error(await successor.request("DELETE", f"/api/keys/{first['key_id']}"), 404, "key_not_found")
+    assert_error(await successor.request("DELETE", f"/api/keys/{made['key_id']}"), 409, "last_manager")
+
+
+async def test_a_key_of_another_organization_and_what_is_no_id_are_404(api: Api, tenant: Tenant) -> None:
+    stranger = await api.tenant()
+    theirs = (await stranger.post("/api/keys", json={"name": "a"})).json()
+    version_4 = "7f3f1b1e-7c1a-4b1a-8b1a-0123456789ab"
+    for key_id in (theirs["key_id"], str(uuid7.Uuid7Clock().new()), version_4, theirs["key_id"].upper(), "x", "%00"):
+        assert_error(await tenant.request("DELETE", f"/api/keys/{key_id}"), 404, "key_not_found")
+    assert len((await stranger.get("/api/keys")).json()["keys"]) == 2
+
+
+async def test_a_revoked_key_is_refused_by_another_process_within_a_second(commands: Commands, sign_up: SignUp) -> None:
+    made = (await generate(sign_up.api, {"org_name": "a"})).json()
+    here = Tenant(sign_up.api, made["api_key"], made["organization_id"])
+    other = await commands.serve(sign_up.url)
+    worker = (await here.post("/api/keys", json={"name": "a", "scopes": ["consume"]})).json()
+    there = Tenant(other, worker["api_key"], here.organization_id)
+    assert (await there.get("/api/inbox")).status_code == 200
+    assert (await here.request("DELETE", f"/api/keys/{worker['key_id']}")).status_code == 204
+    ended = time.monotonic()
+    while (await there.get("/api/inbox")).status_code == 200:
+        assert time.monotonic() - ended < 1.0, "the revoked key is still good elsewhere"
+        await asyncio.sleep(0.02)
+    assert_error(await there.get("/api/inbox"), 401, "invalid_api_key")
+
+
+async def test_the_token_closes_sign_up_also_where_it_was_opened(commands: Commands, database: str) -> None:
+    api = await commands.serve(database, RELAY_OPEN_SIGNUP="1")
+    answer = await api.request("POST", "/api/keys/generate", json={"org_name": "a"})
+    assert_error(answer, 401, "invalid_admin_token")
+    assert (await generate(api, {"org_name": "a", "tier": "enterprise"})).status_code == 201
+
+
+async def test_open_sign_up_gives_tiers_up_to_the_one_that_is_set(commands: Commands, database: str) -> None:
+    api = await commands.serve(database, RELAY_ADMIN_TOKEN="", RELAY_OPEN_SIGNUP="1", RELAY_SIGNUP_MAX_TIER="business")
+    for tier in ("free", "pro", "business"):
+        assert (await generate(api, {"org_name": "a", "tier": tier})).json()["tier"] == tier
+    answer = await generate(api, {"org_name": "a", "tier": "enterprise"})
+    assert_error(answer, 422, "tier_not_allowed")
+    assert answer.json()["details"] == [{"field": "tier", "message": "At most business."}]

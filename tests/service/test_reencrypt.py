@@ -24,7 +24,7 @@ async def reencrypt(url: str, secret_keys: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of the command."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "relay", "keys", "reencrypt"),
-        env=environment(url, free_port(), RELAY_SECRET_KEY=secret_keys),
+        env=environment(url, free_port(), RELAY_SECRET_KEY=secret_keys, RELAY_DATA_DIR="/nonexistent"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -75,7 +75,7 @@ async def test_what_no_secret_opens_is_left_and_said_and_the_rest_is_moved(cell:
 
 async def test_what_an_operator_can_mend_is_one_line_and_a_code(database: str) -> None:
     cases = (
-        ("", NEW, 2, "DATABASE_URL"),
+        ("", NEW, 5, "DATABASE_URL"),
         (database, "", 2, "RELAY_SECRET_KEY"),
         (database, "short", 2, "RELAY_SECRET_KEY"),
         ("postgresql://u:hidden@127.0.0.1:1/none", NEW, 5, "DATABASE_URL"),

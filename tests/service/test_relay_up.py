@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
 import queue
 import re
@@ -11,9 +12,10 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Any, NamedTuple, Self
 
 import pytest
 
@@ -150,6 +152,35 @@ def refused(data: Path, port: int, **more: str) -> subprocess.CompletedProcess[s
     )
 
 
+class Answered(NamedTuple):
+    status: int
+    body: Any
+
+
+def asked(port: int, method: str, path: str, body: object, host: str, key: str = "") -> Answered:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+    headers = {"Host": host, "Content-Type": "application/json", **({"X-API-Key": key} if key else {})}
+    try:
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        response = connection.getresponse()
+        return Answered(response.status, json.loads(response.read()))
+    finally:
+        connection.close()
+
+
+def keys(data: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `relay keys` with nothing but the data directory."""
+    return subprocess.run(
+        [sys.executable, "-m", "relay", "keys", *arguments],
+        env=environment(data, 1),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
 @pytest.fixture(scope="module")
 def data(home: Path) -> Path:
     """The data directory of one after another."""
@@ -187,6 +218,22 @@ class TestWhileItRuns:
         told = running.line("delivered in ")
         assert re.fullmatch(rf"delivered in \d+ ms  demo\.hello  {event_id[1]}", told)
 
+    def test_its_metrics_are_those_of_the_api_and_of_the_delivery(self, running: Up) -> None:
+        def whole() -> bool:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{running.port}/metrics", timeout=10) as answer:
+                    said = answer.read().decode()
+            except OSError:
+                return False
+            return (
+                "\nrelay_processes 2.0\n" in said
+                and 'relay_process_start_time_seconds{process="delivery"}' in said
+                and 'relay_process_start_time_seconds{process="api-1"}' in said
+                and "\nrelay_oldest_due_seconds " in said
+            )
+
+        until(whole)
+
     def test_its_files_are_private(self, running: Up, data: Path) -> None:
         def mode(name: str) -> int:
             return (data / name).stat().st_mode & 0o777
@@ -210,6 +257,30 @@ class TestWhileItRuns:
             done.stderr,
         )
 
+    def test_sign_up_of_any_tier_is_open_on_this_machine_and_to_no_foreign_name(self, running: Up) -> None:
+        until(lambda: running.health() == 200)
+        port = running.port
+        for host, expected in (("localhost", 201), (f"127.0.0.1:{port}", 201), ("evil.example", 421)):
+            answer = asked(port, "POST", "/api/keys/generate", {"org_name": "a", "tier": "enterprise"}, host)
+            assert answer.status == expected
+
+    def test_relay_keys_finds_its_database_without_being_told(self, running: Up, data: Path) -> None:
+        until(lambda: running.health() == 200)
+        made = keys(data, "create", "--organization", "Shell")
+        assert (made.returncode, made.stdout.count("\n")) == (0, 1), made.stderr
+        key = made.stdout.strip()
+        shown = asked(running.port, "GET", "/api/keys", None, "localhost", key)
+        assert (shown.status, shown.body["organization_name"]) == (200, "Shell")
+        (key_id,) = [each["key_id"] for each in shown.body["keys"]]
+
+        listed = [json.loads(line) for line in keys(data, "list", "--json").stdout.splitlines()]
+        assert [each["organization_name"] for each in listed if each["key_id"] == key_id] == ["Shell"]
+        rotated = keys(data, "rotate", key_id)
+        assert rotated.returncode == 0, rotated.stderr
+        until(lambda: asked(running.port, "GET", "/api/keys", None, "localhost", key).status == 401)
+        new = rotated.stdout.strip()
+        assert asked(running.port, "GET", "/api/keys", None, "localhost", new).status == 200
+
     @pytest.mark.parametrize("command", ["serve", "deliver", "postgres"])
     def test_whatever_dies_is_back(self, running: Up, command: str) -> None:
         def found() -> list[int]:
@@ -218,11 +289,26 @@ class TestWhileItRuns:
                 return [pid for pid, words in family.items() if words[0].endswith("/postgres")]
             return [pid for pid, words in family.items() if words[1:4] == ["-m", "relay", command]]
 
+        # One that has just been started is there a moment before it is what it will be.
+        until(lambda: len(found()) == 1)
         (victim,) = found()
         os.kill(victim, signal.SIGKILL)
 
         until(lambda: bool(found()) and victim not in found())
         until(lambda: running.health() == 200)
+
+
+def test_relay_keys_says_in_one_line_that_none_runs(data: Path, tmp_path: Path) -> None:
+    for folder in (data, tmp_path / "none"):
+        done = keys(folder, "list")
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (5, "", 1), done.stderr
+        assert done.stderr == f"relay: DATABASE_URL: not set, and no `relay up` runs in {folder}\n"
+
+
+def test_another_loopback_address_than_the_usual_one_will_do(data: Path) -> None:
+    with Up(data, free_port(), HOST="127.0.0.2") as up:
+        assert f"http://127.0.0.2:{up.port}/api/events" in up.line("curl ")
+        assert up.stop() == 0
 
 
 def test_killed_with_all_its_children_it_simply_starts_again_and_keeps_its_key(data: Path) -> None:
@@ -234,6 +320,11 @@ def test_killed_with_all_its_children_it_simply_starts_again_and_keeps_its_key(d
             # Some leave by themselves when the one before them is gone.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        # Its server has left a file that says it is ready.
+        until(lambda: all(map(has_ended, family)))
+        done = keys(data, "list")
+        assert (done.returncode, done.stdout) == (5, "")
+        assert done.stderr == f"relay: DATABASE_URL: not set, and no `relay up` runs in {data}\n"
 
     with Up(data, first.port) as second:
         second.line("curl ")

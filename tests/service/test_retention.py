@@ -70,7 +70,7 @@ async def test_a_day_with_an_open_delivery_waits_until_that_has_ended(past: Past
     (event_id,) = await past.accept(organization_id, 3)
     metrics = Metrics()
     async with retaining(past, metrics, days=1, max_days=10):
-        await until(lambda: _is(shown(metrics, "relay_retention_days_standing") == 1))
+        await until(lambda: _is(shown(metrics, "relay_retention_partitions_overdue") == 1))
         assert await past.stands(3)
         await past.end([event_id])
         await gone(past, 3)

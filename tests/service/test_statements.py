@@ -98,11 +98,12 @@ async def test_hot_statements_read_no_table_from_end_to_end(connection: asyncpg.
     for name in (
         "commit_events", "commit_events_with_keys", "first_holders", "claim_due", "renew_leases", "record_attempts",
         "inbox_pending_asc", "inbox_pending_desc", "inbox_all_asc", "inbox_all_desc", "event_by_id",
-        "deliveries_of_event", "attempts_of_event", "acknowledge", "key_by_id", "position_bounds", "deliveries_open",
+        "deliveries_of_event", "attempts_of_event", "acknowledge", "keys_by_id", "note_keys_used", "position_bounds",
+        "deliveries_open",
         "deliveries_ended", "deliveries_any", "deliveries_near", "send_again", "answer_kept", "count_ended",
         "jobs_page", "job_by_id", "stop_job", "take_job", "keep_job", "leave_job", "fail_job", "not_attempted",
         "reopen_batch", "catch_up_batch", "hold_batch", "release_batch", "cancel_batch", "forget_jobs",
-        "forget_answers", "organizations_with_open", "open_of_day", "forget_open", "dead_letters_of_day", "forget_keys",
+        "forget_answers", "organizations_with_open", "open_of_day", "forget_open", "dead_letters_of_day", "forget_dedup_keys",
         "lose_claims", "lead",
     ):  # fmt: skip
         prepared = await connection.prepare(texts[name])

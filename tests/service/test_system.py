@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import html.parser
 import os
 import re
@@ -23,6 +24,7 @@ import relay
 from relay.config import load
 from relay.errors import KINDS
 from relay.http.table import Rooms, operations
+from relay.telemetry.metrics import Metrics
 from tests.api import Api
 from tests.conftest import ADMIN_TOKEN, Commands, Databases, environment, free_port, open_cell
 from tests.service.test_http import assert_error, head
@@ -124,7 +126,7 @@ async def test_no_label_is_what_a_caller_wrote(api: Api) -> None:
     await api.request("MADE-UP", "/health")
     text = (await api.request("GET", "/metrics")).text
     assert "made-up" not in text.lower()
-    assert 'relay_http_requests_total{route="other",status="404"}' in text
+    assert 'relay_http_requests_total{method="other",route="other",status="404"}' in text
 
 
 @pytest.fixture
@@ -191,7 +193,8 @@ async def test_operation_ids_are_unique(document: dict[str, Any]) -> None:
 async def test_every_route_of_the_service_is_in_the_document(document: dict[str, Any]) -> None:
     nothing = cast(Any, None)
     closed = open_cell("postgresql:///nowhere")
-    table = operations(Rooms(load({}), closed, *[nothing] * 8))
+    rooms = dict.fromkeys((field.name for field in dataclasses.fields(Rooms)), nothing)
+    table = operations(Rooms(**{**rooms, "settings": load({}), "cell": closed, "metrics": Metrics()}))
     documented = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     assert documented == {(operation.method, operation.path) for operation in table if operation.listed}
     assert {operation.path for operation in table if not operation.listed} == {"/docs/{file}"}
@@ -276,7 +279,8 @@ async def loopback(databases: Databases) -> AsyncIterator[int]:
 
 
 @pytest.mark.parametrize(
-    "host", ["localhost:{port}", "localhost", "LocalHost:1", "127.0.0.1:{port}", "[::1]:{port}", "[::1]"]
+    "host",
+    ["localhost:{port}", "localhost", "LocalHost:1", "127.0.0.1:{port}", "127.8.0.2:{port}", "[::1]:{port}", "[::1]"],
 )
 async def test_loopback_names_are_answered(loopback: int, host: str) -> None:
     request = f"GET /health HTTP/1.1\r\nHost: {host.format(port=loopback)}\r\nConnection: close\r\n\r\n"
@@ -290,7 +294,8 @@ async def test_loopback_names_are_answered(loopback: int, host: str) -> None:
         "evil.example:{port}",
         "localhost.evil.example",
         "127.0.0.1.evil.example:{port}",
-        "127.0.0.2",
+        "127.0.0.1.2",
+        "1127.0.0.1",
         "0.0.0.0:{port}",
         "::1",
         "[::2]:{port}",

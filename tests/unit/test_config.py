@@ -29,7 +29,7 @@ BAD = {
     "RELAY_DELIVERY_TIMEOUT_S": ["0", "301"],
     "RELAY_MAX_IN_FLIGHT": ["0", "100001"],
     "RELAY_QUEUE_MB": ["0", "4097"],
-    "RELAY_DB_POOL_MAX": ["6", "10001"],
+    "RELAY_DB_POOL_MAX": ["7", "10001"],
     "RELAY_DB_MAX_LIFETIME_S": ["0", "86401"],
     "RELAY_BREAKER_FAILURES": ["0", "10001", "many"],
     "RELAY_BREAKER_WINDOW_S": ["-1", "86401"],
@@ -211,7 +211,25 @@ def test_retention_waits_for_open_deliveries_a_week_longer_unless_the_operator_s
         load({"RELAY_RETENTION_DAYS": "5", "RELAY_RETENTION_MAX_DAYS": "4"})
 
 
-@pytest.mark.parametrize("text", ["app.example.com", "https://app.example.com/", "ftp://a", "https://", "null"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "app.example.com",
+        "https://app.example.com/",
+        "ftp://a",
+        "https://",
+        "null",
+        "https://App.example.com",
+        "https://app.example.com:443",
+        "http://app.example.com:80",
+        "https://app.example.com:",
+        "https://app.example.com:99999",
+        "https://me@app.example.com",
+        "https://*.example.com",
+        "https://app.example.com?",
+        "https://bücher.example",
+    ],
+)
 def test_what_is_no_web_origin_is_refused(text: str) -> None:
     with pytest.raises(BadSetting, match=r"^RELAY_CORS_ORIGINS: "):
         load({"RELAY_CORS_ORIGINS": text})
@@ -222,6 +240,8 @@ def test_web_origins_are_a_list() -> None:
         "https://a.example",
         "http://localhost:3000",
     )
+    assert load({"RELAY_CORS_ORIGINS": "https://a.example:80"}).cors_origins == ("https://a.example:80",)
+    assert load({"RELAY_CORS_ORIGINS": "http://[::1]:3000"}).cors_origins == ("http://[::1]:3000",)
     assert load({"RELAY_CORS_ORIGINS": "*"}).cors_origins == ("*",)
     assert load({"RELAY_CORS_ORIGINS": ""}).cors_origins == ()
 

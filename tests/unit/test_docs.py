@@ -41,7 +41,7 @@ def test_every_metric_in_the_code_is_documented_and_every_documented_one_is_in_t
 
 
 def test_links_between_pages_lead_somewhere() -> None:
-    for path in (ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS.glob("*.md")):
+    for path in (ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *DOCS.glob("*.md")):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8")):
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
 

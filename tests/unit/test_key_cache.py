@@ -115,3 +115,22 @@ def test_a_dropped_key_is_forgotten() -> None:
 def test_no_key_lies_in_the_cache_and_its_hash_differs_from_process_to_process() -> None:
     assert opened().fingerprint(b"one") != opened().fingerprint(b"one")
     assert len(opened().fingerprint(b"one")) == 16
+
+
+def test_what_is_found_or_kept_is_noted_as_used_once_and_what_is_refused_is_not() -> None:
+    clock = Clock()
+    cache = opened(clock)
+    used, idle, ended = tenant(), tenant(), tenant(expires_at=1.0)
+    for key, whose in ((b"used", used), (b"idle", idle), (b"ended", ended)):
+        kept(cache, key, whose)
+    assert cache.used() == {used.key_id, idle.key_id, ended.key_id}
+
+    clock.now = 2.0
+    for key in (b"used", b"used", b"ended", b"unknown"):
+        cache.find(key)
+
+    assert cache.used() == {used.key_id}
+    assert cache.used() == set()
+    cache.suspend()
+    cache.find(b"used")
+    assert cache.used() == set()

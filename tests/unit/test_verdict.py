@@ -30,7 +30,7 @@ ENDPOINT = Endpoint(
 
 
 def delivery(attempts: int = 0, before: int = 0) -> Claimed:
-    return Claimed(Held(ID, 0, 1, ID, ID, ID), attempts, before, 1, "order.created", b"1")
+    return Claimed(Held(ID, 0, 1, ID, ID, ID), attempts, before, 1, "order.created", b"1", NOW, False)
 
 
 def answer(status: int, retry_after_s: float | None = None) -> Answer:

@@ -1,0 +1,90 @@
+"""What may be shown of organizations and their keys."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+from relay.errors import ApiError
+from relay.store import Cell, Row, StoreError
+
+_NIL: Final = UUID(int=0)
+_PAGE: Final = 1000
+
+
+class KeyShown(NamedTuple):
+    """What may be shown of a key."""
+
+    key_id: UUID
+    name: str
+    scopes: Sequence[str]
+    created_at: datetime.datetime
+    last_used_at: datetime.datetime | None
+    expires_at: datetime.datetime | None
+
+
+class Organization(NamedTuple):
+    """An organization with its keys that are in force, oldest first."""
+
+    organization_id: UUID
+    name: str
+    tier: str
+    webhook_url: str | None
+    keys: Sequence[KeyShown]
+
+
+class Holding(NamedTuple):
+    """A key that is in force, and whose it is."""
+
+    organization_id: UUID
+    organization_name: str
+    tier: str
+    key: KeyShown
+
+
+class KeyList:
+    """The keys of one cell's organizations, to be looked at.
+
+    Every call raises `ApiError("database_unavailable")` when the database does not answer.
+    """
+
+    def __init__(self, cell: Cell) -> None:
+        self._cell = cell
+
+    async def describe(self, organization_id: UUID) -> Organization:
+        """What an organization may know about itself and its keys.
+
+        Raises:
+            ApiError: also `invalid_api_key` when there is no such organization, or none of its keys is in force.
+        """
+        rows = await self._read("keys_of_organization", organization_id)
+        if not rows:
+            raise ApiError("invalid_api_key")
+        first = rows[0]
+        keys = [_shown(row) for row in rows]
+        return Organization(organization_id, first["organization_name"], first["tier"], first["webhook_url"], keys)
+
+    async def organization_of(self, key_id: UUID) -> UUID | None:
+        """Whose key it is, in force or not."""
+        rows = await self._read("organization_of_key", key_id)
+        return rows[0]["organization_id"] if rows else None
+
+    async def pages(self) -> AsyncIterator[Sequence[Holding]]:
+        """The keys of all organizations, a thousand at a time, together what belongs together."""
+        after = _NIL, _NIL
+        while rows := await self._read("keys_page", *after, _PAGE):
+            yield [Holding(row["organization_id"], row["organization_name"], row["tier"], _shown(row)) for row in rows]
+            last = rows[-1]
+            after = last["organization_id"], last["id"]
+
+    async def _read(self, statement: str, *args: Any) -> Sequence[Row]:
+        try:
+            return await self._cell.fetch(statement, *args)
+        except StoreError:
+            raise ApiError("database_unavailable") from None
+
+
+def _shown(row: Row) -> KeyShown:
+    return KeyShown(row["id"], row["name"], row["scopes"], row["created_at"], row["last_used_at"], row["expires_at"])

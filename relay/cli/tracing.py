@@ -1,0 +1,52 @@
+"""Whether a command traces: the standard variables of OpenTelemetry decide, and nothing of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from relay.cli.exits import USAGE, Stop
+
+if TYPE_CHECKING:
+    from relay.telemetry.traces import Tracer
+
+_ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+
+
+def tracer_of(environ: Mapping[str, str], service: str) -> Tracer | None:
+    """The tracer that the variables ask for, or None.
+
+    Traces are on when a collector is named (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT) or
+    OTEL_TRACES_EXPORTER is `otlp`, and OTEL_SDK_DISABLED is not `true`.
+
+    Args:
+        environ: the process's environment.
+        service: what OTEL_SERVICE_NAME is without a value.
+
+    Raises:
+        Stop: a variable is not what it may be, or the library is not there.
+    """
+    exporter = environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
+    named = next((name for name in _ENDPOINTS if environ.get(name, "").strip()), None)
+    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true" or exporter == "none":
+        return None
+    if not named and not exporter:
+        return None
+    if exporter not in ("", "otlp"):
+        raise Stop(USAGE, f"OTEL_TRACES_EXPORTER: {exporter!r} is not otlp or none")
+    protocol = next((value for name in _PROTOCOLS if (value := environ.get(name, "").strip())), "http/protobuf")
+    if protocol != "http/protobuf":
+        raise Stop(USAGE, f"OTEL_EXPORTER_OTLP_PROTOCOL: {protocol!r} is not http/protobuf")
+    try:
+        from relay.telemetry.traces import Tracer
+    except ImportError:
+        raise Stop(
+            USAGE, f"{named or 'OTEL_TRACES_EXPORTER'}: traces need OpenTelemetry: pip install 'relay[otel]'"
+        ) from None
+    from relay.telemetry.sampling import BadTraceSetting
+
+    try:
+        return Tracer(environ, service)
+    except BadTraceSetting as error:
+        raise Stop(USAGE, str(error)) from None

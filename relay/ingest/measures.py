@@ -1,0 +1,39 @@
+"""The metrics of ingest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from relay.telemetry.metrics import WAITS_S, Metrics
+
+
+class Measures:
+    """Counts what became of events, once a flush.
+
+    Args:
+        metrics: of the process.
+        events: reads how many events wait.
+        octets: reads how many bytes they take.
+    """
+
+    def __init__(self, metrics: Metrics, events: Callable[[], int], octets: Callable[[], int]) -> None:
+        self.accepted = metrics.counter("relay_events_accepted", "Events committed.").of()
+        self.duplicate = metrics.counter("relay_events_duplicate", "Events whose key was accepted before.").of()
+        self._rejected = metrics.counter(
+            "relay_events_rejected", "Events that were not stored, by the code of the answer.", "code"
+        )
+        self._sizes = metrics.histogram(
+            "relay_flush_events", "Events in a flush.", (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+        ).of()
+        self._times = metrics.histogram("relay_flush_duration_seconds", "Time of a flush.", WAITS_S).of()
+        metrics.gauge("relay_ingest_queue_events", "Events that wait for their commit.", events)
+        metrics.gauge("relay_ingest_queue_bytes", "Bytes that wait for their commit.", octets)
+
+    def rejected(self, events: int, code: str) -> None:
+        """Events are answered with this error."""
+        self._rejected.add(events, code)
+
+    def flushed(self, events: int, seconds: float) -> None:
+        """A flush has ended, one way or another."""
+        self._times.observe(seconds)
+        self._sizes.observe(events)

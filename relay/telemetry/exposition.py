@@ -1,0 +1,108 @@
+"""The pages of all processes of a command, added up and rendered as Prometheus text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from math import inf, isnan
+from typing import Final
+
+from prometheus_client import generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from relay.telemetry.page import Definition, PageReader
+
+_COMBINE: Final[Mapping[str, Callable[[float, float], float]]] = {
+    "sum": lambda one, other: one + other,
+    "max": max,
+    "min": min,
+}
+
+#: The numbers of each series, by its label values.
+_Numbers = dict[tuple[str, ...], list[float]]
+
+
+class Exposition:
+    """Sums counters and histograms over all pages, those of dead processes too, and combines the gauges of those that
+    are alive. No page can break it: what makes no sense is left out, and `unreadable` says so. For one thread.
+
+    Args:
+        pages: of all processes.
+    """
+
+    def __init__(self, pages: Sequence[memoryview]) -> None:
+        self._pages = [PageReader(page) for page in pages]
+        #: How many pages made no sense the last time.
+        self.unreadable = 0
+
+    def render(self) -> Iterator[bytes]:
+        """All metrics as Prometheus text, one after the other, as they are at the first."""
+        definitions, numbers = self._add_up()
+        for name, definition in sorted(definitions.items()):
+            yield generate_latest(_Only(_family(definition, numbers[name])))
+
+    def _add_up(self) -> tuple[dict[str, Definition], dict[str, _Numbers]]:
+        definitions: dict[str, Definition] = {}
+        numbers: dict[str, _Numbers] = {}
+        unreadable = 0
+        for page in self._pages:
+            described = page.read()
+            if described is None:
+                unreadable += 1
+                continue
+            alive = page.is_alive
+            for definition in described[0]:
+                definitions.setdefault(definition.name, definition)
+                numbers.setdefault(definition.name, {})
+            for definition, series in described[1]:
+                if definitions[definition.name] == definition and (alive or definition.kind != "gauge"):
+                    values = [*page.cells[series.first : series.first + definition.size]]
+                    _combine(numbers[definition.name], definition, series.labels, values)
+        self.unreadable = unreadable
+        return definitions, numbers
+
+
+class _Only:
+    """A collector, as prometheus-client asks for one, with a single metric."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+
+    def collect(self) -> Iterable[Metric]:
+        return (self._metric,)
+
+
+def _combine(numbers: _Numbers, definition: Definition, labels: tuple[str, ...], values: list[float]) -> None:
+    if isnan(values[0]):
+        return
+    so_far = numbers.get(labels)
+    if so_far is None:
+        numbers[labels] = values
+        return
+    combine = _COMBINE[definition.combine]
+    numbers[labels] = [combine(one, other) for one, other in zip(so_far, values, strict=True)]
+
+
+def _family(definition: Definition, numbers: _Numbers) -> Metric:
+    name, help_, labels = definition.name, definition.help, definition.labels
+    if definition.kind == "histogram":
+        histogram = HistogramMetricFamily(name, help_, labels=labels)
+        for values, (*counts, total) in sorted(numbers.items()):
+            histogram.add_metric(values, _buckets(definition.bounds, counts), total)
+        return histogram
+    kind = CounterMetricFamily if definition.kind == "counter" else GaugeMetricFamily
+    family = kind(name, help_, labels=labels)
+    for values, (value,) in sorted(numbers.items()):
+        family.add_metric(values, value)
+    return family
+
+
+def _buckets(bounds: Sequence[float], counts: Sequence[float]) -> list[tuple[str, float]]:
+    """As Prometheus has them: each with all that are below. Made from one reading, so no count is ever less than the
+    one before it, whatever is written meanwhile.
+    """
+    seen = 0.0
+    buckets = []
+    for bound, count in zip((*bounds, inf), counts, strict=True):
+        seen += count
+        buckets.append(("+Inf" if bound == inf else f"{bound:g}", seen))
+    return buckets

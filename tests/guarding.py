@@ -1,0 +1,91 @@
+"""What one API process has to do with keys, on a real database and without HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from relay.auth import Guard, Hasher, Keyring, Keys, Tenant, mint
+from relay.auth.format import read
+from relay.errors import ApiError
+from relay.store import Cell
+from relay.telemetry.metrics import Metrics
+from relay.values.sealed import Vault
+from tests.conftest import SECRET_KEY, open_cell
+
+
+class Node:
+    """What one API process has to do with keys."""
+
+    def __init__(self, cell: Cell, keyring: Keyring, hasher: Hasher, guard: Guard, metrics: Metrics) -> None:
+        self.cell = cell
+        self.keyring = keyring
+        self.hasher = hasher
+        self.guard = guard
+        self.keys = Keys(cell, keyring, hasher, guard)
+        self._metrics = metrics
+
+    @property
+    def hashes(self) -> int:
+        return self._count("relay_keys_hashed_total")
+
+    @property
+    def reads(self) -> int:
+        return self._count("relay_key_reads_total")
+
+    def _count(self, name: str) -> int:
+        for line in self._metrics.render().decode().splitlines():
+            if line.startswith(name + " "):
+                return int(float(line.split()[1]))
+        raise AssertionError(name)
+
+    async def refusal(self, key: bytes | None, needs: str | None = None) -> str:
+        """Why a key is not admitted, or nothing if it is."""
+        try:
+            await self.guard.admit(key, needs)
+        except ApiError as error:
+            return error.kind.code
+        return ""
+
+
+@asynccontextmanager
+async def running(url: str, cell: Cell | None = None) -> AsyncIterator[Node]:
+    """A process on a database, or on a cell of its own that is open."""
+    metrics = Metrics()
+    async with AsyncExitStack() as stack:
+        if cell is None:
+            cell = await stack.enter_async_context(open_cell(url))
+        hasher = await stack.enter_async_context(Hasher(metrics))
+        keyring = await Keyring.open(cell, Vault([SECRET_KEY]))
+        guard = await stack.enter_async_context(Guard(cell, keyring, hasher, metrics))
+        yield Node(cell, keyring, hasher, guard, metrics)
+
+
+async def signed_up(node: Node, name: str = "Acme") -> tuple[bytes, Tenant]:
+    made = await node.keys.create_organization(name, "free")
+    key = made.api_key.encode()
+    return key, await node.guard.admit(key, "manage")
+
+
+async def until(condition: Callable[[], bool], within_s: float) -> float:
+    """Wait for a condition; how long it took."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < within_s
+        await asyncio.sleep(0.005)
+    return time.monotonic() - start
+
+
+async def rotate_silently(node: Node, tenant: Tenant) -> None:
+    """Rotate a key as a process does that dies before it can tell anybody."""
+    new_key_id = node.cell.clock.new()
+    await node.cell.fetch("rotate_key", tenant.organization_id, tenant.key_id, new_key_id, bytes(32), "no hash", 0.0)
+
+
+def with_another_secret(node: Node, key: bytes) -> bytes:
+    """A key with a right checksum and the id of `key`, as nobody can make it without the HMAC key."""
+    parsed = read(key, node.keyring.hmac_key)
+    assert parsed is not None
+    return mint(parsed.cell_id, parsed.key_id, node.keyring.hmac_key)[0].encode()
