@@ -103,8 +103,8 @@ async def test_hot_statements_read_no_table_from_end_to_end(connection: asyncpg.
         "deliveries_ended", "deliveries_any", "deliveries_near", "send_again", "answer_kept", "count_ended",
         "jobs_page", "job_by_id", "stop_job", "take_job", "keep_job", "leave_job", "fail_job", "not_attempted",
         "reopen_batch", "catch_up_batch", "hold_batch", "release_batch", "cancel_batch", "forget_jobs",
-        "forget_answers", "organizations_with_open", "open_of_day", "forget_open", "dead_letters_of_day", "forget_dedup_keys",
-        "lose_claims", "lead",
+        "forget_answers", "organizations_with_open", "open_of_day", "forget_open", "dead_letters_of_day",
+        "forget_dedup_keys", "lose_claims", "lead",
     ):  # fmt: skip
         prepared = await connection.prepare(texts[name])
         text = texts[name]
