@@ -66,7 +66,7 @@ async def test_a_restored_dump_hides_nothing_and_readers_keep_their_places(home:
         async with open_cell(source.url) as cell:
             first = await accept(cell, 5)
             assert await half.read(cell, 2) == first[:2]
-            run("pg_dump", "--format=custom", f"--file={dump}", source.url)
+            run("pg_dump", "--format=custom", "--schema=relay", f"--file={dump}", source.url)
             lost = await accept(cell, 2)
             assert await whole.read(cell) == first + lost
         await source.end_now()

@@ -351,3 +351,12 @@ async def test_relay_deliver_drops_days_by_itself(past: Past, database: str, com
     await commands.deliver(database, RELAY_RETENTION_DAYS="5")
     await gone(past, 12)
     assert await past.stands(2)
+
+
+async def test_relay_serve_drops_days_where_no_delivery_process_has_led_for_a_while(
+    past: Past, database: str, commands: Commands
+) -> None:
+    await past.accept(past.cell.clock.new(), 12)
+    await past.read("update relay.leaders set leased_until = now() - interval '31 s'")
+    await commands.serve(database, RELAY_RETENTION_DAYS="5")
+    await gone(past, 12)
