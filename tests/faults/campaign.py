@@ -42,6 +42,15 @@ class Trial:
     #: From the end of the fault to the first span that was as good as before; None when none was.
     as_before_s: float | None = None
 
+    def __str__(self) -> str:
+        account = self.account
+        return (
+            f"{self.fault.name}: {account.acknowledged} acknowledged, {account.maybe} unknown of which"
+            f" {account.recovered} are stored, {account.repeated} delivered again; accepts after"
+            f" {self.accepted_after_s:.2f} s, delivers after {self.received_after_s:.2f} s,"
+            f" slowest 503 {self.slowest_refusal_s:.2f} s"
+        )
+
 
 class Stalled(AssertionError):
     """Nothing is accepted, or nothing is delivered any more."""
@@ -165,5 +174,5 @@ class Campaign:
 
 def schedule(faults: Sequence[Fault], seed: int, ground: Ground, round_: int = 0) -> list[Fault]:
     """All faults that are possible here, in the order that the seed gives them in this round."""
-    possible = [fault for fault in faults if not fault.disk or ground.disk.mounted]
+    possible = [fault for fault in faults if fault.clock == ground.clocked and (ground.disk.mounted or not fault.disk)]
     return random.Random(f"{seed}/order/{round_}").sample(possible, len(possible))

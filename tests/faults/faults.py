@@ -30,7 +30,7 @@ class Fault:
     strike: Strike
     hold_s: float = 0.0
     long_hold_s: float = 0.0
-    #: Whether it needs a file system of our own to fill, or a clock of our own to set.
+    #: Whether it needs a file system of our own to fill, or is for a ground with a clock of its own.
     disk: bool = False
     clock: bool = False
     #: Whether webhooks may be held up on the way, and come after the success of another attempt was recorded.
@@ -208,6 +208,17 @@ async def slow_receivers_down(ground: Ground, chance: random.Random, hold_s: flo
     ground.network.latency_s = 0.0
 
 
+def step_the_clock(by_s: float) -> Strike:
+    """A clock that is wrong for a while, and then right again: two steps."""
+
+    async def step(ground: Ground, chance: random.Random, hold_s: float) -> None:
+        ground.clock.step(by_s)
+        await asyncio.sleep(hold_s)
+        ground.clock.step(0)
+
+    return step
+
+
 _TERMINATE: Final = "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'relay%'"
 
 
@@ -247,4 +258,7 @@ FAULTS: Final = (
     Fault("receivers unreachable", cut_receivers_off, 1.0, 10.0, late=True),
     Fault("answers of receivers reset half way", reset_receivers_half_way, 1.0, 5.0, late=True),
     Fault("500 ms to and from receivers", slow_receivers_down, 1.0, 10.0, late=True),
+    Fault("clock an hour ahead, then right again", step_the_clock(3600), 2.5, 15.0, clock=True),
+    Fault("clock an hour behind, then right again", step_the_clock(-3600), 2.5, 15.0, clock=True),
+    Fault("clock 20 days ahead, then right again", step_the_clock(20 * 86400), 2.5, 15.0, clock=True),
 )

@@ -89,6 +89,40 @@ class Disk:
         return False
 
 
+class Clock:
+    """The wall clock of relay's processes, and of no other, which can be stepped while they run.
+
+    Args:
+        path: a file to keep the step in.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._library = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), None)
+
+    @property
+    def steps(self) -> bool:
+        """Whether it can be stepped: Debian's package `libfaketime` is installed."""
+        return self._library is not None
+
+    def environment(self) -> Mapping[str, str]:
+        """What makes a process look at this clock. Only that of the wall: timers go on as they do."""
+        self.step(0)
+        return {
+            "LD_PRELOAD": str(self._library),
+            "FAKETIME_TIMESTAMP_FILE": str(self._path),
+            "FAKETIME_CACHE_DURATION": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "NO_FAKE_STAT": "1",
+        }
+
+    def step(self, by_s: float) -> None:
+        """Be so far ahead of the real clock from now on, which processes see within a second."""
+        written = self._path.with_suffix(".new")
+        written.write_text(f"{by_s:+.0f}\n")
+        written.rename(self._path)
+
+
 class Ground:
     """Entering starts everything, and makes the organizations and their endpoints; leaving ends it at once.
 
@@ -98,10 +132,16 @@ class Ground:
         home: an empty folder that PostgreSQL's user may enter.
         settings: of our commands.
         disk_mb: how much PostgreSQL's disk holds, where one can be mounted.
+        clock: whether relay's processes have a clock of their own, where they can.
     """
 
-    def __init__(self, home: Path, *, settings: Mapping[str, str] | None = None, disk_mb: int = 1024) -> None:
+    def __init__(
+        self, home: Path, *, settings: Mapping[str, str] | None = None, disk_mb: int = 1024, clock: bool = False
+    ) -> None:
         self.ledger = Ledger()
+        self.clock = Clock(home / "clock")
+        #: Whether relay's processes look at `clock`.
+        self.clocked = clock and self.clock.steps
         self.disk = Disk(home / "disk", disk_mb)
         self.postgres = EmbeddedPostgres(self.disk.path / "postgres", settings=_POSTGRES)
         self._settings = settings or {}
@@ -125,6 +165,7 @@ class Ground:
                 "RELAY_ALLOWED_NETWORKS": LOOPBACK,
                 "RELAY_LOG_LEVEL": "error",
                 **self._settings,
+                **(self.clock.environment() if self.clocked else {}),
             }
             env = environment(self.database.url, self.port, **settings)
             self.serve = PythonChild("serve", ["relay", "serve"], env=env)
