@@ -108,7 +108,8 @@ class _Pair:
         await self._pass(reader, self._client, is_answer=True)
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_answer: bool) -> None:
-        with suppress(ConnectionError):
+        # uvloop raises RuntimeError where a transport is closed.
+        with suppress(ConnectionError, RuntimeError):
             while chunk := await reader.read(65536):
                 if self.hanging:
                     continue

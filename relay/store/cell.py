@@ -198,7 +198,7 @@ class Cell:
         try:
             real = await connection.fetchval("select pg_backend_pid()")
             return bool(real != connection.get_server_pid())
-        except (OSError, asyncpg.PostgresError) as error:
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             raise errors.connecting(error) from None
         finally:
             connection.terminate()

@@ -8,12 +8,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from tests.faults.auditor import Account, Auditor
 from tests.faults.faults import Fault
-from tests.faults.ground import Ground, stored_twice
 from tests.faults.load import Load
+from tests.faults.scene import Scene, stored_twice
 
 #: The span over which a rate is taken, and the share of the rate before at which relay is as good as before.
 _SPAN_S: Final = 3.0
@@ -29,7 +29,7 @@ PATIENCE_S: Final = 60.0
 class Trial:
     """One strike and what came of it. Times are seconds after the fault was over; rates are a second."""
 
-    fault: Fault
+    name: str
     account: Account
     #: When something was accepted again, and when something accepted since had arrived.
     accepted_after_s: float
@@ -45,7 +45,7 @@ class Trial:
     def __str__(self) -> str:
         account = self.account
         return (
-            f"{self.fault.name}: {account.acknowledged} acknowledged, {account.maybe} unknown of which"
+            f"{self.name}: {account.acknowledged} acknowledged, {account.maybe} unknown of which"
             f" {account.recovered} are stored, {account.repeated} delivered again; accepts after"
             f" {self.accepted_after_s:.2f} s, delivers after {self.received_after_s:.2f} s,"
             f" slowest 503 {self.slowest_refusal_s:.2f} s"
@@ -56,30 +56,33 @@ class Stalled(AssertionError):
     """Nothing is accepted, or nothing is delivered any more."""
 
 
-class Campaign:
-    """Strikes on a ground under load.
+P = TypeVar("P", bound=Scene)
+
+
+class Campaign(Generic[P]):
+    """Strikes under load.
 
     Args:
-        ground: where.
+        scene: where.
         load: what goes on meanwhile.
         seed: of all choices that faults make.
     """
 
-    def __init__(self, ground: Ground, load: Load, seed: int) -> None:
-        self._ground = ground
+    def __init__(self, scene: P, load: Load, seed: int) -> None:
+        self._scene = scene
         self._load = load
         self._chance = random.Random(f"{seed}/faults")
         self._auditor = Auditor(
-            [sender.organization_id for sender in ground.senders], [sender.paths for sender in ground.senders]
+            [sender.organization_id for sender in scene.senders], [sender.paths for sender in scene.senders]
         )
         self._audited_at = time.time()
 
     async def warm_up(self) -> None:
         """Wait until both rates are those of the middle of a run."""
-        ledger = self._ground.ledger
+        ledger = self._scene.ledger
         await self._until(lambda: ledger.accepted > 200 and ledger.received > 200, "it never began")
 
-    async def strike(self, fault: Fault, hold_s: float, *, measure: bool) -> Trial:
+    async def strike(self, fault: Fault[P], hold_s: float, *, measure: bool) -> Trial:
         """One fault.
 
         Args:
@@ -91,9 +94,9 @@ class Campaign:
             Stalled: it does not come back.
         """
         before = await self._rate() if measure else None
-        ledger = self._ground.ledger
+        ledger = self._scene.ledger
         ledger.slowest_refusal_s = 0.0
-        await fault.strike(self._ground, self._chance, hold_s)
+        await fault.strike(self._scene, self._chance, hold_s)
         ended = time.monotonic()
         accepted = ledger.accepted
         await self._until(lambda: ledger.accepted > accepted, f"nothing is accepted after: {fault.name}")
@@ -109,7 +112,7 @@ class Campaign:
             await self._until(lambda: min(ledger.accepted - accepted, ledger.received - received) > _SOME, more)
         refusal_s = ledger.slowest_refusal_s
         return Trial(
-            fault, await self.audit(late=fault.late), accepted_after_s, received_after_s, refusal_s, before, after,
+            fault.name, await self.audit(late=fault.late), accepted_after_s, received_after_s, refusal_s, before, after,
             as_before_s,
         )  # fmt: skip
 
@@ -117,8 +120,8 @@ class Campaign:
         """Let the load rest for a moment, and hold everything against everything."""
         await self._load.rest()
         begun = time.time()
-        books = await self._ground.books(self._audited_at, self._auditor.owed)
-        account = self._auditor.audit(self._ground.ledger, books, late=late)
+        books = await self._scene.books(self._audited_at, self._auditor.owed)
+        account = self._auditor.audit(self._scene.ledger, books, late=late)
         self._audited_at = begun
         self._load.go_on()
         return account
@@ -126,7 +129,7 @@ class Campaign:
     async def finish(self) -> Account:
         """Wait until every delivery has ended, and audit once more, with the load at rest for good."""
         await self._load.rest()
-        connection = await self._ground.connect_patiently()
+        connection = await self._scene.connect_patiently()
         try:
             async with asyncio.timeout(PATIENCE_S):
                 while await connection.fetchval("select exists (select from relay.open where due_at is not null)"):
@@ -149,7 +152,7 @@ class Campaign:
             await asyncio.sleep(0.01)
 
     async def _rate(self) -> tuple[float, float]:
-        ledger = self._ground.ledger
+        ledger = self._scene.ledger
         begun, accepted, received = time.monotonic(), ledger.accepted, ledger.received
         await asyncio.sleep(_SPAN_S)
         took_s = time.monotonic() - begun
@@ -157,7 +160,7 @@ class Campaign:
 
     async def _as_before(self, before: tuple[float, float], ended: float) -> tuple[float | None, tuple[float, float]]:
         """Wait for a span that is as good as the one before the fault; and then take the rate of one more."""
-        ledger = self._ground.ledger
+        ledger = self._scene.ledger
         points: deque[tuple[float, int, int]] = deque()
         while (now := time.monotonic()) - ended < PATIENCE_S:
             points.append((now, ledger.accepted, ledger.received))
@@ -172,7 +175,7 @@ class Campaign:
         return None, await self._rate()
 
 
-def schedule(faults: Sequence[Fault], seed: int, ground: Ground, round_: int = 0) -> list[Fault]:
-    """All faults that are possible here, in the order that the seed gives them in this round."""
-    possible = [fault for fault in faults if fault.clock == ground.clocked and (ground.disk.mounted or not fault.disk)]
+def shuffled(faults: Sequence[Fault[P]], seed: int, *, disk: bool, round_: int = 0) -> list[Fault[P]]:
+    """The faults in the order that the seed gives them in this round; `disk` says whether one can be filled."""
+    possible = [fault for fault in faults if disk or not fault.disk]
     return random.Random(f"{seed}/order/{round_}").sample(possible, len(possible))

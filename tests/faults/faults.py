@@ -10,29 +10,30 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import asyncpg
 
 from tests.faults.ground import Ground
+from tests.faults.scene import Scene
+from tests.faults.up import Up
 
-Strike = Callable[[Ground, random.Random, float], Awaitable[None]]
+P_contra = TypeVar("P_contra", bound=Scene, contravariant=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+@dataclass(frozen=True)
+class Fault(Generic[P_contra]):
     """One kind of fault.
 
     `hold_s` and `long_hold_s` are how long it lasts in the short and in the long form; 0 for what is done at once.
     """
 
     name: str
-    strike: Strike
+    strike: Callable[[P_contra, random.Random, float], Awaitable[None]]
     hold_s: float = 0.0
     long_hold_s: float = 0.0
-    #: Whether it needs a file system of our own to fill, or is for a ground with a clock of its own.
+    #: Whether it needs a file system of our own to fill.
     disk: bool = False
-    clock: bool = False
     #: Whether webhooks may be held up on the way, and come after the success of another attempt was recorded.
     late: bool = False
 
@@ -208,7 +209,7 @@ async def slow_receivers_down(ground: Ground, chance: random.Random, hold_s: flo
     ground.network.latency_s = 0.0
 
 
-def step_the_clock(by_s: float) -> Strike:
+def step_the_clock(by_s: float) -> Callable[[Ground, random.Random, float], Awaitable[None]]:
     """A clock that is wrong for a while, and then right again: two steps."""
 
     async def step(ground: Ground, chance: random.Random, hold_s: float) -> None:
@@ -217,6 +218,14 @@ def step_the_clock(by_s: float) -> Strike:
         ground.clock.step(0)
 
     return step
+
+
+async def kill_relay_up(up: Up, chance: random.Random, hold_s: float) -> None:
+    _signal(up.family()["up"][:1], signal.SIGKILL)
+
+
+async def kill_relay_up_and_all(up: Up, chance: random.Random, hold_s: float) -> None:
+    _signal(up.family()["up"], signal.SIGKILL)
 
 
 _TERMINATE: Final = "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'relay%'"
@@ -258,7 +267,17 @@ FAULTS: Final = (
     Fault("receivers unreachable", cut_receivers_off, 1.0, 10.0, late=True),
     Fault("answers of receivers reset half way", reset_receivers_half_way, 1.0, 5.0, late=True),
     Fault("500 ms to and from receivers", slow_receivers_down, 1.0, 10.0, late=True),
-    Fault("clock an hour ahead, then right again", step_the_clock(3600), 2.5, 15.0, clock=True),
-    Fault("clock an hour behind, then right again", step_the_clock(-3600), 2.5, 15.0, clock=True),
-    Fault("clock 20 days ahead, then right again", step_the_clock(20 * 86400), 2.5, 15.0, clock=True),
+)
+
+#: For a ground with a clock of its own.
+CLOCK_FAULTS: Final = (
+    Fault("clock an hour ahead, then right again", step_the_clock(3600), 2.5, 15.0),
+    Fault("clock an hour behind, then right again", step_the_clock(-3600), 2.5, 15.0),
+    Fault("clock 20 days ahead, then right again", step_the_clock(20 * 86400), 2.5, 15.0),
+)
+
+#: For a `relay up`.
+UP_FAULTS: Final = (
+    Fault("SIGKILL of `relay up`, its children left to themselves", kill_relay_up),
+    Fault("SIGKILL of `relay up` and all its children, PostgreSQL included", kill_relay_up_and_all),
 )
