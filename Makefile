@@ -28,6 +28,18 @@ run: $(PROJECT) ## Install what is needed into .venv and start everything on thi
 test: $(DEV) $(PROJECT) ## Run all tests, on a PostgreSQL they start themselves (ARGS="-k lease" chooses)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
+.PHONY: soak
+soak: $(DEV) $(PROJECT) ## Break everything again and again, and audit what was promised (SECONDS=1800, SEED=1)
+	$(BIN)/python -m tests.faults $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
+
+TARGETS := event array lines key key_with_its_checksum idempotency_key
+
+.PHONY: fuzz
+fuzz: $(DEV) $(PROJECT) ## Feed the parsers what nobody thought of, each for a while (SECONDS=60)
+	@for target in $(TARGETS); do new=bench/report/fuzz/$$target/ && mkdir -p "$$new" && \
+	    $(BIN)/python -m tests.fuzz $$target -max_total_time=$(or $(SECONDS),60) -artifact_prefix="$$new" "$$new" || exit 1; \
+	done
+
 # Each migration runs in a transaction of its own. Attempts, statuses and the like are small numbers for good.
 SQUAWK := --pg-version 18 --assume-in-transaction --exclude=prefer-bigint-over-int,prefer-bigint-over-smallint
 

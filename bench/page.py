@@ -20,7 +20,8 @@ _NAMED: Final = (0.5, 0.9, 0.95, 0.99, 0.999, 1.0)
 _MB: Final = 1_000_000
 # CPU is counted in hundredths of a second.
 _SHORTEST_STEP_S: Final = 0.3
-_STYLE: Final = """
+#: What charts look like too.
+STYLE: Final = """
 :root{color-scheme:light dark;--bg:#fbfbf9;--card:#fff;--ink:#1d2126;--dim:#5d6670;--line:#e3e5e2;
 --good:#1a7f4b;--best:#0b62c4;--bad:#c22f2f;--s0:#2463c9;--s1:#d9730d;--s2:#1c8f5a;--s3:#9a4fc4;--s4:#c22f5b;--s5:#777}
 @media(prefers-color-scheme:dark){:root{--bg:#14171a;--card:#1c2024;--ink:#e6e8ea;--dim:#9aa4ad;--line:#31373d;
@@ -52,7 +53,7 @@ def write_page(report: Report, earlier: Report | None, path: Path) -> None:
     parts = [
         '<!doctype html><html lang="en"><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width,initial-scale=1"><title>relay: bench</title>',
-        f"<style>{_STYLE}</style><h1>relay: bench</h1>",
+        f"<style>{STYLE}</style><h1>relay: bench</h1>",
         f'<p class="dim">{escape(report.at)}, {report.seconds:g} s a scenario, {report.elapsed_s:.0f} s in all</p>',
         *(f"<p>{escape(sentence)}</p>" for sentence in sentences(report)),
         _table(report, earlier),

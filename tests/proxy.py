@@ -1,4 +1,4 @@
-"""A TCP proxy before PostgreSQL that can fail in the ways a network fails."""
+"""A TCP proxy before PostgreSQL, or before a receiver, that can fail in the ways a network fails."""
 
 from __future__ import annotations
 
@@ -11,11 +11,20 @@ _SOCKET = ".s.PGSQL.5432"
 
 
 class Proxy:
-    """Listens on a port of its own and passes everything on to the server that `url` names, until told otherwise."""
+    """Listens on a port of its own and passes everything on to the server that `url` names, until told otherwise.
+
+    Args:
+        url: of a database on a Unix socket, or of anything on a TCP port.
+    """
 
     def __init__(self, url: str) -> None:
         self._parts = urlsplit(url)
-        self._socket = f"{parse_qs(self._parts.query)['host'][0]}/{_SOCKET}"
+        folder = parse_qs(self._parts.query).get("host")
+        self._socket = f"{folder[0]}/{_SOCKET}" if folder else None
+        #: How long each piece is held back, in each direction.
+        self.latency_s = 0.0
+        #: Pass on half of each answer, and break its connection then.
+        self.halving = False
         self._refusing = False
         self._cutting = False
         self._pairs: set[_Pair] = set()
@@ -30,10 +39,10 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """The same database, through the proxy."""
+        """The same, through the proxy."""
         port = self._server.sockets[0].getsockname()[1]
-        login = self._parts.netloc.rpartition("@")[0]
-        return f"postgresql://{login}@127.0.0.1:{port}{self._parts.path}"
+        login, at, _ = self._parts.netloc.rpartition("@")
+        return f"{self._parts.scheme}://{login}{at}127.0.0.1:{port}{self._parts.path}"
 
     def refuse(self) -> None:
         """Close new connections at once."""
@@ -62,8 +71,12 @@ class Proxy:
         if self._refusing:
             writer.transport.abort()
             return
-        upstream = await asyncio.open_unix_connection(self._socket)
-        pair = _Pair(writer, upstream[1])
+        try:
+            upstream = await self._upstream()
+        except OSError:
+            writer.transport.abort()
+            return
+        pair = _Pair(self, writer, upstream[1])
         self._pairs.add(pair)
         try:
             await asyncio.gather(pair.requests(reader), pair.answers(upstream[0]))
@@ -71,11 +84,17 @@ class Proxy:
             self._pairs.discard(pair)
             pair.cut()
 
+    async def _upstream(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._socket is not None:
+            return await asyncio.open_unix_connection(self._socket)
+        return await asyncio.open_connection(self._parts.hostname, self._parts.port)
+
 
 class _Pair:
     """One connection and the one behind it."""
 
-    def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
+    def __init__(self, proxy: Proxy, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
+        self._proxy = proxy
         self._client = client
         self._server = server
         self.swallow = False
@@ -89,7 +108,8 @@ class _Pair:
         await self._pass(reader, self._client, is_answer=True)
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_answer: bool) -> None:
-        with suppress(ConnectionError):
+        # uvloop raises RuntimeError where a transport is closed.
+        with suppress(ConnectionError, RuntimeError):
             while chunk := await reader.read(65536):
                 if self.hanging:
                     continue
@@ -98,6 +118,12 @@ class _Pair:
                         # The server has done it, and nobody will hear.
                         break
                     self._sent = self._sent or not is_answer
+                if self._proxy.latency_s:
+                    await asyncio.sleep(self._proxy.latency_s)
+                if self._proxy.halving and is_answer:
+                    writer.write(chunk[: len(chunk) // 2])
+                    await writer.drain()
+                    break
                 writer.write(chunk)
                 await writer.drain()
         if not self.hanging:

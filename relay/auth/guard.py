@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Final, Self
@@ -43,7 +42,7 @@ class Guard:
     def __init__(self, cell: Cell, keyring: Keyring, hasher: Hasher, metrics: Metrics | None = None) -> None:
         metrics = metrics or Metrics()
         self._cell = cell
-        self._cache = KeyCache(lambda: time.time() + cell.clock.offset_ns / 1e9)
+        self._cache = KeyCache(lambda: cell.clock.now_ns() / 1e9)
         self._reads = KeyReads(cell, metrics)
         self._verifier = Verifier(self._reads, keyring, self._cache, hasher, metrics)
         self._last_used = LastUsed(cell, self._cache)

@@ -17,7 +17,8 @@ from relay.store import HotConnection, Row
 _NIL: Final = UUID(int=0)
 # Before every endpoint: buckets begin at 0, and no endpoint is nil.
 _START: Final = (0, _NIL)
-_TIMEOUT_S: Final = 10.0
+# A connection that has gone silent is noticed by nothing else.
+_TIMEOUT_S: Final = 5.0
 
 
 class Held(Struct, eq=False):

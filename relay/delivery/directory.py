@@ -23,7 +23,8 @@ from relay.values.sealed import Vault
 _log = logging.getLogger("relay.delivery")
 
 _REMEMBERED: Final = 10_000
-_TIMEOUT_S: Final = 10.0
+# A connection that has gone silent is noticed by nothing else.
+_TIMEOUT_S: Final = 5.0
 
 
 class Endpoint(Struct, frozen=True):

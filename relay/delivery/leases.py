@@ -18,6 +18,8 @@ _log = logging.getLogger("relay.delivery")
 
 _BATCH: Final = 1_000
 _RELEASE_S: Final = 2.0
+# After a renewal that failed. To wait for the next third as well would let a silence of ten seconds cost every lease.
+_AGAIN_S: Final = 0.5
 
 
 class Leases:
@@ -75,13 +77,16 @@ class Leases:
 
     async def _run(self) -> None:
         third_s = self._lease_s / 3
+        pause_s = third_s
         while True:
-            await asyncio.sleep(third_s)
+            await asyncio.sleep(pause_s)
+            pause_s = third_s
             try:
                 for batch in _batches(list(self._held)):
                     async with self._free:
                         await self._connection.fetch("renew_leases", *columns(batch), self._lease_s, timeout_s=third_s)
             except StoreError as reason:
+                pause_s = min(_AGAIN_S, third_s)
                 _log.warning("leases_not_renewed", extra={"leases": len(self._held), "reason": str(reason)})
 
 

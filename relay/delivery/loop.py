@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import datetime
 import logging
-import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -140,7 +139,7 @@ class DeliveryLoop:
 
     def _now(self) -> datetime.datetime:
         """PostgreSQL's time, from which ids are made too."""
-        return datetime.datetime.fromtimestamp((time.time_ns() + self._cell.clock.offset_ns) / 1e9, datetime.UTC)
+        return datetime.datetime.fromtimestamp(self._cell.clock.now_ns() / 1e9, datetime.UTC)
 
     async def _run(self) -> None:
         pause_s = _FIRST_PAUSE_S

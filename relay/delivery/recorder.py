@@ -16,7 +16,8 @@ from relay.store import HotConnection, PartitionMissing, RowRefused, StoreError
 _log = logging.getLogger("relay.delivery")
 
 _BATCH: Final = 500
-_TIMEOUT_S: Final = 10.0
+# A connection that has gone silent is noticed by nothing else.
+_TIMEOUT_S: Final = 5.0
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 2.0
 # How long the results of a process that stops may take; what is not written by then is attempted again by another.

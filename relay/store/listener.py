@@ -58,7 +58,10 @@ class Listener(Background):
             self.is_open = True
             try:
                 await self._listen(connection)
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+            except (
+                OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, TimeoutError
+            ) as error:  # fmt: skip
+                # InternalClientError: the server said goodbye between two statements.
                 _log.info("listener_reconnects", extra={"channel": self._channel, "reason": type(error).__name__})
             finally:
                 self.is_open = False
@@ -66,7 +69,8 @@ class Listener(Background):
 
     async def _listen(self, connection: asyncpg.Connection) -> None:
         for channel, heard in self._heard.items():
-            await connection.add_listener(channel, self._notice)
+            async with asyncio.timeout(_PROBE_TIMEOUT_S):
+                await connection.add_listener(channel, self._notice)
             # Whatever was said while nobody listened is made up for by looking once.
             heard()
         while not self._opener.is_old(connection):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import re
 import struct
@@ -19,6 +20,11 @@ _WORDS: Final = struct.Struct(">256Q")
 _HALVES: Final = struct.Struct(">QQ")
 #: An event is committed within seconds of the making of its id: this far apart the order of ids is that of commits.
 COMMITTED_WITHIN_S: Final = 120.0
+#: Nanoseconds of a clock that nobody sets and no time server steps; it goes on while the machine sleeps where the
+#: system has one that does.
+steady_ns: Final[Callable[[], int]] = functools.partial(
+    time.clock_gettime_ns, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+)
 _PATTERN: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
@@ -28,28 +34,32 @@ class Uuid7Clock:
     The 12 bits after the version carry the fraction of the millisecond (RFC 9562, section 6.2, method 3).
 
     Args:
-        wall_ns: reads the local clock in nanoseconds since 1970.
+        local_ns: reads a local clock in nanoseconds; `offset_ns` makes those since 1970 of it.
         kind: makes a UUID of its 16 bytes.
     """
 
-    __slots__ = ("_kind", "_last", "_random", "_wall_ns", "offset_ns")
+    __slots__ = ("_kind", "_last", "_local_ns", "_random", "offset_ns")
 
     def __init__(
         self,
-        wall_ns: Callable[[], int] = time.time_ns,
+        local_ns: Callable[[], int] = time.time_ns,
         kind: Callable[[bytes], UUID] = lambda octets: UUID(bytes=octets),
     ) -> None:
-        self._wall_ns = wall_ns
+        self._local_ns = local_ns
         self._kind = kind
         self._last = 0
         self._random: list[int] = []
         #: What to add to the local clock to have PostgreSQL's; the owner of a database connection sets it.
         self.offset_ns = 0
 
+    def now_ns(self) -> int:
+        """The time from which ids are made, in nanoseconds since 1970."""
+        return self._local_ns() + self.offset_ns
+
     def new(self) -> UUID:
         """The next id."""
         # 2**-12 ms steps: ns * 4096 / 1_000_000.
-        tick = (self._wall_ns() + self.offset_ns) * 4096 // 1_000_000
+        tick = (self._local_ns() + self.offset_ns) * 4096 // 1_000_000
         if tick <= self._last:
             tick = self._last + 1
         self._last = tick

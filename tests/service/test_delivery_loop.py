@@ -15,6 +15,7 @@ from standardwebhooks import Webhook
 
 from relay.delivery.answers import ErrorClass
 from relay.delivery.claims import Claimer, Held
+from relay.delivery.leases import Leases
 from relay.delivery.recorder import Recorder, Result
 from relay.delivery.runs import EVERYTHING
 from relay.delivery.slots import Offer
@@ -509,3 +510,31 @@ async def test_the_partitions_of_the_coming_days_are_made(cell: Cell, books: Boo
     async with Partitions(cell):
         await until(lambda: books.read(f"select 1 where to_regclass('{before[-1]['name']}') is not null"))
     assert await books.read(found) == before
+
+
+async def test_leases_outlast_a_connection_that_has_gone_silent(
+    database: str, cell: Cell, books: Books, receiver: Receiver
+) -> None:
+    organization_id, _ = await books.endpoint(receiver.url)
+    await books.accept(organization_id)
+
+    async def leased() -> dict[str, datetime.datetime]:
+        (row,) = await books.read(
+            "select leased_until as ends, leased_until - interval '4.5 seconds' as given from relay.open"
+        )
+        return dict(row)
+
+    async with Proxy(database) as proxy, open_cell(proxy.url) as through:
+        claimed, _ = await Claimer(cell.owned_connection(), 4.5).claim(Offer(1, [], [], 1), EVERYTHING)
+        async with Leases(through.owned_connection(), 4.5) as leases:
+            leases.hold(delivery.held for delivery in claimed)
+            claimed_at = (await leased())["given"]
+
+            async def renewed_since(moment: datetime.datetime) -> datetime.datetime | None:
+                given = (await leased())["given"]
+                return given if given > moment else None
+
+            renewed_at = await until(lambda: renewed_since(claimed_at))
+            ends = (await leased())["ends"]
+            proxy.hang_present_connections()
+            assert await until(lambda: renewed_since(renewed_at)) < ends

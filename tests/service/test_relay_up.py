@@ -20,6 +20,7 @@ from typing import IO, Any, NamedTuple, Self
 import pytest
 
 from tests.conftest import free_port
+from tests.processes import children_of, has_ended, words_of
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 30.0
@@ -35,39 +36,6 @@ def until(condition: Callable[[], bool]) -> None:
 def environment(data: Path, port: int, **more: str) -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     return {**kept, "PYTHONPATH": str(ROOT), "RELAY_DATA_DIR": str(data), "PORT": str(port), **more}
-
-
-def children_of(pid: int) -> list[int]:
-    """The children, theirs, and so on."""
-    parents: dict[int, list[int]] = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        parents.setdefault(parent, []).append(int(process.name))
-    found = []
-    left = [pid]
-    while left:
-        below = parents.get(left.pop(), [])
-        found += below
-        left += below
-    return found
-
-
-def words_of(pid: int) -> list[str]:
-    """The command line of a process; an empty word when it has none any more."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-    except OSError:
-        return [""]
-
-
-def has_ended(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except OSError:
-        return True
 
 
 class Up:

@@ -120,7 +120,7 @@ async def test_a_stop_answers_what_is_under_way_and_loses_nothing_that_was_accep
             return reader, writer
 
         posting = [group.create_task(poster.run()) for poster in posters]
-        in_their_bodies = [await opened(begin) for _ in range(30)]
+        in_their_bodies = [await opened(begin) for _ in range(100)]
         silent, _ = await opened(begin)
         half_a_head, _ = await opened(begin[:20])
         idle = [await opened(head("GET", "/health/live")) for _ in range(10)]

@@ -1,0 +1,63 @@
+"""Requests made up from the OpenAPI document, right ones and wrong ones: every answer is one that the document has."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from tests.api import Api
+from tests.conftest import Commands, Databases
+
+# What a request breaks must be refused, and what it keeps must be taken, where the document can say which is which.
+_CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "negative_data_rejection",
+    "missing_required_header",
+    "unsupported_method",
+    "ignored_auth",
+)
+
+_ROTATE = "/api/keys/rotate"
+# Waits for a delivery process, which would send to whatever URL was made up.
+_PING = "/api/endpoints/{id}/test"
+
+
+async def fuzz(api: Api, folder: Path, *more: str, key: str) -> tuple[int, str]:
+    """Run schemathesis; its exit code and what it says."""
+    command = (
+        *(sys.executable, "-m", "schemathesis.cli", "run", f"{api.base}/openapi.json"),
+        *("--header", f"X-API-Key: {key}", "--header", f"Authorization: {api.authorization['Authorization']}"),
+        *("--checks", ",".join(_CHECKS), "--generation-deterministic", "--continue-on-failure", "--warnings", "off"),
+        *("--phases", "examples,coverage,fuzzing", "--suppress-health-check", "all", "--no-color"),
+        *more,
+    )
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=folder, env={"PATH": os.environ["PATH"], "HOME": str(folder)},
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    said, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, said.decode()
+
+
+async def test_made_up_requests_get_answers_that_the_document_has(
+    commands: Commands, databases: Databases, tmp_path: Path
+) -> None:
+    unlimited = {"RELAY_RATE_LIMIT_ENTERPRISE": "1000000000"}
+    api = await commands.serve(await databases.create(), RELAY_SIGNUP_MAX_TIER="enterprise", **unlimited)
+    tenant, other = await api.tenant(), await api.tenant()
+    left_out = ("--exclude-path", _ROTATE, "--exclude-path", _PING)
+    code, said = await fuzz(api, tmp_path, "--max-examples", "5", *left_out, key=tenant.key)
+    assert code == 0, said[-6000:]
+    # The key was good to the end, and some of what was made up was right.
+    assert (await tenant.inbox())["events"]
+    # Here it is not: the first request that is right spends it.
+    code, said = await fuzz(api, tmp_path, "--max-examples", "5", "--include-path", _ROTATE, key=other.key)
+    assert code == 0, said[-6000:]
+    assert (await other.get("/api/keys")).status_code == 401

@@ -1,0 +1,109 @@
+"""The long form: every fault again and again, with rates before and after. `make soak` runs it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import uvloop
+
+from tests.faults.campaign import Campaign, P, Stalled, Trial, shuffled
+from tests.faults.faults import CLOCK_FAULTS, FAULTS, UP_FAULTS, Fault
+from tests.faults.ground import Ground
+from tests.faults.load import Load
+from tests.faults.sampling import Sampler
+from tests.faults.table import table
+from tests.faults.up import Up
+
+_REPORT: Final = Path(__file__).parents[2] / "bench" / "report"
+
+
+class Soak:
+    """One run and its findings.
+
+    Args:
+        seconds: for how long rounds are begun; each is made whole.
+        seed: of everything that is left to chance.
+    """
+
+    def __init__(self, seconds: float, seed: int) -> None:
+        self._until = time.monotonic() + seconds
+        self._seed = seed
+        self.trials: list[Trial] = []
+        self.wrong: list[str] = []
+        self.sampler = Sampler()
+
+    async def run(self, home: Path) -> None:
+        """Strike until the time is over."""
+        async with Ground(_folder(home, "ground"), disk_mb=6 * 1024) as ground, self.sampler.watching(ground):
+            await self._rounds(ground, FAULTS, disk=ground.disk.mounted)
+        async with Ground(_folder(home, "clock"), clock=True) as ground:
+            if ground.clocked:
+                await self._rounds(ground, CLOCK_FAULTS)
+        async with Up(_folder(home, "up")) as up:
+            await self._rounds(up, UP_FAULTS)
+
+    async def _rounds(self, scene: P, faults: Sequence[Fault[P]], *, disk: bool = False) -> None:
+        """At least one round, and more while there is time."""
+        async with Load(scene.port, scene.senders, scene.ledger, self._seed) as load:
+            campaign = Campaign(scene, load, self._seed)
+            await campaign.warm_up()
+            round_ = 0
+            while round_ == 0 or time.monotonic() < self._until:
+                for fault in shuffled(faults, self._seed, disk=disk, round_=round_):
+                    trial = await campaign.strike(fault, fault.long_hold_s, measure=True)
+                    print(trial, flush=True)
+                    self.trials.append(trial)
+                    self.wrong += [f"{fault.name}: {each}" for each in trial.account.wrong]
+                    self.wrong += [f"{fault.name}: {each}" for each in scene.ledger.strange]
+                    scene.ledger.strange.clear()
+                round_ += 1
+            self.wrong += [f"in the end: {each}" for each in (await campaign.finish()).wrong]
+
+
+def _folder(home: Path, name: str) -> Path:
+    made = home / name
+    made.mkdir(mode=0o711)
+    return made
+
+
+def main() -> int:
+    """Run it and write `soak.md` and `soak.html`; 1 when anything was lost or twice, or did not come back."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=1800.0)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--report", type=Path, default=_REPORT)
+    options = parser.parse_args()
+    seed = secrets.randbelow(10**6) if options.seed is None else options.seed
+    print(f"SEED={seed}", flush=True)
+    logging.disable(logging.CRITICAL)
+    home = Path(tempfile.mkdtemp(prefix="relay-soak-"))
+    home.chmod(0o711)
+    soak = Soak(options.seconds, seed)
+    begun = time.monotonic()
+    try:
+        uvloop.run(soak.run(home))
+    except Stalled as stalled:
+        soak.wrong.append(str(stalled))
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+    options.report.mkdir(parents=True, exist_ok=True)
+    text = table(soak.trials, seed, time.monotonic() - begun)
+    (options.report / "soak.md").write_text(text, encoding="utf-8")
+    (options.report / "soak.html").write_text(soak.sampler.page(), encoding="utf-8")
+    print(f"\n{text}\nwritten to {options.report}")
+    for each in soak.wrong:
+        print(f"WRONG {each}", file=sys.stderr)
+    return 1 if soak.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
