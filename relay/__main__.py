@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -68,7 +67,10 @@ def _leave(code: int) -> None:
     if "granian" in sys.modules:
         sys.stdout.flush()
         sys.stderr.flush()
-        logging.shutdown()
+        # Imported late: whoever only asks for help has logged nothing.
+        from relay.telemetry import logs
+
+        logs.flush()
         os._exit(code)
     sys.exit(code)
 

@@ -24,6 +24,8 @@ _CHECKS = (
 )
 
 _ROTATE = "/api/keys/rotate"
+# What is made up may be the key that all of this is asked with.
+_KEY = "/api/keys/{key_id}"
 # Waits for a delivery process, which would send to whatever URL was made up.
 _PING = "/api/endpoints/{id}/test"
 
@@ -52,12 +54,13 @@ async def test_made_up_requests_get_answers_that_the_document_has(
     unlimited = {"RELAY_RATE_LIMIT_ENTERPRISE": "1000000000"}
     api = await commands.serve(await databases.create(), RELAY_SIGNUP_MAX_TIER="enterprise", **unlimited)
     tenant, other = await api.tenant(), await api.tenant()
-    left_out = ("--exclude-path", _ROTATE, "--exclude-path", _PING)
+    left_out = ("--exclude-path", _ROTATE, "--exclude-path", _PING, "--exclude-path", _KEY)
     code, said = await fuzz(api, tmp_path, "--max-examples", "5", *left_out, key=tenant.key)
     assert code == 0, said[-6000:]
     # The key was good to the end, and some of what was made up was right.
     assert (await tenant.inbox())["events"]
-    # Here it is not: the first request that is right spends it.
+    # Here it is not: a request that is right spends it, at once or after the overlap that was made up.
     code, said = await fuzz(api, tmp_path, "--max-examples", "5", "--include-path", _ROTATE, key=other.key)
     assert code == 0, said[-6000:]
-    assert (await other.get("/api/keys")).status_code == 401
+    answer = await other.get("/api/keys")
+    assert answer.status_code == 401 or len(answer.json()["keys"]) > 1
