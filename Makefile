@@ -30,7 +30,7 @@ test: $(DEV) $(PROJECT) ## Run all tests, on a PostgreSQL they start themselves 
 
 .PHONY: soak
 soak: $(DEV) $(PROJECT) ## Break everything again and again, and audit what was promised (SECONDS=1800, SEED=1)
-	$(BIN)/python -m tests.faults $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.faults $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 TARGETS := event array lines key key_with_its_checksum idempotency_key
 

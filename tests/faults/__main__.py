@@ -32,9 +32,12 @@ class Soak:
     Args:
         seconds: for how long rounds are begun; each is made whole.
         seed: of everything that is left to chance.
+        rate: requests a second. Of a rate that the machine can hold, what comes after a fault is comparable with what
+            came before it; what it can do at most is not, while anything else runs on it.
     """
 
-    def __init__(self, seconds: float, seed: int) -> None:
+    def __init__(self, seconds: float, seed: int, rate: float) -> None:
+        self._rate = rate
         self._until = time.monotonic() + seconds
         self._seed = seed
         self.trials: list[Trial] = []
@@ -53,7 +56,8 @@ class Soak:
 
     async def _rounds(self, scene: P, faults: Sequence[Fault[P]], *, disk: bool = False) -> None:
         """At least one round, and more while there is time."""
-        async with Load(scene.port, scene.senders, scene.ledger, self._seed) as load:
+        pace = {"producers": 32, "most_outstanding": 20_000, "rate": self._rate}
+        async with Load(scene.port, scene.senders, scene.ledger, self._seed, **pace) as load:  # type: ignore[arg-type]
             campaign = Campaign(scene, load, self._seed)
             await campaign.warm_up()
             round_ = 0
@@ -80,6 +84,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--seconds", type=float, default=1800.0)
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--rate", type=float, default=200.0)
     parser.add_argument("--report", type=Path, default=_REPORT)
     options = parser.parse_args()
     seed = secrets.randbelow(10**6) if options.seed is None else options.seed
@@ -87,7 +92,7 @@ def main() -> int:
     logging.disable(logging.CRITICAL)
     home = Path(tempfile.mkdtemp(prefix="relay-soak-"))
     home.chmod(0o711)
-    soak = Soak(options.seconds, seed)
+    soak = Soak(options.seconds, seed, options.rate)
     begun = time.monotonic()
     try:
         uvloop.run(soak.run(home))
@@ -96,7 +101,7 @@ def main() -> int:
     finally:
         shutil.rmtree(home, ignore_errors=True)
     options.report.mkdir(parents=True, exist_ok=True)
-    text = table(soak.trials, seed, time.monotonic() - begun)
+    text = table(soak.trials, seed, options.rate, time.monotonic() - begun)
     (options.report / "soak.md").write_text(text, encoding="utf-8")
     (options.report / "soak.html").write_text(soak.sampler.page(), encoding="utf-8")
     print(f"\n{text}\nwritten to {options.report}")

@@ -147,6 +147,7 @@ class Campaign(Generic[P]):
     async def _until(self, condition: Callable[[], bool], complaint: str) -> None:
         deadline = time.monotonic() + PATIENCE_S
         while not condition():
+            self._load.check()
             if time.monotonic() > deadline:
                 raise Stalled(complaint)
             await asyncio.sleep(0.01)

@@ -41,6 +41,7 @@ class Load:
         seed: of all that they decide.
         producers: how many.
         most_outstanding: deliveries to come at which they wait: a load that is delivered as it is accepted.
+        rate: requests a second in all, where they shall be no more; what is late is not made up for.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class Load:
         *,
         producers: int = 12,
         most_outstanding: int = 500,
+        rate: float | None = None,
     ) -> None:
+        self._pause_s = producers / rate if rate else 0.0
         self._port = port
         self._senders = senders
         self._ledger = ledger
@@ -71,12 +74,19 @@ class Load:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        broken = [task.exception() for task in self._tasks if task.done()]
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if broken:
-            raise RuntimeError("a producer ended by itself") from broken[0]
+
+    def check(self) -> None:
+        """Make sure that all producers are at work.
+
+        Raises:
+            RuntimeError: one of them ended by itself.
+        """
+        for task in self._tasks:
+            if task.done():
+                raise RuntimeError("a producer ended by itself") from task.exception()
 
     async def rest(self) -> None:
         """Let every request that is under way have its end, and begin no other."""
@@ -90,8 +100,12 @@ class Load:
 
     async def _produce(self, number: int) -> None:
         producer = Producer(self._port, self._senders, self._ledger, random.Random(f"{self._seed}/{number}"), number)
+        loop = asyncio.get_running_loop()
+        next_at = loop.time() + self._pause_s * number / self._producers
         try:
             while True:
+                await asyncio.sleep(max(0.0, next_at - loop.time()))
+                next_at = max(next_at, loop.time() - self._pause_s) + self._pause_s
                 await self._going.wait()
                 if len(self._ledger.outstanding) >= self._most:
                     await asyncio.sleep(0.005)
@@ -148,7 +162,8 @@ class Producer:
         try:
             async with asyncio.timeout(PATIENCE_S):
                 answer = await self._exchange(self._request(intents))
-        except (OSError, asyncio.IncompleteReadError, TimeoutError):
+        except (OSError, asyncio.IncompleteReadError, TimeoutError, RuntimeError):
+            # uvloop raises RuntimeError where a transport is closed.
             self.hang_up()
             self._unknown(intents, "none")
             await asyncio.sleep(_PAUSE_S)
@@ -175,6 +190,8 @@ class Producer:
         if self._line is None:
             self._line = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._line
+        if writer.is_closing():
+            raise ConnectionResetError
         writer.write(request)
         return await read_answer(reader)
 

@@ -13,12 +13,13 @@ _HEAD = (
 )  # fmt: skip
 
 
-def table(trials: Sequence[Trial], seed: int, took_s: float) -> str:
+def table(trials: Sequence[Trial], seed: int, rate: float, took_s: float) -> str:
     """A row for each fault, in the order of their names, the comparison first; times in seconds.
 
     Args:
         trials: all of them.
         seed: of the run.
+        rate: requests a second that were asked for.
         took_s: how long the run took.
     """
     names = sorted({trial.name for trial in trials}, key=lambda name: (not name.startswith("nothing"), name.lower()))
@@ -29,8 +30,8 @@ def table(trials: Sequence[Trial], seed: int, took_s: float) -> str:
     ]
     lines = [_line(_HEAD), _line(["---"] + ["---:"] * (len(_HEAD) - 1)), *map(_line, rows)]
     return (
-        f"{len(trials)} faults in {took_s / 60:.0f} minutes, seed {seed}; {sums[0]:,} events acknowledged, "
-        f"{sums[1]} findings.\n\n" + "\n".join(lines) + "\n"
+        f"{len(trials)} faults in {took_s / 60:.0f} minutes at {rate:g} requests/s, seed {seed}; "
+        f"{sums[0]:,} events acknowledged, {sums[1]} findings.\n\n" + "\n".join(lines) + "\n"
     )
 
 
