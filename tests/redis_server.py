@@ -33,7 +33,11 @@ class RedisServer:
         self._folder = Path(tempfile.mkdtemp(prefix="relay-redis-"))
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            self.kill()
+            raise
         return self
 
     async def __aexit__(
@@ -55,7 +59,7 @@ class RedisServer:
         self._process = subprocess.Popen(  # noqa: ASYNC220 - it returns at once
             [PROGRAM, *words, "--requirepass", self.PASSWORD, "--loglevel", "warning"], stdout=subprocess.DEVNULL
         )
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     await self.do("ping")

@@ -75,7 +75,7 @@ class Meter:
             retry_after_s = 0
         else:
             retry_after_s = int((cost - left) * interval_s) + 1
-        return self._allowance(allowed, left, ahead_s, retry_after_s)
+        return self.allowance(allowed, left, ahead_s, retry_after_s)
 
     def decided(self, now: float, allowed: bool, cost: int) -> Allowance:
         """The same for a decision that was made elsewhere.
@@ -88,9 +88,17 @@ class Meter:
         ahead_s = max(self.arrival - now, 0.0)
         left = self.rate.burst - ahead_s / self.interval_s + _ROUNDING_EVENTS
         retry_after_s = 0 if allowed else max(int((cost - left) * self.interval_s), 0) + 1
-        return self._allowance(allowed, left, ahead_s, retry_after_s)
+        return self.allowance(allowed, left, ahead_s, retry_after_s)
 
-    def _allowance(self, allowed: bool, left: float, ahead_s: float, retry_after_s: int) -> Allowance:
+    def allowance(self, allowed: bool, left: float, ahead_s: float, retry_after_s: int) -> Allowance:
+        """Put a decision into the words of the answer.
+
+        Args:
+            allowed: the decision.
+            left: what may still come at once.
+            ahead_s: how long until all of it may.
+            retry_after_s: as in `Allowance`.
+        """
         remaining = int(left) if left > 0.0 else 0
         reset_s = math.ceil(ahead_s - _ROUNDING_S)
         if reset_s != self._reset_s:

@@ -70,6 +70,7 @@ class Ledger:
         self._told = False
         #: How many processes there were when it last said.
         self.processes = 1
+        self._counted_at = 0.0
         metrics.gauge("relay_redis_up", "1 while Redis answers.", lambda: int(self.up), combine="min")
 
     @property
@@ -120,12 +121,16 @@ class Ledger:
                 taken = [self._asked.popleft() for _ in range(min(len(self._asked), _AT_MOST))]
                 try:
                     answers = await self._exchange([(script, args) for script, args, _ in taken])
-                except _FAILURES as error:
+                # The client's own mistakes too: requests wait for this, and for the task that makes it.
+                except Exception as error:
                     self._lost(error)
                     self._fail(taken)
                     self._fail(self._asked)
                     self._asked.clear()
                     continue
+                except asyncio.CancelledError:
+                    self._fail(taken)
+                    raise
                 for (_, _, future), answer in zip(taken, answers, strict=True):
                     if future.done():
                         continue
@@ -165,13 +170,19 @@ class Ledger:
             (answer,) = await self._exchange([(scripts.PRESENT, (self._processes_key, self._process, _GONE_S))])
             if isinstance(answer, Exception):
                 raise answer
-        except _FAILURES as error:
+            processes = int(answer)
+        except Exception as error:
             self._lost(error)
         else:
-            self.processes = int(answer)
-            self._found()
+            self._found(processes)
 
-    def _found(self) -> None:
+    def _found(self, processes: int) -> None:
+        now = asyncio.get_running_loop().time()
+        # One that has begun anew does not know yet who else is there: fewer than before are believed after a while.
+        if not self.up:
+            self._counted_at = now
+        if processes >= self.processes or now - self._counted_at > _GONE_S:
+            self.processes, self._counted_at = processes, now
         if not self.up:
             _log.info("redis_answers", extra={"processes": self.processes})
         self.up = self._told = True

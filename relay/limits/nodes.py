@@ -16,8 +16,8 @@ from relay.limits.ledger import Ledger
 from relay.telemetry.metrics import Metrics
 from relay.values.background import Background
 
-# Of a burst, what one process holds at most is half as much again as one part: with four processes 1.8% of it.
-_PARTS: Final = 330
+# The chunks of all processes together are this part of a burst. One holds half as much again as its own at most: 2%.
+_CHUNKS: Final = 0.013
 # What is not used for so long is given back.
 _IDLE_S: Final = 1.0
 _SWEEP_S: Final = 0.5
@@ -26,6 +26,8 @@ _KEPT_S: Final = 60.0
 # Whoever is over its limit is asked about so often at most: what is granted then grows meanwhile.
 _REFUSED_S: Final = 0.02
 _TRIES: Final = 5
+# As for meters: what rounding takes is not held against the caller.
+_ROUNDING_EVENTS: Final = 0.001
 
 
 class Wallet:
@@ -33,22 +35,30 @@ class Wallet:
 
     Args:
         rate: of its tier.
-        share: the rate's part that is granted while Redis is away.
+        chunk: how much is leased at a time.
+        arrival: what is known of the organization's theoretical arrival time.
     """
 
-    __slots__ = ("alone", "chunk", "leasing", "meter", "refused_until", "share", "tokens", "used_at")
+    __slots__ = ("alone", "apart", "chunk", "leasing", "meter", "refused_until", "tokens", "used_at")
 
-    def __init__(self, rate: Rate, share: int) -> None:
+    def __init__(self, rate: Rate, chunk: int, arrival: float = 0.0) -> None:
         #: As far as known, what all processes together have let through; of it, what is held here is still there.
-        self.meter = Meter(rate)
-        self.chunk = max(1, rate.burst // _PARTS)
+        self.meter = Meter(rate, arrival)
+        self.chunk = chunk
         self.tokens = 0
         self.refused_until = 0.0
         self.used_at = 0.0
         self.leasing: asyncio.Future[int] | None = None
-        #: Decides while Redis is away.
-        self.alone: Meter | None = None
-        self.share = share
+        #: The theoretical arrival time by which this process decides while Redis is away.
+        self.alone: float | None = None
+        #: Whether Redis has not been told yet of what was let through without it.
+        self.apart = False
+
+    @property
+    def arrival(self) -> float:
+        """The latest theoretical arrival time that this process knows of, what it holds counted as used."""
+        together = self.meter.arrival + self.tokens * self.meter.interval_s
+        return together if self.alone is None else max(together, self.alone)
 
     def spend(self, now: float, cost: int) -> Allowance | None:
         """Take `cost` from what is held here; None if that is not enough and nobody has refused it just now."""
@@ -62,23 +72,49 @@ class Wallet:
         return None
 
     def spend_alone(self, now: float, cost: int, share: int) -> Allowance:
-        """Take `cost` from this process's share of the rate."""
-        rate = self.meter.rate
-        self.used_at = now
-        if self.alone is None or self.share != share:
+        """Take `cost` from this process's share of the rate.
+
+        Whoever has used up half of an allowance has used up half of each share of it: arrival times are the same for
+        both, and go over from one to the other. A batch that is larger than a share passes when nothing of that is
+        used up but the batch's own first event, and is paid off with time; it would never pass otherwise.
+
+        Args:
+            now: seconds, by the monotonic clock.
+            cost: as `Meter.spend` has it.
+            share: one in how many parts of the rate is granted.
+        """
+        meter = self.meter
+        if self.alone is None:
             # Full allowances are not handed out once more: it goes on from where all processes together were.
-            arrival = self.meter.arrival if self.alone is None else self.alone.arrival
-            part = Rate(max(rate.per_minute // share, 1), max(rate.burst // share, 1))
-            self.alone, self.share = Meter(part, arrival=arrival), share
-        return self.alone.spend(now, cost)
+            self.alone = meter.arrival
+        self.used_at = now
+        event_s = meter.interval_s * share
+        most_s = meter.interval_s * meter.rate.burst
+        ahead_s = max(self.alone - now, 0.0)
+        cost_s = cost * event_s
+        wait_s = ahead_s - (most_s - cost_s if cost_s <= most_s else event_s)
+        allowed = cost <= meter.rate.burst and wait_s <= _ROUNDING_EVENTS * event_s
+        if allowed:
+            ahead_s += cost_s
+            self.alone = now + ahead_s
+        left = (most_s - ahead_s) / event_s + _ROUNDING_EVENTS
+        return meter.allowance(allowed, left, ahead_s, 0 if allowed else int(max(wait_s, 0.0)) + 1)
+
+    def rejoin(self) -> None:
+        """Redis is back: what was let through without it counts, and what it leased before is not used any more."""
+        self.meter.arrival, self.tokens = self.arrival, 0
+        self.alone, self.apart = None, True
 
 
 class NodesLimiter(Background):
     """Grants what Redis has leased to this process; while Redis is away, this process's share of each rate.
 
-    A lease is some 0.3% of a burst, and asked for when less than half of one is left, so that most requests find what
-    they need here. Where that is less than two events (a burst below 660), each request asks, and all is exact. What
-    nobody uses goes back after a second, or when the process leaves.
+    A lease is 1.3% of a burst divided by the number of processes, and asked for when less than half of one is left, so
+    that most requests find what they need here, and all processes together hold 2% at most. Where it is less than two
+    events (with four processes a burst below 616), each request asks, and all is exact. What nobody uses goes back
+    after a second, or when the process leaves.
+
+    What processes have let through is told to a Redis that did not see it, because it was away or has begun anew.
 
     Args:
         ledger: where all nodes' accounts are.
@@ -109,7 +145,8 @@ class NodesLimiter(Background):
         if not self._ledger.up:
             self._alone.add()
             return wallet.spend_alone(now, cost, self._ledger.share)
-        wallet.alone = None
+        if wallet.alone is not None:
+            wallet.rejoin()
         allowance = wallet.spend(now, cost)
         if (
             wallet.tokens * 2 < wallet.chunk > 1
@@ -133,7 +170,8 @@ class NodesLimiter(Background):
         for _ in range(_TRIES):
             self._waited.add()
             needed = cost - wallet.tokens
-            ahead = wallet.chunk if wallet.chunk > 1 else 0
+            # One of those who wait leases ahead: a chunk for each of them would be held by this process alone.
+            ahead = wallet.chunk if wallet.chunk > 1 and wallet.leasing is None else 0
             granted = await asyncio.shield(self._lease(tenant_id, wallet, needed + ahead, needed))
             allowance = self.spend(tenant_id, tier, cost)
             if allowance is not None:
@@ -147,15 +185,17 @@ class NodesLimiter(Background):
         rate = self._rates[tier]
         wallet = self._wallets.get(tenant_id)
         if wallet is None:
-            wallet = self._wallets[tenant_id] = Wallet(rate, self._ledger.share)
+            wallet = self._wallets[tenant_id] = Wallet(rate, self._chunk_of(rate))
         elif wallet.meter.rate is not rate:
-            changed = Wallet(rate, self._ledger.share)
-            changed.meter.arrival = wallet.meter.arrival
-            self._wallets[tenant_id] = wallet = changed
+            wallet = self._wallets[tenant_id] = Wallet(rate, self._chunk_of(rate), wallet.arrival)
         return wallet
 
+    def _chunk_of(self, rate: Rate) -> int:
+        return max(1, int(rate.burst * _CHUNKS / self._ledger.processes))
+
     def _lease(self, tenant_id: UUID, wallet: Wallet, wanted: int, needed: int) -> asyncio.Future[int]:
-        meter = wallet.meter
+        meter, apart = wallet.meter, wallet.apart
+        wallet.chunk = self._chunk_of(meter.rate)
         asked = self._ledger.ask(
             scripts.GRANT,
             self._ledger.key_of(tenant_id),
@@ -163,16 +203,20 @@ class NodesLimiter(Background):
             meter.rate.burst,
             wanted,
             needed,
+            max(0, int((wallet.arrival - time.monotonic()) * 1e6)),
+            int(apart),
         )
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         wallet.leasing = done
 
-        def answered(future: asyncio.Future[list[bytes]]) -> None:
+        def answered(future: asyncio.Future[list[int]]) -> None:
             granted = 0
             if not future.cancelled() and future.exception() is None:
-                granted, ahead_us = (int(number) for number in future.result())
+                granted, ahead_us = future.result()
                 now = time.monotonic()
                 wallet.tokens += granted
+                if apart:
+                    wallet.apart = False
                 meter.arrival = now + ahead_us / 1e6 - wallet.tokens * meter.interval_s
                 if granted < max(needed, 1) and meter.rate.burst * meter.interval_s - ahead_us / 1e6 < meter.interval_s:
                     wallet.refused_until = now + max(_REFUSED_S, min(meter.interval_s, 1.0))
@@ -193,7 +237,7 @@ class NodesLimiter(Background):
                 idle_s = now - wallet.used_at
                 if idle_s > _IDLE_S and wallet.tokens and wallet.leasing is None and self._ledger.up:
                     self._give_back(tenant_id, wallet)
-                elif idle_s > _KEPT_S and not wallet.tokens:
+                elif idle_s > _KEPT_S and not wallet.tokens and wallet.arrival <= now:
                     del self._wallets[tenant_id]
 
     def _give_back(self, tenant_id: UUID, wallet: Wallet) -> asyncio.Future[int]:
@@ -207,6 +251,8 @@ class NodesLimiter(Background):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await super().__aexit__(kind, error, traceback)
+        # What is on its way would arrive when nobody is left to give it back.
+        await asyncio.gather(*(wallet.leasing for wallet in self._wallets.values() if wallet.leasing is not None))
         if self._ledger.up:
             returns = [
                 self._give_back(tenant_id, wallet) for tenant_id, wallet in self._wallets.items() if wallet.tokens

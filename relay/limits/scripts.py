@@ -7,13 +7,19 @@ from __future__ import annotations
 
 from typing import Final
 
-#: KEYS: the caller. ARGV: interval in microseconds, burst, wanted, needed. Gives how many were granted, as many as are
-#: there between needed and wanted, else none; and how far ahead of its rate the caller is then, in microseconds.
+#: KEYS: the caller. ARGV: interval in microseconds, burst, wanted, needed; how far ahead of its rate the asking process
+#: knows the caller to be, in microseconds, for a Redis that has forgotten it; 1 if it is at least that far ahead,
+#: whatever Redis remembers. Gives how many were granted, as many as are there between needed and wanted, else none; and
+#: how far ahead the caller is then. Nobody is further ahead than a burst: clocks that step back shut nobody out.
 GRANT: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local interval, burst = tonumber(ARGV[1]), tonumber(ARGV[2])
-local arrival = math.max(tonumber(redis.call('GET', KEYS[1]) or 0), now)
+local known = now + tonumber(ARGV[5])
+local arrival = tonumber(redis.call('GET', KEYS[1]) or '') or known
+if ARGV[6] == '1' then arrival = math.max(arrival, known) end
+if not (arrival > now) then arrival = now end
+arrival = math.min(arrival, now + burst * interval)
 local left = math.floor(burst - (arrival - now) / interval + 0.001)
 local granted = math.min(left, tonumber(ARGV[3]))
 if granted < tonumber(ARGV[4]) then granted = 0 end
@@ -21,14 +27,14 @@ if granted > 0 then
     arrival = arrival + granted * interval
     redis.call('SET', KEYS[1], string.format('%.0f', arrival), 'PX', math.ceil((arrival - now) / 1000) + 1)
 end
-return {granted, string.format('%.0f', arrival - now)}
+return {granted, arrival - now}
 """
 
 #: KEYS: the caller. ARGV: interval in microseconds, how many were granted and not used. Gives nothing.
 RETURN: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local arrival = tonumber(redis.call('GET', KEYS[1]) or 0) - tonumber(ARGV[1]) * tonumber(ARGV[2])
+local arrival = (tonumber(redis.call('GET', KEYS[1]) or '') or 0) - tonumber(ARGV[1]) * tonumber(ARGV[2])
 if arrival > now then
     redis.call('SET', KEYS[1], string.format('%.0f', arrival), 'PX', math.ceil((arrival - now) / 1000) + 1)
 else

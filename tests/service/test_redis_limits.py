@@ -51,6 +51,11 @@ class Node:
             while self.ledger.up is not up:
                 await asyncio.sleep(0.02)
 
+    async def until_counted(self, processes: int) -> None:
+        async with asyncio.timeout(20):
+            while self.ledger.processes != processes:
+                await asyncio.sleep(0.02)
+
     def count(self, name: str) -> float:
         for line in self.metrics.render().decode().splitlines():
             if line.startswith(name):
@@ -120,6 +125,15 @@ async def test_who_is_over_the_limit_does_not_make_each_request_ask(nodes: Nodes
     before = await nodes.server.calls()
     assert await node.spend_many(tenant, "enterprise", 10_000) == 0
     assert await nodes.server.calls() - before < 200
+
+
+async def test_requests_that_come_together_do_not_each_lease_a_chunk(nodes: Nodes) -> None:
+    one, other = await nodes.start(2)
+    for node in (one, other):
+        await node.until_counted(2)
+    tenant = uuid4()
+    assert all(await asyncio.gather(*(one.spend(tenant, "enterprise") for _ in range(500))))
+    assert 500 + await other.spend_many(tenant, "enterprise", 10_000) >= 9_800
 
 
 async def test_a_batch_gets_what_it_needs_or_nothing(nodes: Nodes) -> None:
@@ -211,7 +225,8 @@ async def test_scripts_that_redis_has_forgotten_are_loaded_again(nodes: Nodes) -
     assert await node.spend(tenant, "free")
     await nodes.server.do("script", "flush")
     await nodes.server.do("flushall")
-    assert await node.spend_many(tenant, "free", 150) == 100
+    # The first one is not forgotten: the process tells Redis what it knows.
+    assert await node.spend_many(tenant, "free", 150) == 99
     assert node.ledger.up
 
 
@@ -220,6 +235,91 @@ async def test_a_single_process_that_was_alone_keeps_its_whole_rate(nodes: Nodes
     nodes.server.kill()
     await node.until(up=False)
     assert await node.spend_many(uuid4(), "free", 150) == 100
+
+
+async def test_what_many_nodes_hold_stays_within_two_percent(nodes: Nodes) -> None:
+    many = await nodes.start(12)
+    for node in many:
+        await node.until_counted(12)
+    tenant = uuid4()
+    # Each begins to lease; none of them uses up what it got.
+    for node in many:
+        for _ in range(3):
+            assert await node.spend(tenant, "enterprise")
+    await asyncio.sleep(0.2)
+    rest = await many[0].spend_many(tenant, "enterprise", 10_000)
+    assert 36 + rest >= 9_800
+
+
+async def test_a_batch_that_is_larger_than_a_share_is_not_refused_for_ever(nodes: Nodes) -> None:
+    four = await nodes.start(4)
+    for node in four:
+        await node.until_counted(4)
+    nodes.server.kill()
+    node, tenant = four[0], uuid4()
+    await node.until(up=False)
+    first = node.limiter.spend(tenant, "free", 60)
+    assert first is not None
+    # The limit is the organization's, wherever it is counted: more than that could never pass, less than that can.
+    assert (first.allowed, first.limit) == (True, 100)
+    owing = node.limiter.spend(tenant, "free")
+    assert owing is not None
+    assert (owing.allowed, owing.remaining) == (False, 0)
+    never = node.limiter.spend(uuid4(), "free", 101)
+    assert never is not None
+    assert not never.allowed
+
+
+@pytest.mark.parametrize("way", ["begun anew", "stopped"])
+async def test_what_was_used_up_is_still_used_up_when_redis_is_back(nodes: Nodes, way: str) -> None:
+    two = await nodes.start(2)
+    for node in two:
+        await node.until_counted(2)
+    before, meanwhile = uuid4(), uuid4()
+    assert await two[0].spend(before, "free", 100)
+    if way == "stopped":
+        nodes.server.pause()
+    else:
+        nodes.server.kill()
+    for node in two:
+        await node.until(up=False)
+    assert await two[0].spend_many(before, "free", 10) == 0
+    assert [await node.spend_many(meanwhile, "free", 100) for node in two] == [50, 50]
+    if way == "stopped":
+        nodes.server.pause(False)
+    else:
+        await nodes.server.start()
+    for node in two:
+        await node.until(up=True)
+    assert await two[0].spend_many(before, "free", 10) == 0
+    assert [await node.spend_many(meanwhile, "free", 100) for node in two] == [0, 0]
+
+
+async def test_processes_that_were_there_are_counted_while_redis_comes_and_goes(nodes: Nodes) -> None:
+    four = await nodes.start(4)
+    for node in four:
+        await node.until_counted(4)
+    nodes.server.kill()
+    for node in four:
+        await node.until(up=False)
+    await nodes.server.start()
+    await four[0].until(up=True)
+    # It may have been the first to come back; the others have not gone for it.
+    assert four[0].ledger.processes == 4
+
+
+async def test_an_answer_that_nobody_expects_ends_nothing(nodes: Nodes) -> None:
+    (node,) = await nodes.start(1)
+    tenant, neighbour = uuid4(), uuid4()
+    await nodes.server.do("set", node.ledger.key_of(tenant), "no number")
+    async with asyncio.timeout(20):
+        await node.spend(tenant, "free")
+        await node.until(up=True)
+        assert await node.spend(neighbour, "free")
+        await nodes.server.do("set", node.ledger.key_of(neighbour), "nan")
+        await node.spend(neighbour, "free")
+        await node.until(up=True)
+        assert await node.spend(uuid4(), "free")
 
 
 async def test_two_machines_share_a_limit_and_events_go_on_without_redis(commands: Commands, database: str) -> None:
@@ -243,6 +343,8 @@ async def test_two_machines_share_a_limit_and_events_go_on_without_redis(command
         for _ in range(20):
             answer = await third.post("/api/events", json={"type": "order.created", "payload": 1})
             assert answer.status_code == 201
+        # More than one process's share, and no more than the limit.
+        assert await _post_batch(other, (await other.tenant("pro")).key, batch) == 200
 
 
 async def _post_batch(api: Api, key: str, batch: list[dict[str, object]]) -> int:
