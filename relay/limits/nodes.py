@@ -209,10 +209,10 @@ class NodesLimiter(Background):
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         wallet.leasing = done
 
-        def answered(future: asyncio.Future[list[int]]) -> None:
+        def answered(future: asyncio.Future[list[bytes]]) -> None:
             granted = 0
             if not future.cancelled() and future.exception() is None:
-                granted, ahead_us = future.result()
+                granted, ahead_us = (int(number) for number in future.result())
                 now = time.monotonic()
                 wallet.tokens += granted
                 if apart:

@@ -27,7 +27,7 @@ if granted > 0 then
     arrival = arrival + granted * interval
     redis.call('SET', KEYS[1], string.format('%.0f', arrival), 'PX', math.ceil((arrival - now) / 1000) + 1)
 end
-return {granted, arrival - now}
+return {granted, string.format('%.0f', arrival - now)}
 """
 
 #: KEYS: the caller. ARGV: interval in microseconds, how many were granted and not used. Gives nothing.
