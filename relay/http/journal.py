@@ -63,11 +63,10 @@ class Journal:
 
 
 def _facts(scope: Scope, exchange: Exchange, route: str, taken_s: float, client: str) -> dict[str, Any]:
-    parent = TraceParent.read(exchange.headers.get(b"traceparent"))
     declared = exchange.headers.get(b"content-length", b"")
     facts = {
         "request_id": exchange.request_id.decode("ascii"),
-        "trace_id": None if parent is None else f"{parent.trace_id:032x}",
+        "trace_id": _trace_id(exchange),
         "organization_id": None if exchange.tenant is None else str(exchange.tenant.organization_id),
         "method": scope["method"],
         "route": route,
@@ -78,3 +77,12 @@ def _facts(scope: Scope, exchange: Exchange, route: str, taken_s: float, client:
         "client": client or None,
     }
     return {name: fact for name, fact in facts.items() if fact is not None} | dict(exchange.trouble or {})
+
+
+def _trace_id(exchange: Exchange) -> str | None:
+    """Of the trace that the request's span is in, which may have begun here; without one, of the caller's."""
+    header = exchange.headers.get(b"traceparent")
+    if exchange.trace is not None:
+        header = exchange.trace.traceparent.encode("ascii")
+    parent = TraceParent.read(header)
+    return None if parent is None else f"{parent.trace_id:032x}"

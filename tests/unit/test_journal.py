@@ -11,6 +11,7 @@ import pytest
 from relay.auth import Tenant
 from relay.http.exchange import Exchange, RequestIds
 from relay.http.journal import SLOW_S, Journal
+from relay.telemetry.traces import Trace
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 ORGANIZATION = UUID("018f1b1e-7c1a-7b1a-8b1a-0123456789ab")
@@ -115,3 +116,11 @@ def test_what_the_database_refused_is_logged_though_it_is_the_callers(caplog: py
     exchange.trouble = {"reason": "PostgreSQL refuses a value (SQLSTATE 22P05)"}
     Journal(0.0).note(about, exchange, "/api/events", 0.004)
     assert lines(caplog) == [("WARNING", "request_failed")]
+
+
+def test_a_trace_that_begins_here_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    about = scope()
+    exchange = exchange_of(about, 503)
+    exchange.trace = Trace(f"00-{TRACE}-00f067aa0ba902b7-01", None)
+    Journal(0.0).note(about, exchange, "/api/events", 0.004)
+    assert vars(caplog.records[0])["trace_id"] == TRACE
