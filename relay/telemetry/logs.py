@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
@@ -29,6 +30,8 @@ def set_up(level: str, command: str) -> None:
     outlet.setFormatter(ReadableLines() if on_terminal else JsonLines(command))
     root = logging.getLogger()
     root.handlers[:] = [outlet]
+    # logging's own end knows nothing of it once Granian has configured loggers of its own.
+    atexit.register(outlet.flush)
     root.setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level.upper()]))
     _log.setLevel(level.upper())
     sys.excepthook = _uncaught
