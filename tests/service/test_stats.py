@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 from collections.abc import Sequence
 from typing import Any
@@ -154,13 +153,6 @@ async def test_a_key_of_any_scope_may_ask(stage: Stage) -> None:
     assert (await tenant.get("/api/inbox")).status_code == 403
     assert (await tenant.get("/api/stats")).status_code == 200
     assert (await tenant.api.client.get("/api/stats")).status_code == 401
-
-
-async def test_requests_of_one_organization_take_turns_and_are_all_answered(stage: Stage) -> None:
-    tenant = await stage.api.tenant()
-    await tenant.accept()
-    answers = await asyncio.gather(*(stats(tenant) for _ in range(20)))
-    assert [answer["accepted"] for answer in answers] == [1] * 20
 
 
 class TestBeyondWhatIsCounted:
