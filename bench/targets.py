@@ -61,6 +61,7 @@ TARGETS: Final = {
     "all_memory": Target(what="all of `relay up` but PostgreSQL: resident", unit="MB", must=200, prize=130),
     "all_cpu": Target(what="all of `relay up` but PostgreSQL: of a core", unit="%", must=30, prize=20),
     "cold": Target(what="`relay serve`, exec to first 200", unit="ms", must=500, prize=300),
+    "cold_deliver": Target(what="`relay deliver`, exec to first claim", unit="ms", must=500, prize=300),
     "idle": Target(what="p95 beside 2,000 idle connections: ratio to without", unit="", must=1.5),
     "mixed_p95": Target(what="p95 of all, events, inbox and acknowledgements mixed", unit="ms"),
     "mixed_behind": Target(what="events that the mixed run's readers had not read in the end", unit=""),

@@ -20,6 +20,6 @@ SCENARIOS: Final = (
     Scenario("claims", "Claims beside 1,000,000 due over 10,000 endpoints", claims.claims),
     Scenario("fairness", "A tenant beside endpoints that hang", fairness.fairness),
     Scenario("efficiency", "Memory and CPU at 1,000 req/s", footprint.efficiency),
-    Scenario("cold-start", "Cold start of `relay serve`", footprint.cold_start),
+    Scenario("cold-start", "Cold start of `relay serve` and `relay deliver`", footprint.cold_start),
     Scenario("idle", "POSTs beside 2,000 idle connections", footprint.idle, remote=True),
 )

@@ -39,6 +39,8 @@ _YOUNG: Final = 50_000
 _OPS_BACKLOG: Final = 128
 _OPS_CONNECTIONS: Final = 256
 _OPS_CLOSE_S: Final = 0.5
+# The port opens after so long also while PostgreSQL gives us nothing to claim.
+_OPS_WAIT_S: Final = 1.0
 
 
 @click.command(help="Run the delivery loop.")
@@ -93,14 +95,18 @@ async def _deliver(settings: Settings, database_url: str, commons: Commons, no_o
             await stack.enter_async_context(tracer)
         await stack.enter_async_context(Partitions(cell))
         await stack.enter_async_context(Housekeeping(cell, settings, metrics))
-        if not no_ops:
-            await stack.enter_async_context(_ops_port(settings, cell, metrics))
+        # Left after the loop, so that health and metrics can be asked for until the end.
+        port = await stack.enter_async_context(AsyncExitStack())
         loop = await stack.enter_async_context(
             DeliveryLoop(cell, settings, Vault(settings.secret_keys), metrics, tracer=tracer)
         )
         await stack.enter_async_context(
             JobRunner(cell, lease_s=settings.lease_s, settled_s=settings.commit_timeout_s + 1.0, metrics=metrics)
         )
+        if not no_ops:
+            # What a server needs takes 50 ms to import: only once the first deliveries are on their way.
+            await _first(loop.ready, loop.broken, signals.stop, timeout_s=_OPS_WAIT_S)
+            await port.enter_async_context(_ops_port(settings, cell, metrics))
         if await _first(loop.ready, loop.broken, signals.stop) is loop.ready:
             _collect_seldom()
             _log.info("delivering", extra={"cell": cell.id})
@@ -122,13 +128,13 @@ def _collect_seldom() -> None:
     gc.set_threshold(_YOUNG, 20, 50)
 
 
-async def _first(*events: asyncio.Event) -> asyncio.Event:
-    """Wait for any of these; the first of them that is set."""
+async def _first(*events: asyncio.Event, timeout_s: float | None = None) -> asyncio.Event | None:
+    """Wait for any of these; the first of them that is set, None if `timeout_s` passed before."""
     waiting = [asyncio.create_task(event.wait()) for event in events]
-    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     for task in waiting:
         task.cancel()
-    return next(event for event in events if event.is_set())
+    return next((event for event in events if event.is_set()), None)
 
 
 async def _end_at_once(signals: StopSignals) -> None:
