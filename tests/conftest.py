@@ -7,7 +7,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -16,10 +16,10 @@ import hypothesis
 import pytest
 
 from relay.local.children import PythonChild
-from relay.local.postgres import EmbeddedPostgres
 from relay.store import Cell
 from relay.store.migrations import migrate
 from relay.values.sealed import Vault
+from tests import servers
 from tests.api import Api
 from tests.stage import Stage
 
@@ -31,6 +31,8 @@ ADMIN_TOKEN = "admin-token-of-the-tests"
 hypothesis.settings.register_profile("relay", hypothesis.settings.default, deadline=None)
 hypothesis.settings.load_profile("relay")
 
+NO_LIMIT = {"RELAY_RATE_LIMIT_ENTERPRISE": "1000000000"}
+
 LOOPBACK = "127.0.0.0/8,::1/128"
 
 
@@ -39,20 +41,25 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
     return "asyncio", {"use_uvloop": True}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--server", choices=servers.NAMES, default="embedded", help="the PostgreSQL that tests run on")
+
+
 class Databases:
-    """Databases on the run's PostgreSQL, each cloned from one that is migrated already."""
+    """Databases on a PostgreSQL, each cloned from one that is migrated already."""
 
-    def __init__(self, postgres: EmbeddedPostgres) -> None:
-        self.postgres = postgres
+    def __init__(self, server: servers.Server) -> None:
+        self.postgres = server.postgres
+        self._server = server
 
-    def url(self, name: str) -> str:
-        return self.postgres.url.replace("@/relay?", f"@/{name}?")
+    def url(self, name: str) -> servers.Url:
+        return self._server.database(name)
 
     async def template(self) -> None:
         await self._execute("create database migrated")
         await migrate(self.url("migrated"), "relay")
 
-    async def create(self, *, migrated: bool = True) -> str:
+    async def create(self, *, migrated: bool = True) -> servers.Url:
         name = f"test_{uuid4().hex}"
         await self._execute(f"create database {name} template {'migrated' if migrated else 'template1'}")
         return self.url(name)
@@ -78,13 +85,18 @@ def home() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-async def databases(anyio_backend: object, home: Path) -> AsyncIterator[Databases]:
-    async with EmbeddedPostgres(home / "postgres", settings={"max_connections": "200"}) as postgres:
-        made = Databases(postgres)
-        await made.template()
-        yield made
-        # Thrown away: the checkpoint of an orderly stop would take seconds.
-        await postgres.end_now()
+async def databases(anyio_backend: object, request: pytest.FixtureRequest, home: Path) -> AsyncIterator[Databases]:
+    name: str = request.config.getoption("--server")
+    if why := servers.missing(name):
+        pytest.skip(why)
+    async with servers.running(name, home) as server:
+        yield await made_on(server)
+
+
+async def made_on(server: servers.Server) -> Databases:
+    made = Databases(server)
+    await made.template()
+    return made
 
 
 @pytest.fixture
@@ -101,15 +113,21 @@ async def cell(database: str) -> AsyncIterator[Cell]:
 
 
 def open_cell(url: str, **changes: object) -> Cell:
+    pooled = pooled_url(url)
     options: dict[str, object] = {
-        "direct_url": None,
+        "direct_url": url if pooled else None,
         "schema": "relay",
         "application": "relay tests",
         "connections": 20,
         "lifetime_s": 540.0,
         **changes,
     }
-    return Cell(url, **options)  # type: ignore[arg-type]
+    return Cell(pooled or url, **options)  # type: ignore[arg-type]
+
+
+def pooled_url(url: str) -> str | None:
+    """How relay reaches this database, if a pooler stands before it."""
+    return url.pooled if isinstance(url, servers.Url) else None
 
 
 def free_port() -> int:
@@ -123,7 +141,8 @@ def environment(url: str, port: int, **settings: str) -> dict[str, str]:
     """What a command of ours is run with."""
     return {
         "PATH": os.environ["PATH"],
-        "DATABASE_URL": url,
+        "DATABASE_URL": pooled_url(url) or url,
+        **({"DATABASE_DIRECT_URL": url} if pooled_url(url) else {}),
         "RELAY_SECRET_KEY": SECRET_KEY,
         "RELAY_ADMIN_TOKEN": ADMIN_TOKEN,
         "HOST": "127.0.0.1",
@@ -170,17 +189,28 @@ async def commands() -> AsyncIterator[Commands]:
 @pytest.fixture(scope="session")
 async def api(databases: Databases) -> AsyncIterator[Api]:
     """One API process for all tests that do nothing to it; each makes organizations of its own."""
+    async with serving(databases) as api:
+        yield api
+
+
+@asynccontextmanager
+async def serving(databases: Databases) -> AsyncIterator[Api]:
     async with AsyncExitStack() as stack:
-        limits = {"RELAY_RATE_LIMIT_ENTERPRISE": "1000000000"}
-        yield await Commands(stack).serve(await databases.create(), **limits)
+        yield await Commands(stack).serve(await databases.create(), **NO_LIMIT)
 
 
 @pytest.fixture(scope="session")
 async def stage(databases: Databases) -> AsyncIterator[Stage]:
     """One API process and its database, for all tests that reach into that; each makes organizations of its own."""
+    async with staging(databases) as stage:
+        yield stage
+
+
+@asynccontextmanager
+async def staging(databases: Databases) -> AsyncIterator[Stage]:
     async with AsyncExitStack() as stack:
         url = await databases.create()
-        api = await Commands(stack).serve(url, RELAY_RATE_LIMIT_ENTERPRISE="1000000000")
+        api = await Commands(stack).serve(url, **NO_LIMIT)
         cell = await stack.enter_async_context(open_cell(url))
         connection = await asyncpg.connect(url)
         stack.push_async_callback(connection.close)

@@ -27,6 +27,8 @@ _COMPARISONS: Final = 3
 # `remote_write` and `remote_apply` ask for more than a flush here.
 _DURABLE: Final = ("on", "remote_write", "remote_apply")
 _STATEMENT_TIMEOUT_S: Final = 10.0
+# A pooler that has no connection left lets us wait, by default for two minutes.
+_PROBE_TIMEOUT_S: Final = 5.0
 _CONFLICT_TRIES: Final = 5
 # Flush, wake-up, clock, keys, their verification, health and listener (or claims, leases, results, share, clock, health
 # and two listeners) each own one connection; the pool has what is left.
@@ -46,7 +48,7 @@ class Cell:
 
     Args:
         url: the database, perhaps through a transaction pooler.
-        direct_url: the database without a pooler, for LISTEN.
+        direct_url: the database without a pooler, for LISTEN; None where `url` is that, or there is none.
         schema: the schema that holds the tables.
         application: what `pg_stat_activity` shows.
         connections: how many connections this process may hold.
@@ -80,9 +82,10 @@ class Cell:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            self._opener.pooled = await self._behind_pooler()
+            self._opener.pooled = await _behind_pooler(self._opener)
             if self._opener.pooled:
-                _log.warning("transaction_pooler_detected")
+                self._direct.pooled = self._direct.url == self._opener.url or await self._direct_is_pooled()
+                _say_pooled(listens=not self._direct.pooled)
             self._pool = asyncpg.create_pool(
                 self._opener.url,
                 min_size=0,
@@ -225,22 +228,54 @@ class Cell:
                 self.answers = False
                 _log.warning("clock_not_read", extra={"reason": str(error)})
 
-    async def _behind_pooler(self) -> bool:
-        """Whether a transaction pooler stands in front: it invents the backend's process id."""
-        probe = Opener(self._opener.url, self._opener.application, pooled=True, lifetime_s=0.0)
-        connection = await probe.open()
+    async def _direct_is_pooled(self) -> bool:
         try:
-            real = await connection.fetchval("select pg_backend_pid()")
-            return bool(real != connection.get_server_pid())
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-            raise errors.connecting(error) from None
-        finally:
-            connection.terminate()
+            return await _behind_pooler(self._direct)
+        except errors.DatabaseUnavailable:
+            # Only hints come that way: they go on trying, and say so.
+            return False
 
     async def _close_owned(self) -> None:
         for owned in self._owned:
             if isinstance(owned, HotConnection):
                 await owned.close()
+
+
+async def _behind_pooler(opener: Opener) -> bool:
+    """Whether a pooler stands in front: it invents the backend's process id. One that pools sessions does that too;
+    nothing breaks when it is taken for one that pools transactions.
+
+    Raises:
+        DatabaseUnavailable: nothing answers.
+    """
+    probe = Opener(opener.url, opener.application, pooled=True, lifetime_s=0.0)
+    connection = await probe.open()
+    try:
+        real = await connection.fetchval("select pg_backend_pid()", timeout=_PROBE_TIMEOUT_S)
+        return bool(real != connection.get_server_pid())
+    except (
+        OSError,
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        asyncpg.InternalClientError,
+        TimeoutError,
+    ) as error:
+        raise errors.connecting(error) from None
+    finally:
+        connection.terminate()
+
+
+def _say_pooled(*, listens: bool) -> None:
+    if listens:
+        _log.info("transaction_pooler_detected", extra={"listens": True})
+    else:
+        _log.warning(
+            "transaction_pooler_detected",
+            extra={
+                "listens": False,
+                "note": "set DATABASE_DIRECT_URL past the pooler, else hints are late by a second",
+            },
+        )
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -45,12 +45,18 @@ class Listener(Background):
         return self
 
     async def run(self) -> None:
-        """Listen, on one connection after the other."""
+        """Listen, on one connection after the other. Behind a transaction pooler nothing would be heard: it gives the
+        server's connection to somebody else after each statement.
+        """
+        if self._opener.pooled:
+            return
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
                 connection = await self._opener.open()
-            except errors.StoreError:
+            except errors.StoreError as error:
+                if pause_s == _FIRST_PAUSE_S:
+                    _log.warning("listener_cannot_connect", extra={"channel": self._channel, "reason": str(error)})
                 await asyncio.sleep(pause_s)
                 pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
                 continue

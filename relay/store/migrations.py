@@ -49,7 +49,7 @@ async def migrate(url: str, schema: str, folder: Path | None = None) -> list[str
     """Apply what has not been applied, each file in a transaction of its own, and make the first partitions.
 
     Args:
-        url: the database, not through a transaction pooler.
+        url: the database; better not through a transaction pooler, though each file is one transaction.
         schema: the cell's schema, made when missing.
         folder: where the files lie, if not in `sql/migrations/`.
 
@@ -61,7 +61,8 @@ async def migrate(url: str, schema: str, folder: Path | None = None) -> list[str
         DatabaseUnavailable: PostgreSQL does not answer.
     """
     try:
-        connection = await asyncpg.connect(url, timeout=10.0)
+        # A statement that stays prepared is one more thing that a pooler cannot do.
+        connection = await asyncpg.connect(url, timeout=10.0, statement_cache_size=0)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError, TimeoutError) as error:
         raise errors.connecting(error) from None
     try:
