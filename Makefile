@@ -24,6 +24,9 @@ run: $(PROJECT) ## Install what is needed into .venv and start everything on thi
 
 ##@ Work on it
 
+.PHONY: setup
+setup: $(DEV) $(PROJECT) ## Make .venv with all that tests and lint need, and nothing else
+
 .PHONY: test
 test: $(DEV) $(PROJECT) ## Run all tests, on a PostgreSQL they start themselves (ARGS="-k lease" chooses)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
@@ -51,13 +54,19 @@ bench: $(BENCH) $(PROJECT) ## Run the load scenarios and check them against the 
 profile: $(BENCH) $(PROJECT) ## Draw flame graphs of the API and of the delivery process under load
 	@$(BIN)/python -m bench.flames $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
+# No wheel has these: they look where they are installed.
+if-there = if command -v $(1) > /dev/null; then echo "$(2)"; $(2); else echo "$(1) is not here: not looked at"; fi
+
 .PHONY: lint
-lint: $(DEV) $(PROJECT) ## Look at format, lint, types, layers and migrations
+lint: $(DEV) $(PROJECT) ## Look at format, lint, types, layers, migrations, workflows and scripts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/squawk $(SQUAWK) sql/migrations/*.sql
+	$(BIN)/zizmor --offline --quiet --no-progress .github
+	@$(call if-there,shellcheck,shellcheck scripts/*.sh)
+	@$(call if-there,actionlint,actionlint)
 
 .PHONY: check
 check: lint test ## All of it, as CI does: lint, then test

@@ -1,0 +1,335 @@
+#!/bin/sh
+# Walks the whole contract of a running relay with curl: a line for each step, and exit code 1 if anything differs.
+#
+#   scripts/smoke.sh https://relay.example.com        the first argument, or BASE_URL; http://127.0.0.1:8080 without
+#
+#   RELAY_API_KEY         a key that may do everything; without it an organization of its own is made
+#   RELAY_ADMIN_TOKEN     for that, where the operator has set one
+#   RELAY_METRICS_TOKEN   for /metrics, where the operator has set one
+#   SMOKE_WEBHOOK_URL     where deliveries may go: then they are waited for. Without it they are only held
+#
+# It sends about 70 requests, fewer than the free tier's burst, and removes the endpoint and the keys that it makes. Its
+# events stay until retention takes them. It needs curl and what every POSIX system has.
+set -u
+umask 077
+
+base=${1:-${BASE_URL:-http://127.0.0.1:8080}}
+base=${base%/}
+run="smoke-$(date +%s)-$$"
+type="smoke.$$"
+work=$(mktemp -d) || exit 1
+trap 'rm -rf "$work"' EXIT
+trap 'exit 1' HUP INT TERM
+passed=0 failed=0 status='' body=''
+key="$work/key" other="$work/other"
+zero=01900000-0000-7000-8000-000000000000
+
+# Secrets go to curl by a file: whoever lists processes would see arguments.
+header() { printf '%s: %s\n' "$2" "$3" > "$1"; }
+
+call() { # METHOD PATH [argument of curl...]
+    method=$1 path=$2
+    shift 2
+    : > "$work/body"
+    : > "$work/head"
+    status=$(curl --silent --show-error --max-time 40 --request "$method" --output "$work/body" \
+        --dump-header "$work/head" --write-out '%{http_code}' "$@" "$base$path" 2> "$work/said") ||
+        status="none ($(head -c 150 "$work/said"))"
+    body=$(cat "$work/body")
+}
+
+ask() { # METHOD PATH [argument of curl...], as the organization
+    method=$1 path=$2
+    shift 2
+    call "$method" "$path" --header "@$key" "$@"
+}
+
+post() { # PATH JSON [argument of curl...], as the organization
+    path=$1 json=$2
+    shift 2
+    ask POST "$path" --header 'Content-Type: application/json' --data-binary "$json" "$@"
+}
+
+is() { # WHAT STATUS [text of the body | header:text of the head...]
+    what=$1 wanted=$2 differs=''
+    shift 2
+    [ "$status" = "$wanted" ] || differs="status $status, not $wanted"
+    for text in "$@"; do
+        case $text in
+        header:*) grep -qi -- "^${text#header:}" "$work/head" || differs="${differs:+$differs; }no header ${text#header:}" ;;
+        not:*) case $body in *"${text#not:}"*) differs="${differs:+$differs; }${text#not:} in it" ;; esac ;;
+        *) case $body in *"$text"*) ;; *) differs="${differs:+$differs; }no $text in it" ;; esac ;;
+        esac
+    done
+    if [ -z "$differs" ]; then
+        passed=$((passed + 1))
+        printf 'ok    %-3s %s\n' "$wanted" "$what"
+    else
+        failed=$((failed + 1))
+        printf 'FAIL      %s: %s\n' "$what" "$differs"
+        # Keys and secrets are shown once, and not here.
+        printf '%s\n' "$body" | head -c 400 | sed -e 's/rly_live_[a-z0-9_]*/rly_live_.../g' -e 's/whsec_[^"]*/whsec_.../g' -e 's/^/          /'
+    fi
+}
+
+skip() { printf 'skip      %s\n' "$1"; }
+
+field() { # NAME: the first string of that name in the body
+    printf '%s' "$body" | grep -o "\"$1\":\"[^\"]*\"" | head -n 1 | cut -d '"' -f 4
+}
+
+# Tries `ask GET PATH` once a second until the body has TEXT, SECONDS long.
+until_has() { # SECONDS PATH TEXT
+    left=$1
+    while :; do
+        ask GET "$2"
+        case $body in *"$3"*) return ;; esac
+        [ "$left" -gt 0 ] || return
+        left=$((left - 1))
+        sleep 1
+    done
+}
+
+echo "$base, as $run"
+
+# ---- What needs no key
+call GET /health
+is 'health' 200 '"status":"healthy"' '"version":"' header:x-request-id:
+call GET /health/live
+is 'liveness' 200 '"status":"healthy"'
+call GET /openapi.json
+is 'OpenAPI document' 200 '"openapi":"3.1' '"/api/events"' '"/api/inbox"' '"/api/endpoints/{id}"' '"/api/keys/rotate"'
+call GET /docs
+is 'documentation for browsers' 200 '<html'
+call GET /health --header "X-Request-Id: $run"
+is 'a request id comes back' 200 "header:x-request-id: $run"
+call GET /api/inbox
+is 'no key' 401 '"code":"missing_api_key"' '"request_id":"' '"error":"'
+call GET /api/inbox --header 'X-API-Key: rly_live_invented'
+is 'an invented key' 401 '"code":"invalid_api_key"'
+if [ -n "${RELAY_METRICS_TOKEN:-}" ]; then
+    call GET /metrics
+    is 'metrics without their token' 401 '"code":"invalid_metrics_token"'
+    header "$other" Authorization "Bearer $RELAY_METRICS_TOKEN"
+    call GET /metrics --header "@$other"
+    is 'metrics' 200 'relay_'
+else
+    call GET /metrics
+    if [ "$status" = 401 ]; then skip 'metrics: they want RELAY_METRICS_TOKEN'; else is 'metrics' 200 'relay_'; fi
+fi
+
+# ---- A key
+own=''
+if [ -n "${RELAY_API_KEY:-}" ]; then
+    header "$key" X-API-Key "$RELAY_API_KEY"
+    skip 'an organization of its own: RELAY_API_KEY is given'
+else
+    own=yes
+    if [ -n "${RELAY_ADMIN_TOKEN:-}" ]; then
+        call POST /api/keys/generate --header 'Content-Type: application/json' --data '{"organization_name":"smoke"}'
+        is 'sign-up without the token' 401 '"code":"invalid_admin_token"'
+        header "$other" Authorization "Bearer $RELAY_ADMIN_TOKEN"
+    else
+        header "$other" X-Smoke "$run"
+    fi
+    call POST /api/keys/generate --header "@$other" --header 'Content-Type: application/json' \
+        --data "{\"organization_name\":\"$run\"}"
+    is 'an organization and its key' 201 '"api_key":"rly_live_' '"organization_id":"' '"tier":"free"'
+    made=$(field api_key)
+    if [ -z "$made" ]; then
+        echo 'nothing more can be tried without a key: set RELAY_ADMIN_TOKEN or RELAY_API_KEY'
+        exit 1
+    fi
+    header "$key" X-API-Key "$made"
+fi
+ask GET /api/keys
+is 'the organization and its keys' 200 '"organization_id":"' '"rate_limit_per_minute":' '"keys":[{"key_id":"' \
+    header:ratelimit-limit: header:ratelimit-remaining: header:ratelimit-reset:
+
+# ---- Events
+payload='{"n":12345678901234567890,"a":1.10,"a":2,"text":"caf\u00e9"}'
+post /api/events "{\"type\":\"$type\",\"payload\":$payload,\"dedup_id\":\"$run\"}"
+is 'an event' 201 '"status":"accepted"' '"id":"'
+event=$(field id)
+: "${event:=$zero}"
+post /api/events "{\"type\":\"$type\",\"payload\":$payload,\"dedup_id\":\"$run\"}"
+is 'the same event again' 409 '"code":"duplicate"' "\"id\":\"$event\"" 'not:"conflict"'
+post /api/events "{\"type\":\"$type\",\"payload\":0,\"dedup_id\":\"$run\"}"
+is 'its dedup_id with another payload' 409 "\"id\":\"$event\"" '"conflict":"payload"'
+post /api/events "{\"type\":\"$type\",\"payload\":1}" --header "Idempotency-Key: $run"
+is 'an event with an Idempotency-Key' 201 '"status":"accepted"'
+second=$(field id)
+: "${second:=$zero}"
+post /api/events "{\"type\":\"$type\",\"payload\":1}" --header "Idempotency-Key: $run"
+is 'its repeat' 201 "\"id\":\"$second\"" 'header:idempotent-replayed: true'
+post /api/events "{\"type\":\"$type\",\"payload\":2}" --header "Idempotency-Key: $run"
+is 'its Idempotency-Key with another payload' 422 '"code":"idempotency_key_reused"'
+post /api/events/batch "[{\"type\":\"$type\",\"payload\":1},{\"type\":\"$type\",\"payload\":$payload,\"dedup_id\":\"$run\"},{\"payload\":1}]"
+is 'a batch' 200 '"results":[{"status":"accepted","id":"' "{\"status\":\"duplicate\",\"id\":\"$event\"" '"status":"invalid"'
+third=$(field id)
+: "${third:=$zero}"
+printf '{"type":"%s","payload":1}\nnot JSON\n' "$type" > "$work/lines"
+ask POST /api/events/batch --header 'Content-Type: application/x-ndjson' --data-binary "@$work/lines"
+is 'a batch of lines' 200 '"results":[{"status":"accepted","id":"' '"status":"invalid"'
+post /api/events/batch '[]'
+is 'an empty batch' 200 '"results":[]'
+
+# ---- Bad input
+post /api/events '{"type":'
+is 'malformed JSON' 400 '"code":"malformed_json"'
+post /api/events '{"payload":1}'
+is 'an event without a type' 422 '"code":"invalid_request"' '"details":[{"field":"'
+post /api/events '{"type":"relay.mine","payload":1}'
+is "a type that is relay's" 422 '"details":[{"field":"'
+post /api/events "{\"type\":\"$type\",\"payload\":1,\"unknown\":1}"
+is 'an unknown member' 422 '"details":[{"field":"'
+ask POST /api/events --header 'Content-Type: text/plain' --data 'hello'
+is 'another media type' 415 '"code":"unsupported_media_type"'
+{
+    printf '{"type":"%s","payload":"' "$type"
+    head -c 300000 /dev/zero | tr '\0' 'x'
+    printf '"}'
+} > "$work/large"
+ask POST /api/events --header 'Content-Type: application/json' --data-binary "@$work/large"
+is 'a payload that is too large' 413 '"code":"payload_too_large"'
+ask GET "/api/inbox?colour=red"
+is 'an unknown parameter' 422 '"details":[{"field":"'
+ask GET "/api/inbox?cursor=invented"
+is 'an invented cursor' 422 '"code":"invalid_cursor"'
+ask DELETE /api/inbox
+is 'another method' 405 '"code":"method_not_allowed"' header:allow:
+ask GET /api/nothing
+is 'another address' 404 '"code":"not_found"'
+ask GET "/api/events/$zero"
+is 'an event that is not there' 404 '"code":"event_not_found"'
+
+# ---- Reading and acknowledging
+ask GET "/api/inbox?type=$type&limit=100"
+is 'the inbox' 200 "\"id\":\"$event\"" "\"id\":\"$second\"" "\"payload\":$payload" '"delivery_status":"pending"' '"next_cursor":'
+ask GET "/api/inbox?type=smoke.*&order=asc&limit=1"
+is 'the inbox, oldest first' 200 '"events":[{"id":"' '"next_cursor":"'
+ask GET "/api/events?dedup_id=$run"
+is 'events by dedup_id' 200 "\"events\":[{\"id\":\"$event\""
+ask GET "/api/events/$event"
+is 'the story of an event' 200 "\"id\":\"$event\"" "\"payload\":$payload" '"deliveries":['
+ask POST "/api/ack/$event"
+is 'an acknowledgement' 200 '"success":true'
+ask POST "/api/ack/$event"
+is 'the same acknowledgement again' 200 '"success":true'
+post /api/ack "{\"ids\":[\"$second\",\"$zero\"]}"
+is 'acknowledgements of several' 200 '"acknowledged":1' "\"not_found\":[\"$zero\"]"
+ask POST "/api/ack/$zero"
+is 'an acknowledgement of nothing' 404 '"code":"event_not_found"'
+ask GET "/api/inbox?type=$type&status=delivered"
+is 'what was acknowledged' 200 "\"id\":\"$event\"" "\"id\":\"$second\"" "not:\"id\":\"$third\""
+
+# ---- Endpoints and deliveries
+hook=${SMOKE_WEBHOOK_URL:-https://example.com/relay-smoke}
+if [ -n "${SMOKE_WEBHOOK_URL:-}" ]; then enabled=true state=delivered; else enabled=false state=held; fi
+if [ -n "$own" ]; then
+    # Of an organization that was made for this: elsewhere it would take the place of somebody's webhook.
+    post /api/webhook/config "{\"webhook_url\":\"$hook\"}"
+    is 'the default endpoint' 200 '"success":true' '"endpoint_id":"' '"secret":"whsec_'
+    default=$(field endpoint_id)
+    ask DELETE "/api/endpoints/$default"
+    is 'the default endpoint is removed' 204
+else
+    skip 'the default endpoint: RELAY_API_KEY is given'
+fi
+post /api/webhook/config '{"webhook_url":"ftp://example.com"}'
+is 'a webhook that is none' 422 '"code":"invalid_url"'
+post /api/endpoints "{\"url\":\"$hook\",\"event_types\":[\"$type.*\"],\"enabled\":$enabled,\"description\":\"$run\",\"headers\":{\"X-Smoke\":\"hidden\"}}"
+is 'an endpoint' 201 '"id":"' '"secret":"whsec_' "\"event_types\":[\"$type.*\"]" 'not:hidden'
+endpoint=$(field id)
+: "${endpoint:=$zero}"
+ask GET /api/endpoints?limit=1000
+is 'all endpoints' 200 "\"id\":\"$endpoint\""
+ask GET "/api/endpoints/$endpoint"
+is 'an endpoint keeps its secrets' 200 '"headers":["X-Smoke"]' 'not:hidden' 'not:whsec_'
+ask PATCH "/api/endpoints/$endpoint" --header 'Content-Type: application/json' --data '{"max_in_flight":2}'
+is 'a changed endpoint' 200 '"max_in_flight":2'
+ask POST "/api/endpoints/$endpoint/secret/rotate"
+is 'a new secret' 200 '"secret":"whsec_' '"previous_expires_at":"'
+if [ "$enabled" = true ]; then
+    ask POST "/api/endpoints/$endpoint/test"
+    is 'a test delivery' 200 '"status_code":2' '"latency_ms":'
+else
+    skip 'a test delivery: SMOKE_WEBHOOK_URL is not given'
+fi
+post /api/events "{\"type\":\"$type.pushed\",\"payload\":$payload}"
+is 'an event for the endpoint' 201 '"status":"accepted"'
+pushed=$(field id)
+: "${pushed:=$zero}"
+until_has 30 "/api/deliveries?endpoint_id=$endpoint" "\"status\":\"$state\""
+is "its delivery is $state" 200 "\"event_id\":\"$pushed\"" "\"status\":\"$state\"" '"attempts":' '"last_error_class":'
+delivery=$(field id)
+: "${delivery:=$zero}"
+ask POST "/api/deliveries/$delivery/retry"
+is 'a retry' 202 "\"id\":\"$delivery\"" '"status":"'
+ask POST "/api/events/$pushed/replay"
+is 'a replay of the event' 202 '"deliveries":1'
+ask POST "/api/events/$third/replay"
+is 'a replay that nobody takes' "$([ -n "$own" ] && echo 409 || echo "$status")"
+ask POST "/api/deliveries/$zero/retry"
+is 'a retry of nothing' 404 '"code":"delivery_not_found"'
+post /api/deliveries/retry "{\"endpoint_id\":\"$endpoint\",\"status\":\"failed\"}" --header "Idempotency-Key: $run-retry"
+is 'a retry of all that failed' 202 '"job_id":"' '"matched":0'
+job=$(field job_id)
+: "${job:=$zero}"
+post /api/deliveries/retry "{\"endpoint_id\":\"$endpoint\",\"status\":\"failed\"}" --header "Idempotency-Key: $run-retry"
+is 'its repeat is the same job' 202 "\"job_id\":\"$job\"" 'header:idempotent-replayed: true'
+post "/api/endpoints/$endpoint/replay" '{"since":"2020-01-01T00:00:00Z"}'
+is 'a replay of the endpoint' 202 '"job_id":"' '"matched":'
+if [ "$enabled" = true ]; then
+    until_has 30 "/api/jobs/$job" '"status":"done"'
+    is 'the job is done' 200 "\"id\":\"$job\"" '"kind":"retry"' '"status":"done"'
+else
+    ask GET "/api/jobs/$job"
+    is 'the job' 200 "\"id\":\"$job\"" '"kind":"retry"' '"matched":0'
+fi
+ask GET /api/jobs?limit=1000
+is 'all jobs' 200 "\"id\":\"$job\""
+ask DELETE "/api/jobs/$job"
+is 'a job is stopped' 204
+ask GET "/api/jobs/$zero"
+is 'a job that is not there' 404 '"code":"job_not_found"'
+ask GET /api/stats
+is 'statistics' 200 '"accepted":' '"pending":' "\"endpoint_id\":\"$endpoint\""
+ask DELETE "/api/endpoints/$endpoint"
+is 'the endpoint is removed' 204
+ask GET "/api/endpoints/$endpoint"
+is 'it is gone' 404 '"code":"endpoint_not_found"'
+
+# ---- Keys
+post /api/keys "{\"name\":\"$run\",\"scopes\":[\"ingest\"]}"
+is 'another key' 201 '"api_key":"rly_live_' '"key_id":"'
+made=$(field key_id)
+: "${made:=$zero}"
+header "$other" X-API-Key "$(field api_key)"
+call GET /api/inbox --header "@$other"
+is 'it may only post' 403 '"code":"insufficient_scope"'
+ask DELETE "/api/keys/$made"
+is 'it is revoked' 204
+left=5
+while call GET /api/keys --header "@$other" && [ "$status" = 200 ] && [ "$left" -gt 0 ]; do
+    left=$((left - 1))
+    sleep 1
+done
+is 'it opens nothing any more' 401 '"code":"invalid_api_key"'
+post /api/keys "{\"name\":\"$run\"}"
+is 'a key to replace' 201 '"key_id":"'
+header "$other" X-API-Key "$(field api_key)"
+call POST /api/keys/rotate --header "@$other"
+is 'its successor' 200 '"api_key":"rly_live_' '"previous_expires_at":"'
+made=$(field key_id)
+: "${made:=$zero}"
+ask DELETE "/api/keys/$made"
+is 'which is revoked too' 204
+ask DELETE "/api/keys/$zero"
+is 'a key that is not there' 404 '"code":"key_not_found"'
+
+if [ "$failed" -gt 0 ]; then
+    echo "$failed of $((passed + failed)) steps failed"
+    exit 1
+fi
+echo "all $passed steps passed"
