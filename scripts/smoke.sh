@@ -18,7 +18,15 @@ base=${base%/}
 run="smoke-$(date +%s)-$$"
 type="smoke.$$"
 work=$(mktemp -d) || exit 1
-trap 'rm -rf "$work"' EXIT
+undo=''
+leave() {
+    # Whatever was made and may still be there; what is gone already says 404.
+    for path in $undo; do
+        curl --silent --max-time 10 --request DELETE --header "@$key" --output "$work/undone" "$base$path"
+    done
+    rm -rf "$work"
+}
+trap leave EXIT
 trap 'exit 1' HUP INT TERM
 passed=0 failed=0 status='' body=''
 key="$work/key" other="$work/other"
@@ -204,9 +212,11 @@ ask GET "/api/events/$zero"
 is 'an event that is not there' 404 '"code":"event_not_found"'
 
 # ---- Reading and acknowledging
-ask GET "/api/inbox?type=$type&limit=100"
-is 'the inbox' 200 "\"id\":\"$event\"" "\"id\":\"$second\"" "\"payload\":$payload" '"delivery_status":"pending"' '"next_cursor":'
-ask GET "/api/inbox?type=smoke.*&order=asc&limit=1"
+# Webhooks of an organization that is given may have taken the events out of what is pending already.
+if [ -n "$own" ]; then pending=pending; else pending=all; fi
+ask GET "/api/inbox?type=$type&limit=100&status=$pending"
+is 'the inbox' 200 "\"id\":\"$event\"" "\"id\":\"$second\"" "\"payload\":$payload" '"delivery_status":"' '"next_cursor":'
+ask GET "/api/inbox?type=smoke.*&order=asc&limit=1&status=$pending"
 is 'the inbox, oldest first' 200 '"events":[{"id":"' '"next_cursor":"'
 ask GET "/api/events?dedup_id=$run"
 is 'events by dedup_id' 200 "\"events\":[{\"id\":\"$event\""
@@ -221,7 +231,7 @@ is 'acknowledgements of several' 200 '"acknowledged":1' "\"not_found\":[\"$zero\
 ask POST "/api/ack/$zero"
 is 'an acknowledgement of nothing' 404 '"code":"event_not_found"'
 ask GET "/api/inbox?type=$type&status=delivered"
-is 'what was acknowledged' 200 "\"id\":\"$event\"" "\"id\":\"$second\"" "not:\"id\":\"$third\""
+is 'what was acknowledged' 200 "\"id\":\"$event\"" "\"id\":\"$second\"" ${own:+"not:\"id\":\"$third\""}
 
 # ---- Endpoints and deliveries
 hook=${SMOKE_WEBHOOK_URL:-https://example.com/relay-smoke}
@@ -231,6 +241,7 @@ if [ -n "$own" ]; then
     post /api/webhook/config "{\"webhook_url\":\"$hook\"}"
     is 'the default endpoint' 200 '"success":true' '"endpoint_id":"' '"secret":"whsec_'
     default=$(field endpoint_id)
+    undo="/api/endpoints/${default:-$zero}"
     ask DELETE "/api/endpoints/$default"
     is 'the default endpoint is removed' 204
 else
@@ -242,6 +253,7 @@ post /api/endpoints "{\"url\":\"$hook\",\"event_types\":[\"$type.*\"],\"enabled\
 is 'an endpoint' 201 '"id":"' '"secret":"whsec_' "\"event_types\":[\"$type.*\"]" 'not:hidden'
 endpoint=$(field id)
 : "${endpoint:=$zero}"
+undo="/api/endpoints/$endpoint"
 ask GET /api/endpoints?limit=1000
 is 'all endpoints' 200 "\"id\":\"$endpoint\""
 ask GET "/api/endpoints/$endpoint"
@@ -267,7 +279,7 @@ delivery=$(field id)
 ask POST "/api/deliveries/$delivery/retry"
 is 'a retry' 202 "\"id\":\"$delivery\"" '"status":"'
 ask POST "/api/events/$pushed/replay"
-is 'a replay of the event' 202 '"deliveries":1'
+is 'a replay of the event' 202 '"deliveries":'
 ask POST "/api/events/$third/replay"
 is 'a replay that nobody takes' "$([ -n "$own" ] && echo 409 || echo "$status")"
 ask POST "/api/deliveries/$zero/retry"
@@ -297,6 +309,7 @@ ask GET /api/stats
 is 'statistics' 200 '"accepted":' '"pending":' "\"endpoint_id\":\"$endpoint\""
 ask DELETE "/api/endpoints/$endpoint"
 is 'the endpoint is removed' 204
+undo=''
 ask GET "/api/endpoints/$endpoint"
 is 'it is gone' 404 '"code":"endpoint_not_found"'
 
@@ -305,6 +318,7 @@ post /api/keys "{\"name\":\"$run\",\"scopes\":[\"ingest\"]}"
 is 'another key' 201 '"api_key":"rly_live_' '"key_id":"'
 made=$(field key_id)
 : "${made:=$zero}"
+undo="$undo /api/keys/$made"
 header "$other" X-API-Key "$(field api_key)"
 call GET /api/inbox --header "@$other"
 is 'it may only post' 403 '"code":"insufficient_scope"'
@@ -323,6 +337,7 @@ call POST /api/keys/rotate --header "@$other"
 is 'its successor' 200 '"api_key":"rly_live_' '"previous_expires_at":"'
 made=$(field key_id)
 : "${made:=$zero}"
+undo="$undo /api/keys/$made"
 ask DELETE "/api/keys/$made"
 is 'which is revoked too' 204
 ask DELETE "/api/keys/$zero"
@@ -332,4 +347,5 @@ if [ "$failed" -gt 0 ]; then
     echo "$failed of $((passed + failed)) steps failed"
     exit 1
 fi
+undo=''
 echo "all $passed steps passed"

@@ -1,5 +1,5 @@
 """The core of the suite once more, on servers that are not the embedded one. Each file here names a file of
-tests/service, whose tests run with the databases of this folder; all of them do by `pytest --server NAME tests/service`.
+tests/service, whose tests run with the databases of this folder; all do by `pytest --server NAME tests/service`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,18 @@ from tests.servers import missing, pgbouncer, postgresql_15
 from tests.stage import Stage
 
 
+# Not the parameter of `databases`: pytest hands it to the fixture of that name above too, and makes that anew for each.
 @pytest.fixture(scope="session", params=["pgbouncer", "postgresql-15"])
-async def databases(request: pytest.FixtureRequest, databases: Databases, home: Path) -> AsyncIterator[Databases]:
+def server_name(request: pytest.FixtureRequest) -> str:
     name: str = request.param
-    if why := missing(name):
+    return name
+
+
+@pytest.fixture(scope="session")
+async def databases(server_name: str, databases: Databases, home: Path) -> AsyncIterator[Databases]:
+    if why := missing(server_name):
         pytest.skip(why)
-    if name == "pgbouncer":
+    if server_name == "pgbouncer":
         async with pgbouncer(home, databases.postgres) as server:
             yield Databases(server)
     else:

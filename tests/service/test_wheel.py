@@ -58,8 +58,8 @@ def test_it_has_the_statements_and_the_migrations_and_none_of_what_only_we_need(
 def relay(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The command of an environment that has the wheel and nothing else of ours.
 
-    What the wheel depends on comes from the environment of the tests, whose lock has it: where the suite runs there need
-    be no package index. Our own folder is not on that way, as only its .pth leads there, which PYTHONPATH does not read.
+    What the wheel depends on comes from the environment of the tests, whose lock has it: where the suite runs there
+    need be no package index. Our own folder is not on that way: only its .pth leads there, which PYTHONPATH ignores.
     """
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
@@ -116,4 +116,4 @@ async def test_it_migrates_and_serves_from_an_empty_folder(relay: Path, database
         process.terminate()
         async with asyncio.timeout(30):
             assert await process.wait() == 0
-    assert list(tmp_path.iterdir()) == []
+    assert os.listdir(tmp_path) == []
