@@ -15,6 +15,7 @@ from typing import Final
 
 import uvloop
 
+from tests.faults.calm import RATE, Calm
 from tests.faults.campaign import Campaign, P, Stalled, Trial, shuffled
 from tests.faults.faults import CLOCK_FAULTS, FAULTS, UP_FAULTS, Fault
 from tests.faults.ground import Ground
@@ -80,34 +81,54 @@ def _folder(home: Path, name: str) -> Path:
 
 
 def main() -> int:
-    """Run it and write `soak.md` and `soak.html`; 1 when anything was lost or twice, or did not come back."""
+    """Run it and write `soak.md` and `soak.html`, or `calm.md` and `calm.html`; 1 when anything was lost or twice, or
+    did not come back.
+    """
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--seconds", type=float, default=1800.0)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--rate", type=float, default=200.0)
+    parser.add_argument("--calm", type=float, help=f"instead: so many seconds at {RATE} events/s with nothing broken")
     parser.add_argument("--report", type=Path, default=_REPORT)
     options = parser.parse_args()
-    seed = secrets.randbelow(10**6) if options.seed is None else options.seed
-    print(f"SEED={seed}", flush=True)
+    options.report.mkdir(parents=True, exist_ok=True)
     logging.disable(logging.CRITICAL)
     home = Path(tempfile.mkdtemp(prefix="relay-soak-"))
     home.chmod(0o711)
+    try:
+        wrong = _calm(options, home) if options.calm else _strike(options, home)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+    print(f"written to {options.report}")
+    for each in wrong:
+        print(f"WRONG {each}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def _strike(options: argparse.Namespace, home: Path) -> list[str]:
+    seed = secrets.randbelow(10**6) if options.seed is None else options.seed
+    print(f"SEED={seed}", flush=True)
     soak = Soak(options.seconds, seed, options.rate)
     begun = time.monotonic()
     try:
         uvloop.run(soak.run(home))
     except Stalled as stalled:
         soak.wrong.append(str(stalled))
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
-    options.report.mkdir(parents=True, exist_ok=True)
     text = table(soak.trials, seed, options.rate, time.monotonic() - begun)
     (options.report / "soak.md").write_text(text, encoding="utf-8")
     (options.report / "soak.html").write_text(soak.sampler.page(), encoding="utf-8")
-    print(f"\n{text}\nwritten to {options.report}")
-    for each in soak.wrong:
-        print(f"WRONG {each}", file=sys.stderr)
-    return 1 if soak.wrong else 0
+    print(f"\n{text}")
+    return soak.wrong
+
+
+def _calm(options: argparse.Namespace, home: Path) -> list[str]:
+    calm = Calm(options.calm, home)
+    uvloop.run(calm.run())
+    text = f"{options.calm / 60:.0f} minutes at {RATE} events/s\n" + "".join(f"- {each}\n" for each in calm.found)
+    (options.report / "calm.md").write_text(text, encoding="utf-8")
+    (options.report / "calm.html").write_text(calm.sampler.page(), encoding="utf-8")
+    print(text)
+    return calm.wrong
 
 
 if __name__ == "__main__":

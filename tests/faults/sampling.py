@@ -37,8 +37,9 @@ class Sampler:
 
     def __init__(self) -> None:
         self._begun = time.monotonic()
-        self._memory: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        self._tables: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        #: Minutes and MB, by process and by table.
+        self.memory: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        self.tables: dict[str, list[tuple[float, float]]] = defaultdict(list)
         self._accepted: list[tuple[float, float]] = []
 
     @asynccontextmanager
@@ -63,11 +64,11 @@ class Sampler:
         at = (time.monotonic() - self._begun) / 60
         self._accepted.append((at, scene.ledger.accepted))
         for name, pids in scene.family().items():
-            self._memory[name].append((at, sum(map(resident_bytes, pids)) / _MB))
+            self.memory[name].append((at, sum(map(resident_bytes, pids)) / _MB))
         connection = await scene.connect()
         try:
             for row in await connection.fetch(_SIZES, timeout=_EVERY_S):
-                self._tables[row["name"]].append((at, row["bytes"] / _MB))
+                self.tables[row["name"]].append((at, row["bytes"] / _MB))
         finally:
             connection.terminate()
 
@@ -75,8 +76,8 @@ class Sampler:
         """Three charts: memory by process, sizes by table, events accepted."""
         minutes = Axis("minutes")
         figures = (
-            lines("Resident memory", [Series(*each) for each in self._memory.items()], minutes, Axis("MB")),
-            lines("Tables with their indexes", [Series(*each) for each in self._tables.items()], minutes, Axis("MB")),
+            lines("Resident memory", [Series(*each) for each in self.memory.items()], minutes, Axis("MB")),
+            lines("Tables with their indexes", [Series(*each) for each in self.tables.items()], minutes, Axis("MB")),
             lines("Events accepted", [Series("accepted", self._accepted)], minutes, Axis("events")),
         )
         return (
