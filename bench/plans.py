@@ -35,13 +35,15 @@ class Explained(HotConnection):
         self._aside = opener.open
         #: By mode; the last statement's.
         self.plans: dict[Mode, Node] = {}
+        #: By name and mode; each statement's last.
+        self.seen: dict[tuple[str, Mode], Node] = {}
 
     async def fetch(self, name: str, *args: Any, timeout_s: float | None = None) -> Sequence[Row]:
         """Explain it, undo what that did, and run it."""
         aside = await self._aside()
         try:
             for mode in MODES:
-                self.plans[mode] = await _explain(aside, self._texts[name], args, mode)
+                self.plans[mode] = self.seen[name, mode] = await _explain(aside, self._texts[name], args, mode)
         finally:
             await aside.close()
         return await super().fetch(name, *args, timeout_s=timeout_s)

@@ -66,15 +66,21 @@ class PostBatch:
         ]
         futures = self._commit.join_batch(tenant.organization_id, valid, exchange.trace) if valid else []
         outcomes = await asyncio.gather(*futures, return_exceptions=True)
-        await exchange.answer_json(200, BatchResults(_results(items, outcomes)))
+        await exchange.answer_json(200, BatchResults(results_of(items, outcomes)))
 
 
-def _results(items: Sequence[Item], outcomes: Sequence[Outcome | BaseException]) -> list[BatchResult]:
+def results_of(items: Sequence[Item], outcomes: Sequence[Outcome | BaseException]) -> list[BatchResult]:
     """The result of each item: its error, or the next of the outcomes.
 
     Raises:
-        ApiError: 503 where some were not committed for our own reasons. A retry with the same keys finds the others.
+        ApiError: 503 where some were not committed for our own reasons. A retry with the same keys finds the others. It
+            is `commit_unknown` where others were: the other codes say that nothing was stored.
     """
+    failures = [each for each in outcomes if isinstance(each, ApiError) and each.kind.status >= 500]
+    if failures:
+        if any(isinstance(each, Accepted) for each in outcomes):
+            raise ApiError("commit_unknown")
+        raise next((each for each in failures if each.kind.code == "commit_unknown"), failures[0])
     following = iter(outcomes)
     results = []
     for item in items:
@@ -89,7 +95,7 @@ def _results(items: Sequence[Item], outcomes: Sequence[Outcome | BaseException])
                 results.append(duplicate)
             case KeyReused():
                 results.append(_invalid(ApiError("idempotency_key_reused")))
-            case ApiError() if outcome.kind.status < 500:
+            case ApiError():
                 results.append(_invalid(outcome))
             case _:
                 raise outcome

@@ -1,7 +1,7 @@
 """The only room that touches asyncpg: cells, connections, named statements, migrations."""
 
 from relay.store.cell import Cell
-from relay.store.connection import HotConnection, Row
+from relay.store.connection import PLAN_EACH, PLAN_KEPT, HotConnection, Row
 from relay.store.errors import (
     DatabaseUnavailable,
     DiskFull,
@@ -15,6 +15,8 @@ from relay.store.listener import Listener
 from relay.store.statements import Statements
 
 __all__ = [
+    "PLAN_EACH",
+    "PLAN_KEPT",
     "Cell",
     "DatabaseUnavailable",
     "DiskFull",

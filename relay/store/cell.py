@@ -14,7 +14,7 @@ import asyncpg
 from asyncpg.pgproto import pgproto
 
 from relay.store import errors
-from relay.store.connection import CONNECT_TIMEOUT_S, HotConnection, Opener, Row
+from relay.store.connection import CONNECT_TIMEOUT_S, PLAN_EACH, HotConnection, Opener, Row
 from relay.store.listener import Listener
 from relay.store.statements import Statements
 from relay.values.uuid7 import Uuid7Clock, steady_ns
@@ -132,29 +132,39 @@ class Cell:
         size, idle = (self._pool.get_size(), self._pool.get_idle_size()) if self._pool is not None else (0, 0)
         return Connections(size - idle, idle, sum(owned.is_open for owned in self._owned))
 
-    async def fetch(self, name: str, *args: Any, timeout_s: float = _STATEMENT_TIMEOUT_S) -> Sequence[Row]:
+    async def fetch(
+        self, name: str, *args: Any, timeout_s: float = _STATEMENT_TIMEOUT_S, plans: str = PLAN_EACH
+    ) -> Sequence[Row]:
         """Run a named statement on a connection of the pool and give its rows.
+
+        Args:
+            name: of the statement.
+            args: its parameters.
+            timeout_s: how long it may take.
+            plans: `PLAN_KEPT` for what reads all partitions whatever its parameters say.
 
         Raises:
             StoreError: as in `relay.store.errors`; conflicts with other transactions are tried again here.
         """
         for _ in range(_CONFLICT_TRIES):
             try:
-                return await self._fetch(self.statements[name], args, timeout_s)
+                return await self._fetch(self.statements[name], args, timeout_s, plans)
             except errors.TransactionConflict:
                 continue
         raise errors.DatabaseUnavailable("other transactions kept winning")
 
-    async def _fetch(self, text: str, args: Sequence[Any], timeout_s: float) -> Sequence[Row]:
+    async def _fetch(self, text: str, args: Sequence[Any], timeout_s: float, plans: str) -> Sequence[Row]:
         pool = self._pool
         if pool is None:
             raise errors.DatabaseUnavailable("the cell is not open")
         try:
-            connection = await pool.acquire(timeout=min(timeout_s, 2 * CONNECT_TIMEOUT_S))
+            connection: Any = await pool.acquire(timeout=min(timeout_s, 2 * CONNECT_TIMEOUT_S))
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
             raise errors.connecting(error) from None
         spent = self._opener.is_old(connection)
         try:
+            if not self._opener.pooled:
+                await connection.plan(self.statements["set_plans"], plans, timeout_s)
             rows: Sequence[Row] = await connection.fetch(text, *args, timeout=timeout_s)
             return rows
         except TimeoutError:

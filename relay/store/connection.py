@@ -31,6 +31,12 @@ _SESSION: Final[Mapping[str, str]] = {
     "enable_bitmapscan": "off",
 }
 
+#: Values of PostgreSQL's `plan_cache_mode`. A plan for the parameters of one execution leaves out the partitions that
+#: they rule out, and a plan that is kept would lock every one of them. What reads all of them anyway spends most of its
+#: time on being planned: there it is kept.
+PLAN_EACH: Final = "force_custom_plan"
+PLAN_KEPT: Final = "force_generic_plan"
+
 Row = asyncpg.Record
 
 _Execute = Callable[..., Awaitable[Sequence[Row]]]
@@ -39,11 +45,20 @@ _Execute = Callable[..., Awaitable[Sequence[Row]]]
 class _Connection(asyncpg.Connection):
     """asyncpg's connection, knowing its age, and without the round trip that resets session state at each release."""
 
-    __slots__ = ("born",)
+    __slots__ = ("born", "plans")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.born = time.monotonic()
+        self.plans: str | None = PLAN_EACH
+
+    async def plan(self, statement: str, mode: str, timeout_s: float) -> None:
+        """Let what runs from now on be planned in this way; asked of PostgreSQL only when it is another way."""
+        if self.plans != mode:
+            # If that fails nobody knows.
+            self.plans = None
+            await self.fetch(statement, mode, timeout=timeout_s)
+            self.plans = mode
 
     def get_reset_query(self) -> str:
         return ""
@@ -73,12 +88,11 @@ class Opener:
         """The keyword arguments for asyncpg, for a connection or a pool.
 
         Args:
-            custom_plans: plan each execution for its parameters: a plan that is kept would lock every partition, and
-                would remember how small today's was in the morning.
+            custom_plans: plan each execution for its parameters, until a connection is told otherwise.
         """
         settings = {"application_name": self.application, **_SESSION}
         if custom_plans:
-            settings["plan_cache_mode"] = "force_custom_plan"
+            settings["plan_cache_mode"] = PLAN_EACH
         return {
             "timeout": CONNECT_TIMEOUT_S,
             "connection_class": _Connection,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from typing import Final, Self
 
 from relay.store import Cell, StoreError
 from relay.store.migrations import DAYS_AHEAD
 from relay.values.background import Background
+from relay.values.uuid7 import steady_ns
 
 _log = logging.getLogger("relay.upkeep")
 
@@ -37,9 +37,10 @@ class Partitions(Background):
     async def run(self) -> None:
         """Make them again and again."""
         while True:
-            # By the wall clock: a machine that slept for a week has no partition for today when it wakes.
-            look_at = time.time() + self._pause_s
-            while (left_s := look_at - time.time()) > 0:  # noqa: ASYNC110 - no event announces the time
+            # By a clock that goes on while the machine sleeps, which after a week has no partition for today, and that
+            # nobody sets: after a wall clock that was ahead nothing would be made for as long.
+            look_at = steady_ns() + int(self._pause_s * 1e9)
+            while (left_s := (look_at - steady_ns()) / 1e9) > 0:  # noqa: ASYNC110 - no event announces the time
                 await asyncio.sleep(min(left_s, _STEP_S))
             self._pause_s = await self._make()
 

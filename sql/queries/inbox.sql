@@ -348,6 +348,62 @@ union all
     limit 1
 );
 
+-- name: positions_desc
+-- The positions after one, newest first, of events in whatever state: what no filter has to be asked for. It walks the index
+-- by position of every partition, whose plan is kept; what the events hold is then read by their ids.
+-- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid, $5 limit int
+-- gives: epoch int4, xid int8, event_id uuid
+select e.epoch, e.xid, e.id as event_id
+from relay.events as e
+where e.organization_id = $1::uuid
+    and (e.epoch, e.xid, e.id) < ($2::int, $3::int8, $4::uuid)
+order by e.epoch desc, e.xid desc, e.id desc
+limit $5::int;
+
+-- name: positions_asc
+-- The same, oldest first and never ahead of a commit.
+-- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid, $5 limit int
+-- gives: epoch int4, xid int8, event_id uuid
+select e.epoch, e.xid, e.id as event_id
+from relay.events as e
+where e.organization_id = $1::uuid
+    and (e.epoch, e.xid, e.id) > ($2::int, $3::int8, $4::uuid)
+    and (e.epoch, e.xid) < ((select epoch from relay.cell), relay.horizon())
+order by e.epoch, e.xid, e.id
+limit $5::int;
+
+-- name: events_at
+-- Events by their ids, in that order, as many as are 8 MiB together. The least and the greatest id leave out all partitions
+-- but those in which they are.
+-- $1 organization_id uuid, $2 event_id uuid[], $3 least uuid, $4 greatest uuid
+-- gives: epoch int4, xid int8, event_id uuid, type text, payload bytea, dedup_id text, status text, attempts int4
+with kept as materialized (
+    select p.*
+    from (
+        select
+            w.place,
+            e.epoch,
+            e.xid,
+            e.id,
+            e.type,
+            e.payload,
+            e.dedup_id,
+            sum(octet_length(e.payload)) over (order by w.place) - octet_length(e.payload) as bytes_before
+        from unnest($2::uuid[]) with ordinality as w (event_id, place)
+        cross join lateral (
+            select e.epoch, e.xid, e.id, e.type, e.payload, e.dedup_id
+            from relay.events as e
+            where e.organization_id = $1::uuid and e.id = w.event_id and e.id >= $3::uuid and e.id <= $4::uuid
+            limit 1
+        ) as e
+    ) as p
+    where p.bytes_before < 8388608
+)
+select k.epoch, k.xid, k.id as event_id, k.type, k.payload, k.dedup_id, s.status, s.attempts
+from kept as k
+cross join lateral relay.event_status_within($1::uuid, k.epoch, k.xid, k.id, $3::uuid, $4::uuid) as s
+order by k.place;
+
 -- name: position_bounds
 -- Between which positions to look for events with ids from one bound to another: those of the last event safely before
 -- the first bound and of the first event safely after the second, as an event is committed soon after its id is made.

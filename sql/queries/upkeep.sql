@@ -1,3 +1,9 @@
+-- name: set_plans
+-- How statements of this session are planned from now on: anew for the parameters of each execution, or once.
+-- $1 plan_cache_mode text
+-- gives: set_config text
+select set_config('plan_cache_mode', $1::text, false);
+
 -- name: enter_cell
 -- Say which cell this is and raise its epoch when the server below is not the one of the last time, or has another
 -- history: its transaction ids have nothing to do with those in the positions written so far.
