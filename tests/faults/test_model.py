@@ -271,17 +271,14 @@ class Calls(RuleBasedStateMachine):
         else:
             model.endpoints[said["endpoint_id"]] = Endpoint(url, [], True, is_default=True)
 
-    @rule(who=organizations, place=places, wants=st.sampled_from(FILTERS), description=st.sampled_from(("", "é\n")))
+    @rule(who=organizations, place=places, wants=st.sampled_from(FILTERS), description=st.sampled_from(("", "é")))
     def change_an_endpoint(self, who: int, place: int, wants: list[str], description: str) -> None:
         if (endpoint_id := self.endpoint(who, place)) is None:
             return
         body = {"event_types": wants, "description": description}
         assert self.call(1 - who, "PATCH", f"/api/endpoints/{endpoint_id}", json=body).status_code == 404
-        answer = self.call(who, "PATCH", f"/api/endpoints/{endpoint_id}", json=body)
+        assert self.call(who, "PATCH", f"/api/endpoints/{endpoint_id}", json=body).status_code == 200
         endpoint = self.models[who].endpoints[endpoint_id]
-        if answer.status_code == 422:
-            assert description
-            return
         endpoint.event_types, endpoint.description = wants, description
 
     @rule(who=organizations, place=places)
