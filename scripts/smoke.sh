@@ -92,6 +92,7 @@ until_has() { # SECONDS PATH TEXT
     while :; do
         ask GET "$2"
         case $body in *"$3"*) return ;; esac
+        case $status in 4*) return ;; esac
         [ "$left" -gt 0 ] || return
         left=$((left - 1))
         sleep 1
