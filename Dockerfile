@@ -59,7 +59,7 @@ EXPOSE 8080 9464
 STOPSIGNAL SIGTERM
 # Whichever of the two this container runs. Alive, and not whether PostgreSQL is: a restart would not help that.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 \
-    CMD wget -q -O /dev/null "http://127.0.0.1:${PORT:-8080}/health/live" \
-        || wget -q -O /dev/null "http://127.0.0.1:${RELAY_OPS_PORT:-9464}/health/live" || exit 1
+    CMD ["sh", "-c", "wget -q -O /dev/null http://127.0.0.1:${PORT:-8080}/health/live \
+        || wget -q -O /dev/null http://127.0.0.1:${RELAY_OPS_PORT:-9464}/health/live || exit 1"]
 ENTRYPOINT ["relay"]
 CMD ["serve"]

@@ -66,6 +66,7 @@ lint: $(DEV) $(PROJECT) ## Look at format, lint, types, layers, migrations, work
 	$(BIN)/squawk $(SQUAWK) sql/migrations/*.sql
 	$(BIN)/zizmor --offline --quiet --no-progress .github
 	@$(call if-there,shellcheck,shellcheck scripts/*.sh)
+	@$(call if-there,hadolint,hadolint Dockerfile)
 	@$(call if-there,actionlint,actionlint)
 
 .PHONY: check
