@@ -17,13 +17,19 @@ from unnest($1::uuid[], $2::uuid[], $3::smallint[]) as e (organization_id, endpo
 
 # In turns, as tenants who post side by side leave them.
 _DUE = """
-with made as materialized (
-    select e.organization_id, c.epoch, relay.stamp() as xid, uuidv7() as event_id, e.id as endpoint_id, e.bucket
+with numbered as materialized (
+    select row_number() over (order by turn) as number, e.organization_id, e.id as endpoint_id, e.bucket
     from generate_series(1, $2::int) as turn
     cross join relay.endpoints as e
-    cross join relay.cell as c
     where e.id = any($1::uuid[])
-    order by turn
+),
+made as materialized (
+    select n.organization_id, c.epoch, relay.stamp() as xid, n.endpoint_id, n.bucket,
+        overlay(relay.uuid7_floor(clock_timestamp())::text placing lpad(n.number::text, 12, '0') from 25)::uuid
+            as event_id
+    from numbered as n
+    cross join relay.cell as c
+    order by n.number
 ),
 stored as (
     insert into relay.events (organization_id, id, epoch, xid, type, payload)

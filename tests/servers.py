@@ -81,19 +81,25 @@ class Postgres15:
     def __init__(self, home: Path, settings: Sequence[str]) -> None:
         self._home = home
         self._settings = settings
+        self._password = secrets.token_urlsafe(16)
         self._process: Process | None = None
 
     @property
     def url(self) -> str:
-        return f"postgresql://relay:secret@/relay?host={quote(str(self._home), safe='/')}"
+        return f"postgresql://relay:{self._password}@/relay?host={quote(str(self._home), safe='/')}"
 
     async def start(self) -> None:
         user = unprivileged()
         self._home.mkdir(mode=0o700)
+        password = self._home / "password"
+        password.touch(mode=0o600)
+        password.write_text(self._password)
         if user is not None:
             os.chown(self._home, user.uid, user.gid)
+            os.chown(password, user.uid, user.gid)
         cluster = str(self._home / "cluster")
-        make = [str(POSTGRESQL_15 / "initdb"), "--pgdata", cluster, "--username=relay", "--auth=trust", "--no-sync"]
+        make = [str(POSTGRESQL_15 / "initdb"), "--pgdata", cluster, "--username=relay", "--no-sync"]
+        make += ["--auth=scram-sha-256", f"--pwfile={password}"]
         made = await launch(make, env={"LC_ALL": "C.UTF-8"}, user=user, folder="/", stdout=asyncio.subprocess.DEVNULL)
         assert await made.wait() == 0
         options = ["listen_addresses=", f"unix_socket_directories={self._home}", *self._settings]

@@ -365,7 +365,8 @@ async def test_shares_outlast_a_restart_of_postgresql(home: Path, receiver: Rece
 
 async def test_one_that_has_nothing_to_deliver_is_ready_all_the_same(database: str, books: Books) -> None:
     await books.read(
-        "update relay.bucket_leases set process_id = $1, leased_until = now() + interval '1 hour'", books.cell.clock.new()
+        "update relay.bucket_leases set process_id = $1, leased_until = now() + interval '1 hour'",
+        books.cell.clock.new(),
     )
     async with process(database, SLOW) as idle:
         assert idle.buckets == 0

@@ -233,7 +233,8 @@ async def test_no_more_rows_are_read_than_are_counted(database: str) -> None:
 
 _MUCH = """
 with made as materialized (
-    select n, uuidv7() as id from generate_series(1, 3000) as n
+    select n, overlay(relay.uuid7_floor(now())::text placing lpad(n::text, 12, '0') from 25)::uuid as id
+    from generate_series(1, 3000) as n
 ),
 endpoints as (
     insert into relay.endpoints (organization_id, id, bucket, url, secret_seal)
