@@ -15,7 +15,7 @@ from relay.upkeep.retention import Pace, Retention
 from relay.values.uuid7 import Uuid7Clock, bucket
 
 TABLES = ("events", "deliveries", "attempts", "acknowledgements")
-QUICK = Pace(interval_s=0.05, waiting_s=0.05, locked_s=0.05)
+QUICK = Pace(interval_s=0.05, waiting_s=0.05, locked_s=0.05, dropped_s=0.0)
 
 
 def day_of(days_ago: int) -> datetime.date:

@@ -35,11 +35,13 @@ class Pace(NamedTuple):
         interval_s: between two looks.
         waiting_s: until the next look at a day with open deliveries.
         locked_s: until the next try at a day that somebody reads, and after a failure.
+        dropped_s: after each drop: with every one of them every statement on the table is planned anew.
     """
 
     interval_s: float = 60.0
     waiting_s: float = 600.0
     locked_s: float = 5.0
+    dropped_s: float = 0.5
 
 
 PACE: Final = Pace()
@@ -142,6 +144,7 @@ class Retention(Background):
             if parent == "events":
                 self._unswept.append(day)
             if outcome == "dropped":
+                await asyncio.sleep(self._pace.dropped_s)
                 self._dropped.add()
                 if parent == "deliveries":
                     for organization_id, number in dead_letters.items():
