@@ -16,7 +16,9 @@ from tests.faults.load import Load
 from tests.faults.scene import Scene, stored_twice
 
 #: The span over which a rate is taken, and the share of the rate before at which relay is as good as before.
-_SPAN_S: Final = 3.0
+_SPAN_S: Final = 5.0
+# After an audit every producer is late, and asks at once.
+_SETTLE_S: Final = 1.5
 _AS_BEFORE: Final = 0.95
 _TICK_S: Final = 0.1
 #: How much goes on after each fault in the short form.
@@ -93,7 +95,7 @@ class Campaign(Generic[P]):
         Raises:
             Stalled: it does not come back.
         """
-        before = await self._rate() if measure else None
+        before = await self._rate(settle_s=_SETTLE_S) if measure else None
         ledger = self._scene.ledger
         ledger.slowest_refusal_s = 0.0
         await fault.strike(self._scene, self._chance, hold_s)
@@ -152,7 +154,8 @@ class Campaign(Generic[P]):
                 raise Stalled(complaint)
             await asyncio.sleep(0.01)
 
-    async def _rate(self) -> tuple[float, float]:
+    async def _rate(self, *, settle_s: float = 0.0) -> tuple[float, float]:
+        await asyncio.sleep(settle_s)
         ledger = self._scene.ledger
         begun, accepted, received = time.monotonic(), ledger.accepted, ledger.received
         await asyncio.sleep(_SPAN_S)

@@ -18,6 +18,7 @@ from tests.wire import Answer, read_answer
 #: Longer than two commit time-outs and a connection that has to be made.
 PATIENCE_S = 20.0
 _BATCH = 5
+_BATCH_EVERY = 10
 _KEPT = 50
 _PAUSE_S = 0.02
 
@@ -149,10 +150,12 @@ class Producer:
 
     def _new(self) -> list[Intent]:
         self._made += 1
-        tenant = self._chance.randrange(len(self._senders))
+        # In turns, and each its own: so many seconds of load are as many events and deliveries as any others.
+        turn = self._made + self._number
+        tenant = turn % len(self._senders)
         kind = self._chance.choice("ddii-")
         key = f"{self._number}-{self._made}"
-        if self._chance.random() < 0.1:
+        if turn // len(self._senders) % _BATCH_EVERY == 0:
             keys = [f"{key}-{place}" if kind == "d" else f"{key}#{place}" for place in range(_BATCH)]
             return [Intent(tenant, f"{key}/{place}", kind, each) for place, each in enumerate(keys)]
         return [Intent(tenant, key, kind, key)]
