@@ -155,7 +155,7 @@ class Producer:
         tenant = turn % len(self._senders)
         kind = self._chance.choice("ddii-")
         key = f"{self._number}-{self._made}"
-        if turn // len(self._senders) % _BATCH_EVERY == 0:
+        if (turn // len(self._senders) + self._number) % _BATCH_EVERY == 0:
             keys = [f"{key}-{place}" if kind == "d" else f"{key}#{place}" for place in range(_BATCH)]
             return [Intent(tenant, f"{key}/{place}", kind, each) for place, each in enumerate(keys)]
         return [Intent(tenant, key, kind, key)]
