@@ -162,8 +162,9 @@ async def _measure(folder: Path, rate: float, seconds: float, days: int, events:
 async def _until_gone(connection: asyncpg.Connection, removed: Counter, keys: int) -> None:
     async with asyncio.timeout(_PATIENCE_S):
         while removed.value() < keys or await connection.fetchval(
-            "select exists (select from pg_class where relname ~ '^events_2'"
-            " and relname <= to_char(current_date - 2, '\"events_\"YYYYMMDD'))"
+            "select exists (select from pg_class where relkind = 'r'"
+            " and relname ~ '^(events|deliveries|acknowledgements|attempts)_2'"
+            " and right(relname, 8) <= to_char(current_date - 2, 'YYYYMMDD'))"
         ):
             await asyncio.sleep(0.1)
 

@@ -144,11 +144,11 @@ class Retention(Background):
             if parent == "events":
                 self._unswept.append(day)
             if outcome == "dropped":
-                await asyncio.sleep(self._pace.dropped_s)
                 self._dropped.add()
                 if parent == "deliveries":
                     for organization_id, number in dead_letters.items():
                         self._losses.count("dead_letter", organization_id, number)
+                await asyncio.sleep(self._pace.dropped_s)
         self._standing -= 1
         _log.info("day_dropped", extra={"day": str(day.day)})
         return True

@@ -288,7 +288,6 @@ async def what_cannot_be_opened(connection: asyncpg.Connection, tenant: Tenant) 
     await tenant.accept()
 
 
-@pytest.mark.skipif(os.name != "posix", reason="runs relay up")
 async def test_relay_up_says_its_demo_key_on_stdout_and_no_other_secret(home: Path) -> None:
     data = home / "told-up"
     env = {"PATH": os.environ["PATH"], "HOME": str(home), "RELAY_DATA_DIR": str(data), "PORT": str(free_port())}
