@@ -107,7 +107,9 @@ class Load:
             while True:
                 await asyncio.sleep(max(0.0, next_at - loop.time()))
                 next_at = max(next_at, loop.time() - self._pause_s) + self._pause_s
-                await self._going.wait()
+                # It may have been cleared again since it woke us: whoever rests must not be passed by.
+                while not self._going.is_set():
+                    await self._going.wait()
                 if len(self._ledger.outstanding) >= self._most:
                     await asyncio.sleep(0.005)
                     continue
