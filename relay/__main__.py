@@ -1,17 +1,26 @@
 """`relay`: the command line."""
 
-from __future__ import annotations
-
-import importlib
 import os
 import sys
+
+# `python -m` puts the current directory before the standard library, and a folder's json.py is not ours to execute.
+# Before any other import: even `from __future__` is one. Without a current directory Python has put nothing there.
+if (
+    __name__ == "__main__"
+    and not sys.flags.safe_path
+    and os.path.isdir(sys.path[0])
+    and os.path.samefile(sys.path[0], os.curdir)
+):
+    del sys.path[0]
+
+import importlib
 from collections.abc import Mapping
 from typing import Final
 
 import click
 
 from relay import __version__
-from relay.cli.exits import code_of
+from relay.cli.exits import USAGE, Stop, code_of
 
 # A command is imported when it is called: `relay config` does not pay for a server, nor `serve` for a client.
 COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
@@ -57,7 +66,28 @@ def relay(ctx: click.Context) -> None:
 def main() -> None:
     """Run the command line and leave with the contract's exit code."""
     # click answers --help and --version by returning their exit code when it is not standalone: all are 0.
-    _leave(code_of(lambda: relay.main(prog_name="relay", standalone_mode=False)))
+    _leave(code_of(_run))
+
+
+def _run() -> None:
+    _leave_deleted_directory(os.environ)
+    relay.main(prog_name="relay", standalone_mode=False)
+
+
+def _leave_deleted_directory(environ: Mapping[str, str]) -> None:
+    """Go to `/` if the current directory was deleted: libraries ask for it without need, and fail.
+
+    Raises:
+        Stop: the data directory is relative to it.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        data_dir = environ.get("RELAY_DATA_DIR", "").strip()
+        if data_dir and not os.path.isabs(data_dir):
+            line = f"RELAY_DATA_DIR: {data_dir!r} is relative, and the current directory was deleted: use a full path"
+            raise Stop(USAGE, line) from None
+        os.chdir("/")
 
 
 def _leave(code: int) -> None:

@@ -78,7 +78,7 @@ def serve(worker: int | None, loopback_only: bool, ready_fd: int | None, commons
             "each of which needs 8 connections",
         )
     if settings.redis_url is not None and find_spec("redis") is None:
-        raise Stop(USAGE, "REDIS_URL: it needs the client of Redis: pip install 'relay[redis]'")
+        raise Stop(USAGE, "REDIS_URL: it needs the Redis client: pip install 'relay-events[redis]'")
     options = _Options(worker, loopback_only, ready_fd, commons)
     if worker is None:
         require_free(host_of(settings), settings.port)

@@ -42,7 +42,7 @@ def tracer_of(environ: Mapping[str, str], service: str) -> Tracer | None:
         from relay.telemetry.traces import Tracer
     except ImportError:
         raise Stop(
-            USAGE, f"{named or 'OTEL_TRACES_EXPORTER'}: traces need OpenTelemetry: pip install 'relay[otel]'"
+            USAGE, f"{named or 'OTEL_TRACES_EXPORTER'}: traces need OpenTelemetry: pip install 'relay-events[otel]'"
         ) from None
     from relay.telemetry.sampling import BadTraceSetting
 

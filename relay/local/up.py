@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from relay import __version__
 from relay.config import Settings
-from relay.local.children import PythonChild, launch, tell
+from relay.local.children import PythonChild, launch, module, tell
 from relay.local.data_dir import DataDir
 from relay.local.demo import Api
 from relay.local.failures import ChildEnded, Unable
@@ -163,7 +163,7 @@ def _probe(address: Address) -> None:
 
 async def _migrate(env: Mapping[str, str], fds: tuple[int, ...]) -> None:
     """Apply migrations in a process of its own, which takes asyncpg's memory with it when it ends."""
-    process = await launch((sys.executable, "-m", "relay", "migrate"), env=env, fds=fds)
+    process = await launch(module("relay", "migrate"), env=env, fds=fds)
     try:
         code = await process.wait()
     except asyncio.CancelledError:

@@ -255,7 +255,7 @@ class TestWhileItRuns:
             family = {pid: words_of(pid) for pid in children_of(running.process.pid)}
             if command == "postgres":
                 return [pid for pid, words in family.items() if words[0].endswith("/postgres")]
-            return [pid for pid, words in family.items() if words[1:4] == ["-m", "relay", command]]
+            return [pid for pid, words in family.items() if words[1:5] == ["-P", "-m", "relay", command]]
 
         # One that has just been started is there a moment before it is what it will be.
         until(lambda: len(found()) == 1)

@@ -35,7 +35,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(built: Path) -> Path:
-    return built / f"relay-{__version__}-py3-none-any.whl"
+    return built / f"relay_events-{__version__}-py3-none-any.whl"
 
 
 def test_it_has_the_statements_and_the_migrations_and_none_of_what_only_we_need(built: Path, wheel: Path) -> None:
@@ -43,15 +43,16 @@ def test_it_has_the_statements_and_the_migrations_and_none_of_what_only_we_need(
         names = set(archive.namelist())
         for path in (ROOT / "sql").rglob("*.sql"):
             assert archive.read(f"relay/_sql/{path.relative_to(ROOT / 'sql')}") == path.read_bytes()
-        metadata = archive.read(f"relay-{__version__}.dist-info/METADATA").decode()
+        metadata = archive.read(f"relay_events-{__version__}.dist-info/METADATA").decode()
     ours = {str(path.relative_to(ROOT)) for path in (ROOT / "relay").rglob("*.py")}
     assert ours <= names
     assert "relay/http/swagger/swagger-ui-bundle.js" in names
-    assert {name.split("/")[0] for name in names} == {"relay", f"relay-{__version__}.dist-info"}
+    assert {name.split("/")[0] for name in names} == {"relay", f"relay_events-{__version__}.dist-info"}
+    assert "\nName: relay-events\n" in metadata
     assert f"\nVersion: {__version__}\n" in metadata
     assert "\nRequires-Python: >=3.11\n" in metadata
-    with tarfile.open(built / f"relay-{__version__}.tar.gz") as source:
-        assert f"relay-{__version__}/sql/migrations/{migrations()[0].name}.sql" in source.getnames()
+    with tarfile.open(built / f"relay_events-{__version__}.tar.gz") as source:
+        assert f"relay_events-{__version__}/sql/migrations/{migrations()[0].name}.sql" in source.getnames()
 
 
 @pytest.fixture(scope="module")

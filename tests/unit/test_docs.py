@@ -57,3 +57,18 @@ def test_every_event_of_requests_and_every_fact_about_them_is_documented() -> No
     documented = set(re.findall(r"`(\w+)`", page("logs.md")))
     assert set(re.findall(r"\"(request_(?:failed|slow|sampled|refused))\"", journal)) <= documented
     assert set(re.findall(r"^ {8}\"(\w+)\":", journal, re.MULTILINE)) <= documented
+
+
+def test_nothing_names_to_pip_what_belongs_to_somebody_else_there() -> None:
+    """On PyPI `relay` is another project: ours is `relay-events`, also in what commands print."""
+    texts = [path for path in ROOT.glob("*") if path.is_file() and path.suffix not in {".pyc"}]
+    for folder, kind in (("docs", "*.md"), ("relay", "*.py"), ("scripts", "*"), ("deploy", "*"), (".github", "*.yml")):
+        texts += [path for path in (ROOT / folder).rglob(kind) if path.is_file() and "__pycache__" not in path.parts]
+    assert len(texts) > 100
+    stranger = re.compile(r"""["'`]?relay(\[[\w,-]*\])?([=<>~!]=?[\w.*]*)?["'`.,;:)]*""")
+    for path in texts:
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            assert not re.search(r"\brelay\[[a-z]", line), f"{path.name}: {line}"
+            if installed := re.search(r"\b(?:pip|pipx|uv|poetry|pdm)\b.*?\b(?:install|add|run)\b(.*)", line):
+                found = [word for word in installed[1].split() if stranger.fullmatch(word)]
+                assert not found, f"{path.name}: {line}"
