@@ -98,21 +98,53 @@ select exists (
 ) as known;
 
 -- name: take_job
--- Take the oldest running job of these kinds that nobody works at, passing over organizations that are served already.
--- $1 claim_token uuid, $2 lease_s float8, $3 kinds text[], $4 organization_ids uuid[] to pass over
+-- Begin a turn at the job that has waited longest, of the next organization that has one to work at: a loose index scan
+-- steps from organization to organization, so that a thousand jobs of one cost as much as a single one. Passed over are
+-- organizations that have their turn already, and jobs under a lease; one that reaches further than leases do is left from
+-- a clock that was ahead, and has ended.
+-- $1 claim_token uuid, $2 lease_s float8, $3 bool: whether jobs that follow from a change of an endpoint are wanted, or
+-- those that were asked for, $4 organization_id uuid: the one after which to begin, $5 organization_ids uuid[] to pass over
 -- gives: organization_id uuid, id uuid, kind text, endpoint_id uuid, statuses text[], error_class text, since uuid,
 -- until uuid, at_epoch int4, at_xid int8, at_event_id uuid, at_endpoint_id uuid, created_at timestamptz, claim_token uuid
-with free as materialized (
+with recursive visited as (
+    (
+        select j.organization_id
+        from relay.jobs as j
+        where j.status = 'running' and (j.kind in ('hold', 'release', 'cancel')) = $3::bool
+            and j.organization_id > $4::uuid
+        order by j.organization_id
+        limit 1
+    )
+    union all
+    select j.organization_id
+    from visited as v
+    cross join lateral (
+        select j.organization_id
+        from relay.jobs as j
+        where j.status = 'running' and (j.kind in ('hold', 'release', 'cancel')) = $3::bool
+            and j.organization_id > v.organization_id
+        order by j.organization_id
+        limit 1
+    ) as j
+),
+free as materialized (
     select j.organization_id, j.id
-    from relay.jobs as j
-    where j.status = 'running' and j.leased_until <= now() and j.kind = any($3::text[])
-        and j.organization_id <> all($4::uuid[])
-    order by j.id
+    from visited as v
+    cross join lateral (
+        select j.organization_id, j.id
+        from relay.jobs as j
+        where j.status = 'running' and (j.kind in ('hold', 'release', 'cancel')) = $3::bool
+            and j.organization_id = v.organization_id
+            and (j.leased_until <= now() or j.leased_until > now() + (2 * $2::float8 + 60) * interval '1 second')
+        order by j.worked_at
+        limit 1
+        for update skip locked
+    ) as j
+    where v.organization_id <> all($5::uuid[])
     limit 1
-    for update skip locked
 )
 update relay.jobs as j
-set claim_token = $1::uuid, leased_until = now() + $2::float8 * interval '1 second'
+set claim_token = $1::uuid, leased_until = now() + $2::float8 * interval '1 second', worked_at = now()
 from free as f
 where j.organization_id = f.organization_id and j.id = f.id
 returning
@@ -359,8 +391,9 @@ from moved as m;
 -- name: catch_up_batch
 -- One batch of a catch-up: events from before an endpoint was there, in the order of commits and below the horizon, are
 -- opened for it where it has no delivery of them, and the job moves on, all in one statement. It examines 5,000 events at
--- most. Of acknowledged events the default endpoint gets none. The job ends when it has seen all below $9 and the flushes
--- have ended, $13 seconds after it was asked for, that may not have seen the endpoint. Gives what it opened that is due.
+-- most. Of acknowledged events the default endpoint gets none. The job ends when it has seen all below $9 and nothing is
+-- left of the transactions that may not have seen the endpoint: all that were under way at a look $13 seconds after it was
+-- asked for, or later. Gives what it opened that is due.
 -- $1 organization_id uuid, $2 job id uuid, $3 claim_token uuid, $4 epoch int, $5 xid int8, $6 event_id uuid: the position
 -- after which to go on, $7 last epoch int, $8 last xid int8, $9 until uuid, exclusive, $10 since uuid,
 -- $11 endpoint_id uuid, $12 batch int, $13 settled_s float8, $14 lease_s float8
@@ -371,6 +404,9 @@ with job as materialized (
     from relay.jobs as j
     where j.organization_id = $1::uuid and j.id = $2::uuid and j.claim_token = $3::uuid and j.status = 'running'
     for update
+),
+look as materialized (
+    select now() as at, relay.stamp() as xid
 ),
 target as materialized (
     select p.id as endpoint_id, p.bucket, p.enabled, p.is_default, p.event_types, p.event_prefixes
@@ -479,16 +515,20 @@ moved as (
     set
         status = case
             when not exists (select from target) then 'failed'
-            when s.at_end and j.created_at + $13::float8 * interval '1 second' <= now() then 'done'
+            when s.at_end and relay.has_settled(j.settling_xid) then 'done'
             else 'running'
         end,
+        settling_xid = coalesce(
+            j.settling_xid, case when j.created_at + $13::float8 * interval '1 second' <= l.at then l.xid end
+        ),
         at_epoch = coalesce(p.epoch, j.at_epoch),
         at_xid = coalesce(p.xid, j.at_xid),
         at_event_id = coalesce(p.event_id, j.at_event_id),
         done = j.done + (select count(*) from found),
         matched = greatest(j.matched, j.done + j.failed + (select count(*) from found)),
         leased_until = now() + $14::float8 * interval '1 second'
-    from seen as s
+    from look as l
+    cross join seen as s
     left join place as p on true
     where j.organization_id = $1::uuid and j.id = $2::uuid and exists (select from job)
     returning j.status, j.at_epoch, j.at_xid, j.at_event_id, s.at_end
@@ -508,8 +548,9 @@ from moved as m;
 
 -- name: hold_batch
 -- One batch of what follows from a disabled endpoint: its open deliveries are not due any more. It ends when there are
--- none left and the flushes have ended, $8 seconds after, that may not have seen the change; or at once when the endpoint
--- is enabled again.
+-- none left and nothing is left of the transactions that may not have seen the change: all that were under way at a look
+-- $8 seconds after it, or later. A flush whose client has gone may commit after any time. Or it ends at once when the
+-- endpoint is enabled again.
 -- $1 organization_id uuid, $2 job id uuid, $3 claim_token uuid, $4 endpoint_id uuid, $5 bucket int2, $6 batch int,
 -- $7 lease_s float8, $8 settled_s float8
 -- gives: status text, handled int8
@@ -518,6 +559,9 @@ with job as materialized (
     from relay.jobs as j
     where j.organization_id = $1::uuid and j.id = $2::uuid and j.claim_token = $3::uuid and j.status = 'running'
     for update
+),
+look as materialized (
+    select now() as at, relay.stamp() as xid
 ),
 disabled as materialized (
     select p.id
@@ -553,12 +597,16 @@ moved as (
     set
         status = case
             when not exists (select from disabled) then 'done'
-            when not exists (select from found) and j.created_at + $8::float8 * interval '1 second' <= now() then 'done'
+            when not exists (select from found) and relay.has_settled(j.settling_xid) then 'done'
             else 'running'
         end,
+        settling_xid = coalesce(
+            j.settling_xid, case when j.created_at + $8::float8 * interval '1 second' <= l.at then l.xid end
+        ),
         done = j.done + (select count(*) from locked),
         matched = j.matched + (select count(*) from locked),
         leased_until = now() + $7::float8 * interval '1 second'
+    from look as l
     where j.organization_id = $1::uuid and j.id = $2::uuid and exists (select from job)
     returning j.status
 )
@@ -576,6 +624,9 @@ with job as materialized (
     from relay.jobs as j
     where j.organization_id = $1::uuid and j.id = $2::uuid and j.claim_token = $3::uuid and j.status = 'running'
     for update
+),
+look as materialized (
+    select now() as at, relay.stamp() as xid
 ),
 enabled as materialized (
     select p.id
@@ -612,12 +663,16 @@ moved as (
     set
         status = case
             when not exists (select from enabled) then 'done'
-            when not exists (select from found) and j.created_at + $7::float8 * interval '1 second' <= now() then 'done'
+            when not exists (select from found) and relay.has_settled(j.settling_xid) then 'done'
             else 'running'
         end,
+        settling_xid = coalesce(
+            j.settling_xid, case when j.created_at + $7::float8 * interval '1 second' <= l.at then l.xid end
+        ),
         done = j.done + (select count(*) from locked),
         matched = j.matched + (select count(*) from locked),
         leased_until = now() + $6::float8 * interval '1 second'
+    from look as l
     where j.organization_id = $1::uuid and j.id = $2::uuid and exists (select from job)
     returning j.status
 )
@@ -637,6 +692,9 @@ with job as materialized (
     from relay.jobs as j
     where j.organization_id = $1::uuid and j.id = $2::uuid and j.claim_token = $3::uuid and j.status = 'running'
     for update
+),
+look as materialized (
+    select now() as at, relay.stamp() as xid
 ),
 there as materialized (
     select p.id
@@ -727,12 +785,16 @@ moved as (
     set
         status = case
             when exists (select from there) then 'done'
-            when not exists (select from found) and j.created_at + $8::float8 * interval '1 second' <= now() then 'done'
+            when not exists (select from found) and relay.has_settled(j.settling_xid) then 'done'
             else 'running'
         end,
+        settling_xid = coalesce(
+            j.settling_xid, case when j.created_at + $8::float8 * interval '1 second' <= l.at then l.xid end
+        ),
         done = j.done + (select count(*) from ended),
         matched = j.matched + (select count(*) from ended),
         leased_until = now() + $7::float8 * interval '1 second'
+    from look as l
     where j.organization_id = $1::uuid and j.id = $2::uuid and exists (select from job)
     returning j.status
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 from uuid import UUID
 
 import asyncpg
@@ -12,6 +13,7 @@ from relay.upkeep.batches import OPENED
 from relay.values import uuid7
 from relay.values.uuid7 import Uuid7Clock
 from tests.api import Tenant
+from tests.books import until
 from tests.conftest import open_cell
 from tests.stage import NIL, Stage
 from tests.working import attempting, catch_up, followed, over, running, shown
@@ -57,6 +59,41 @@ async def test_a_flush_that_had_not_seen_the_change_is_made_up_for(stage: Stage,
         await stage.read("update relay.open set due_at = now() where endpoint_id = $1", endpoint_id)
         assert (await followed(stage, job_id))["done"] == 1
     assert [row["due_at"] for row in await stage.open(tenant)] == [None]
+
+
+@pytest.mark.parametrize("kind", ["hold", "release", "cancel"])
+async def test_a_flush_that_commits_long_after_the_change_is_made_up_for(
+    stage: Stage, tenant: Tenant, kind: str
+) -> None:
+    endpoint_id = await stage.endpoint(tenant, enabled=kind != "release")
+    organization_id, late = UUID(tenant.organization_id), await asyncpg.connect(stage.url)
+    transaction = late.transaction()
+    await transaction.start()
+    await late.fetch(
+        stage.cell.statements["commit_events"], [organization_id], [stage.cell.clock.new()], ["a.b"], [b"1"]
+    )
+    if kind == "cancel":
+        await stage.forget(endpoint_id)
+    else:
+        await stage.enable(endpoint_id, kind == "release")
+    job_id = await stage.follow(kind, tenant, endpoint_id)
+
+    looks: set[datetime.datetime] = set()
+
+    async def has_looked() -> bool:
+        row = await stage.job(job_id)
+        if row["settling_xid"] is not None:
+            looks.add(row["worked_at"])
+        return len(looks) >= 3
+
+    async with running(stage.cell):
+        await until(has_looked)
+        assert (await stage.job(job_id))["status"] == "running", "what it follows from may still be missed"
+        await transaction.commit()
+        assert (await followed(stage, job_id))["done"] == 1
+    rows = [row for row in await stage.open(tenant) if row["endpoint_id"] == endpoint_id]
+    assert [row["due_at"] is not None for row in rows] == {"hold": [False], "release": [True], "cancel": []}[kind]
+    await late.close()
 
 
 async def test_a_deleted_endpoints_deliveries_are_cancelled_and_their_events_wait_on(

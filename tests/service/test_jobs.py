@@ -12,16 +12,18 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from relay.delivery.loop import DeliveryLoop
 from relay.telemetry.metrics import Metrics
 from relay.upkeep.batches import OPENED
 from relay.upkeep.leader import Leader
 from relay.upkeep.tidy import Tidy
 from relay.values import uuid7
+from relay.values.sealed import Vault
 from relay.values.times import rfc3339
 from relay.values.uuid7 import Uuid7Clock
 from tests.api import Tenant
-from tests.books import until
-from tests.conftest import Commands, open_cell
+from tests.books import settings, until
+from tests.conftest import SECRET_KEY, Commands, open_cell
 from tests.proxy import Proxy
 from tests.receiver import Received, Receiver, hang, reply
 from tests.stage import NIL, Stage
@@ -232,7 +234,7 @@ async def test_a_job_that_another_process_has_taken_is_left_to_it(stage: Stage, 
     async with running(stage.cell, metrics), attempting(stage, endpoint_id):
         await has_done(tenant, begun["job_id"])
         await stage.read(
-            "update relay.jobs set claim_token = $2, leased_until = 'infinity' where id = $1",
+            "update relay.jobs set claim_token = $2, leased_until = now() + interval '1 minute' where id = $1",
             UUID(begun["job_id"]),
             other,
         )
@@ -402,6 +404,80 @@ async def test_one_organizations_jobs_do_not_hold_up_anothers(stage: Stage, tena
         assert (await shown(busy, waiting[-1]))["status"] == "running"
     for job_id in waiting:
         await busy.request("DELETE", f"/api/jobs/{job_id}")
+
+
+async def test_long_retries_to_receivers_that_hang_do_not_hold_up_anothers(stage: Stage, tenant: Tenant) -> None:
+    async with Receiver(hang) as hanging, Receiver() as healthy:
+        begun = []
+        for _ in range(8):
+            busy = await stage.api.tenant()
+            await failed_events(stage, busy, await stage.endpoint(busy, hanging.url), OPENED * 4)
+            begun.append((busy, (await begin(busy))["job_id"]))
+        made = await failed_events(stage, tenant, await stage.endpoint(tenant, healthy.url), 3)
+        async with DeliveryLoop(stage.cell, settings(), Vault([SECRET_KEY]), Metrics()), running(stage.cell):
+            for busy, job_id in begun:
+                await has_done(busy, job_id)
+            job = await over(tenant, (await begin(tenant))["job_id"])
+            await healthy.until(3)
+            still = [await shown(busy, job_id) for busy, job_id in begun]
+        assert (job["status"], job["done"]) == ("done", 3)
+        assert {request.headers["webhook-id"] for request in healthy.received} == set(map(str, made))
+        assert {(each["status"], each["matched"]) for each in still} == {("running", OPENED * 4)}
+        assert max(each["done"] for each in still) < OPENED * 4
+    for busy, job_id in begun:
+        await busy.request("DELETE", f"/api/jobs/{job_id}")
+
+
+async def test_organizations_take_turns_however_many_jobs_each_has(stage: Stage, tenant: Tenant) -> None:
+    flooding = [await stage.api.tenant() for _ in range(3)]
+    for each in flooding:
+        for _ in range(5):
+            await begin(each)
+    begun = (await begin(tenant))["job_id"]
+    order: list[UUID] = []
+    after = NIL
+    for _ in range(6):
+        row = await stage.cell.fetch_row("take_job", stage.cell.clock.new(), 30.0, False, after, [])
+        if row is None:
+            after = NIL
+            continue
+        after = row["organization_id"]
+        order.append(after)
+        await stage.cell.fetch("leave_job", row["organization_id"], row["id"], row["claim_token"], 0.0)
+    # In two rounds at most each has had its turn, and nobody two before another's first.
+    everybody = {UUID(each.organization_id) for each in (*flooding, tenant)}
+    assert everybody <= set(order[:5])
+    worked = await stage.read("select worked_at > created_at as worked from relay.jobs where id = $1", UUID(begun))
+    assert worked[0]["worked"]
+    async with running(stage.cell):
+        await over(tenant, begun)
+
+
+async def test_an_organizations_jobs_are_taken_in_the_order_of_their_last_turns(stage: Stage, tenant: Tenant) -> None:
+    jobs = [UUID((await begin(tenant))["job_id"]) for _ in range(3)]
+    before = UUID(int=UUID(tenant.organization_id).int - 1)
+    taken = []
+    for _ in range(6):
+        row = await stage.cell.fetch_row("take_job", stage.cell.clock.new(), 30.0, False, before, [])
+        assert row is not None
+        taken.append(row["id"])
+        await stage.cell.fetch("leave_job", row["organization_id"], row["id"], row["claim_token"], 0.0)
+    assert taken == jobs * 2
+    async with running(stage.cell):
+        for job_id in jobs:
+            await over(tenant, str(job_id))
+
+
+@pytest.mark.parametrize(("lease", "is_taken"), [("1 minute", False), ("1 hour", True)])
+async def test_a_lease_that_reaches_further_than_leases_do_has_ended(
+    stage: Stage, tenant: Tenant, lease: str, is_taken: bool
+) -> None:
+    job_id = UUID((await begin(tenant))["job_id"])
+    await stage.read("update relay.jobs set leased_until = now() + $2::text::interval where id = $1", job_id, lease)
+    before = UUID(int=UUID(tenant.organization_id).int - 1)
+    row = await stage.cell.fetch_row("take_job", stage.cell.clock.new(), 30.0, False, before, [])
+    assert (row is not None and row["id"] == job_id) is is_taken
+    await stage.read("update relay.jobs set status = 'cancelled' where id = $1", job_id)
 
 
 async def test_what_is_due_again_wakes_those_who_deliver(stage: Stage, tenant: Tenant) -> None:
