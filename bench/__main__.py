@@ -17,6 +17,8 @@ import click
 import uvloop
 
 from bench import machine, summary
+from bench.against import measure, save
+from bench.builds import Unbuildable, checked_out
 from bench.outcome import Report
 from bench.page import write_page
 from bench.scenarios.every import SCENARIOS
@@ -37,6 +39,8 @@ _DEFAULT_S: Final = 20.0
 @click.option("--host", help="Measure the relay at this URL instead of starting one.")
 @click.option("--key", "keys", multiple=True, help="API key at --host; several are as many tenants.")
 @click.option("--compare", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="An earlier report.json.")
+@click.option("--against", metavar="COMMIT", help="By turns with this commit; fails if anything is worse than it.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, help="Of each side with --against (5).")
 @click.option("--report", type=click.Path(file_okay=False, path_type=Path), default=_REPORT, help="Where it goes.")
 def main(
     seconds: float | None,
@@ -45,28 +49,57 @@ def main(
     host: str | None,
     keys: tuple[str, ...],
     compare: Path | None,
+    against: str | None,
+    rounds: int,
     report: Path,
 ) -> None:
     """Load scenarios against relay, headless, checked against the targets."""
     if bool(host) != bool(keys):
         raise click.UsageError("--host and --key go together")
+    if against and (host or compare):
+        raise click.UsageError("--against starts both sides itself: leave out --host and --compare")
     chosen = _chosen(only)
-    earlier = Report.load(compare) if compare else None
+    seconds = seconds or (_QUICK_S if quick else _DEFAULT_S)
     report.mkdir(parents=True, exist_ok=True)
+    if against:
+        failed = _against(against, chosen, rounds, seconds, quick, report)
+    else:
+        earlier = Report.load(compare) if compare else None
+        failed = _once(chosen, seconds, quick, _remote(host, keys) if host else None, earlier, report)
+    if failed:
+        click.echo(f"{len(failed)} not met: " + "; ".join(failed))
+        sys.exit(1)
+
+
+def _once(
+    chosen: list[Scenario], seconds: float, quick: bool, remote: Relay | None, earlier: Report | None, report: Path
+) -> list[str]:
+    """Run the scenarios once and hold them against the targets; what is not met."""
     with _children_log_to(report / "processes.log"):
-        made = uvloop.run(
-            _run(chosen, seconds or (_QUICK_S if quick else _DEFAULT_S), quick, _remote(host, keys) if host else None)
-        )
+        made = uvloop.run(_run(chosen, seconds, quick, remote))
     made.save(report / "report.json")
     text = summary.markdown(made, earlier)
     (report / "summary.md").write_text(text)
     write_page(made, earlier, report / "index.html")
     click.echo("\n" + summary.table(made, earlier))
     click.echo(f"\n{report / 'index.html'}, summary.md and report.json beside it")
-    failed = [row.what for row in made.rows if fails(row)] + made.broken
-    if failed:
-        click.echo(f"{len(failed)} not met: " + "; ".join(failed))
-        sys.exit(1)
+    return [row.what for row in made.rows if fails(row)] + made.broken
+
+
+def _against(commit: str, chosen: list[Scenario], rounds: int, seconds: float, quick: bool, report: Path) -> list[str]:
+    """Run the scenarios by turns with an earlier commit; what is worse than there."""
+    scenarios = [scenario for scenario in chosen if scenario.comparable or scenario.name == "bare"]
+    left_out = [scenario.name for scenario in chosen if scenario not in scenarios]
+    if left_out:
+        click.echo("not comparable, left out: " + ", ".join(left_out))
+    try:
+        with checked_out(commit, report / "environments") as earlier, _children_log_to(report / "processes.log"):
+            made = uvloop.run(measure(earlier, commit, scenarios, rounds=rounds, seconds=seconds, quick=quick))
+    except Unbuildable as error:
+        raise click.ClickException(str(error)) from None
+    save(made, report)
+    click.echo(f"\n{made.table()}\n\n{report / 'against.md'}, against.json beside it")
+    return made.failures
 
 
 def _chosen(only: str | None) -> list[Scenario]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterable
@@ -30,10 +31,18 @@ def facts(folder: Path) -> dict[str, str]:
         "kernel": platform.release(),
         "disk": f"{filesystem(folder)}, fdatasync {_sync_ms(folder):.2f} ms (median of {_SYNCS})",
         "load before": " ".join(f"{load:.2f}" for load in os.getloadavg()),
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "python": python(),
         "relay": relay.__version__,
         **dict(_versions(_PACKAGES)),
     }
+
+
+def python() -> str:
+    """The interpreter, and how it was built: optimisation alone is worth a tenth."""
+    asked = str(sysconfig.get_config_var("CONFIG_ARGS") or "")
+    flags = [flag for flag in ("--enable-optimizations", "--with-lto") if flag in asked]
+    built = "built with " + " ".join(flags) if flags else "built without optimisation flags"
+    return f"{platform.python_implementation()} {platform.python_version()}, {built}"
 
 
 def _versions(names: Iterable[str]) -> Iterable[tuple[str, str]]:

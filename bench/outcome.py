@@ -8,6 +8,7 @@ from typing import Self
 import msgspec
 from msgspec import Struct
 
+from bench.rounds import worst
 from bench.scenarios.run import Outcome
 from bench.targets import Row
 
@@ -44,12 +45,7 @@ class Report(Struct, kw_only=True):
     @property
     def rows(self) -> list[Row]:
         """The table, worst of each line: what ran more than once stands once."""
-        found: dict[str, Row] = {}
-        for row in (row for outcome in self.outcomes for row in outcome.rows):
-            kept = found.get(row.id)
-            if kept is None or (row.seen < kept.seen if row.at_least else row.seen > kept.seen):
-                found[row.id] = row
-        return list(found.values())
+        return worst(row for outcome in self.outcomes for row in outcome.rows)
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""

@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -20,10 +20,11 @@ from typing import Any, Final, Self
 import aiohttp
 import asyncpg
 
+from bench.builds import OURS, Build
 from bench.metrics import Scrape, parse
-from relay.local.children import PythonChild, launch
+from relay.local.children import finished, launch, tell
+from relay.local.failures import ChildEnded
 from relay.local.postgres import EmbeddedPostgres
-from relay.store.migrations import migrate
 
 #: How the database's processes are called, all together.
 POSTGRESQL: Final = "postgresql"
@@ -121,6 +122,60 @@ class Relay:
             return parse(await answer.text()) if answer.status == 200 else {}
 
 
+class Command:
+    """A command of a build as a process.
+
+    Args:
+        name: how errors call it.
+        build: whose it is.
+        arguments: of `relay`.
+        env: its environment.
+    """
+
+    def __init__(self, name: str, build: Build, arguments: Sequence[str], env: Mapping[str, str]) -> None:
+        self._name = name
+        self._build = build
+        self._arguments = arguments
+        self._env = env
+        self._process: Process | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self.process.pid
+
+    @property
+    def process(self) -> Process:
+        """The process, started before."""
+        assert self._process is not None
+        return self._process
+
+    async def start(self) -> None:
+        """Start it and wait until it says that it is ready.
+
+        Raises:
+            ChildEnded: it ended before.
+        """
+        read_fd, write_fd = os.pipe()
+        with os.fdopen(read_fd, "rb") as ready:
+            try:
+                program = self._build.program(*self._arguments, "--ready-fd", str(write_fd))
+                self._process = await launch(program, env=self._env, fds=(write_fd,), folder=str(self._build.folder))
+            finally:
+                os.close(write_fd)
+            said = await asyncio.to_thread(ready.read, 1)
+        if not said:
+            raise ChildEnded(self._name, await self._process.wait())
+
+    async def stop(self, timeout_s: float) -> None:
+        """SIGTERM, and SIGKILL if it still runs after `timeout_s`."""
+        if self._process is not None:
+            tell(self._process, signal.SIGTERM)
+            if not await finished(self._process, timeout_s):
+                tell(self._process, signal.SIGKILL)
+                await self._process.wait()
+
+
 class Bed:
     """PostgreSQL, and on it a fresh database with relay's processes for each who asks.
 
@@ -128,29 +183,50 @@ class Bed:
 
     Args:
         folder: where all of it is kept; removed in the end.
+        build: whose processes are started.
+        postgres: a server that runs, of another bed; None starts one.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, build: Build = OURS, postgres: EmbeddedPostgres | None = None) -> None:
         self.folder = folder
-        self._postgres = EmbeddedPostgres(folder / "postgres")
+        self.build = build
+        self._own = postgres is None
+        self._postgres = postgres or EmbeddedPostgres(folder / "postgres")
         self._stack = AsyncExitStack()
         self._databases = 0
+
+    def beside(self, build: Build) -> Bed:
+        """A bed for another build on the same server, to be entered after this one."""
+        return Bed(self.folder / build.name, build, self._postgres)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
-            await stack.enter_async_context(self._postgres)
-            await self._execute("create database migrated")
-            await migrate(self._url("migrated"), "relay")
+            if self._own:
+                await stack.enter_async_context(self._postgres)
+            self.folder.mkdir(mode=0o711, exist_ok=True)
+            await self._execute(f"create database {self._template}")
+            await self._migrate()
             self._stack = stack.pop_all()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Thrown away: nobody waits for the checkpoint of an orderly stop.
-        await self._postgres.end_now()
+        if self._own:
+            # Thrown away: nobody waits for the checkpoint of an orderly stop.
+            await self._postgres.end_now()
         await self._stack.aclose()
+
+    @property
+    def _template(self) -> str:
+        return f"migrated_{self.build.name}"
+
+    async def _migrate(self) -> None:
+        env = self.environment(self._url(self._template), free_port())
+        process = await launch(self.build.program("migrate"), env=env, folder=str(self.build.folder))
+        if await process.wait():
+            raise ChildEnded("relay migrate", process.returncode or 0)
 
     @property
     def postgres_pid(self) -> int:
@@ -180,8 +256,8 @@ class Bed:
     async def database(self) -> AsyncIterator[str]:
         """A fresh, migrated database, after a checkpoint: no scenario pays for the one before."""
         self._databases += 1
-        name = f"bench_{self._databases}"
-        await self._execute("checkpoint", f"create database {name} template migrated")
+        name = f"bench_{self.build.name}_{self._databases}"
+        await self._execute("checkpoint", f"create database {name} template {self._template}")
         try:
             yield self._url(name)
         finally:
@@ -202,33 +278,33 @@ class Bed:
         }
 
     @asynccontextmanager
-    async def relay(self, *, deliver: bool = True) -> AsyncIterator[Relay]:
+    async def relay(self, *, deliver: bool = True, **settings: str) -> AsyncIterator[Relay]:
         """`relay serve`, and `relay deliver` beside it."""
         async with self.database() as url, AsyncExitStack() as stack:
             port, ops_port = free_port(), free_port()
-            api = await self.start(stack, "api", "serve", env=self.environment(url, port))
-            pids = {"api": api.pid or 0, POSTGRESQL: self.postgres_pid}
+            api = await self.start(stack, "api", "serve", env=self.environment(url, port, **settings))
+            pids = {"api": api.pid, POSTGRESQL: self.postgres_pid}
             relay = Relay("127.0.0.1", port, pids=pids, url=url)
             if deliver:
-                await self.deliver(stack, relay, ops_port)
+                await self.deliver(stack, relay, ops_port, **settings)
             yield relay
 
-    async def deliver(self, stack: AsyncExitStack, relay: Relay, ops_port: int) -> None:
+    async def deliver(self, stack: AsyncExitStack, relay: Relay, ops_port: int, **settings: str) -> None:
         """Start `relay deliver` for `relay`."""
-        env = self.environment(relay.url or "", 0, RELAY_OPS_PORT=str(ops_port))
+        env = self.environment(relay.url or "", 0, RELAY_OPS_PORT=str(ops_port), **settings)
         env["PORT"] = str(relay.port)
         child = await self.start(stack, "delivery", "deliver", env=env)
         # Its readiness says that deliveries are claimed; the port may come a moment later.
         await until_it_listens("127.0.0.1", ops_port)
-        relay.pids["delivery"] = child.pid or 0
+        relay.pids["delivery"] = child.pid
         relay.ops_port = ops_port
 
-    async def start(self, stack: AsyncExitStack, name: str, *arguments: str, env: Mapping[str, str]) -> PythonChild:
+    async def start(self, stack: AsyncExitStack, name: str, *arguments: str, env: Mapping[str, str]) -> Command:
         """A command of ours that says when it is ready; stopped when `stack` is left."""
-        child = PythonChild(name, ["relay", *arguments], env=env)
-        stack.push_async_callback(child.stop, _STOP_S)
-        await child.start()
-        return child
+        command = Command(name, self.build, arguments, env)
+        stack.push_async_callback(command.stop, _STOP_S)
+        await command.start()
+        return command
 
 
 @asynccontextmanager

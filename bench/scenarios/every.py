@@ -10,16 +10,18 @@ from bench.scenarios.run import Scenario
 SCENARIOS: Final = (
     Scenario("bare", "The bare callable: the ceiling of this machine and of the generator", ingest.bare, remote=True),
     Scenario("self-test", "The generator's self-test", footprint.self_test, remote=True),
-    Scenario("ingest", "Ingest at 2,500 req/s, open loop", ingest.steady, remote=True),
-    Scenario("saturation", "Saturation: how much it takes, closed loop", ingest.saturation, remote=True),
-    Scenario("batch", "Batches of 300, closed loop", ingest.batch, remote=True),
-    Scenario("mixed", "Ingest, inbox and acknowledgements", ingest.mixed, remote=True),
-    Scenario("end-to-end", "Accepted and delivered together, open loop", delivery.together),
-    Scenario("backlog", "A backlog delivered by one process", delivery.backlog),
+    Scenario("ingest", "Ingest at 2,500 req/s, open loop", ingest.steady, remote=True, comparable=True),
+    Scenario(
+        "saturation", "Saturation: how much it takes, closed loop", ingest.saturation, remote=True, comparable=True
+    ),
+    Scenario("batch", "Batches of 300, closed loop", ingest.batch, remote=True, comparable=True),
+    Scenario("mixed", "Ingest, inbox and acknowledgements", ingest.mixed, remote=True, comparable=True),
+    Scenario("end-to-end", "Accepted and delivered together, open loop", delivery.together, comparable=True),
+    Scenario("backlog", "A backlog delivered by one process", delivery.backlog, comparable=True),
     Scenario("statements", "Claim and record without HTTP", delivery.statements),
     Scenario("claims", "Claims beside 1,000,000 due over 10,000 endpoints", claims.claims),
     Scenario("fairness", "A tenant beside endpoints that hang", fairness.fairness),
-    Scenario("efficiency", "Memory and CPU at 1,000 req/s", footprint.efficiency),
+    Scenario("efficiency", "Memory and CPU at 1,000 req/s", footprint.efficiency, comparable=True),
     Scenario("cold-start", "Cold start of `relay serve` and `relay deliver`", footprint.cold_start),
-    Scenario("idle", "POSTs beside 2,000 idle connections", footprint.idle, remote=True),
+    Scenario("idle", "POSTs beside 2,000 idle connections", footprint.idle, remote=True, comparable=True),
 )

@@ -70,12 +70,14 @@ class Scenario:
         title: a line.
         run: does it.
         remote: whether it needs nothing but a URL and a key.
+        comparable: whether it knows relay by its commands and by HTTP alone, so that it can measure an earlier commit.
     """
 
     name: str
     title: str
     run: Callable[[Bench, Outcome], Awaitable[None]]
     remote: bool = False
+    comparable: bool = False
 
 
 class Bench:
