@@ -12,7 +12,7 @@ from relay.http.body import JSON_TYPES, BodyClock
 from relay.http.door import Door
 from relay.http.exchange import Receive, Scope, Send
 from relay.http.query import refuse_query
-from relay.http.schemas import BatchResult, BatchResults
+from relay.http.schemas import BatchResponse, BatchResult
 from relay.ingest import (
     Accepted,
     Duplicate,
@@ -66,7 +66,7 @@ class PostBatch:
         ]
         futures = self._commit.join_batch(tenant.organization_id, valid, exchange.trace) if valid else []
         outcomes = await asyncio.gather(*futures, return_exceptions=True)
-        await exchange.answer_json(200, BatchResults(results_of(items, outcomes)))
+        await exchange.answer_json(200, BatchResponse(results_of(items, outcomes)))
 
 
 def results_of(items: Sequence[Item], outcomes: Sequence[Outcome | BaseException]) -> list[BatchResult]:

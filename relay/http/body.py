@@ -11,7 +11,7 @@ import msgspec
 
 from relay.errors import ApiError
 from relay.http.exchange import Exchange
-from relay.http.schemas import NoMembers
+from relay.http.schemas import EmptyObject
 from relay.values import documents
 from relay.values.background import Background
 from relay.values.documents import Kind
@@ -152,7 +152,7 @@ class BodyClock(Background):
 
 
 JSON_TYPES: Final = frozenset((b"application/json",))
-_nothing: Final = msgspec.json.Decoder(NoMembers)
+_nothing: Final = msgspec.json.Decoder(EmptyObject)
 
 
 def _incomplete(exchange: Exchange) -> ApiError:

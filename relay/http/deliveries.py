@@ -13,8 +13,8 @@ from relay.http import idempotency
 from relay.http.body import BodyClock
 from relay.http.door import Door
 from relay.http.exchange import Receive, Scope, Send
-from relay.http.job_schemas import Replay
-from relay.http.listing_schemas import DeliveriesPage, DeliveriesQuery
+from relay.http.job_schemas import EventReplayed
+from relay.http.listing_schemas import DeliveriesQuery, DeliveryPage
 from relay.http.query import read_id, read_query, read_span, refuse_query
 from relay.http.schemas import Delivery
 from relay.inbox import DeliveriesQuery as Query
@@ -61,7 +61,7 @@ class GetDeliveries:
         )
         page = await read_deliveries(self._cell, query)
         shown = [delivery(row["event_id"], row) for row in page.deliveries]
-        await exchange.answer_json(200, DeliveriesPage(shown, page.next_cursor))
+        await exchange.answer_json(200, DeliveryPage(shown, page.next_cursor))
 
 
 class RetryDelivery:
@@ -111,4 +111,4 @@ class ReplayEvent:
         if sent.due:
             self._due()
         headers = (idempotency.REPLAYED,) if sent.repeated else ()
-        await exchange.answer_json(202, Replay(len(sent.deliveries)), *headers)
+        await exchange.answer_json(202, EventReplayed(len(sent.deliveries)), *headers)

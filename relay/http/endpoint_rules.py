@@ -12,7 +12,7 @@ from msgspec import UNSET, UnsetType
 
 from relay.delivery.members import Members
 from relay.errors import invalid
-from relay.http.endpoint_schemas import ChangedEndpoint
+from relay.http.endpoint_schemas import EndpointUpdate
 from relay.http.urls import check_webhook_url
 from relay.values.addresses import Network
 from relay.values.setting_text import STANDARD_RETRY_SCHEDULE
@@ -47,7 +47,7 @@ _OURS: Final = frozenset(
 _OUR_PREFIXES: Final = ("proxy-", "webhook-")
 
 
-def members_of(asked: ChangedEndpoint, allowed: Sequence[Network]) -> Members:
+def members_of(asked: EndpointUpdate, allowed: Sequence[Network]) -> Members:
     """What a request says of an endpoint, checked.
 
     Args:

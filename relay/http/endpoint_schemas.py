@@ -47,7 +47,7 @@ CatchUpSince = Annotated[
 ]
 
 
-class ChangedEndpoint(Struct, forbid_unknown_fields=True, kw_only=True):
+class EndpointUpdate(Struct, forbid_unknown_fields=True, kw_only=True):
     """What to change of an endpoint; null sets a limit back to the service's own."""
 
     url: Url | UnsetType = UNSET
@@ -62,7 +62,7 @@ class ChangedEndpoint(Struct, forbid_unknown_fields=True, kw_only=True):
     catch_up_since: CatchUpSince | UnsetType = UNSET
 
 
-class NewEndpoint(ChangedEndpoint, forbid_unknown_fields=True, kw_only=True):
+class EndpointCreate(EndpointUpdate, forbid_unknown_fields=True, kw_only=True):
     """An endpoint to make; a limit that is null or missing is the service's own."""
 
     url: Url
@@ -111,13 +111,13 @@ class Endpoint(Struct):
     updated_at: Time
 
 
-class WrittenEndpoint(Endpoint, kw_only=True):
+class EndpointUpdated(Endpoint, kw_only=True):
     """The endpoint as it now is."""
 
     job_id: Annotated[Uuid, Meta(description="Of the job that catches up.")] | UnsetType = UNSET
 
 
-class MadeEndpoint(WrittenEndpoint, kw_only=True):
+class EndpointCreated(EndpointUpdated, kw_only=True):
     """The endpoint with its secret, which is shown this once."""
 
     secret: Annotated[str, Meta(description="Verifies `v1` signatures; null with `v1a`.")] | None
@@ -130,7 +130,7 @@ class EndpointPage(Struct):
     next_cursor: str | None
 
 
-class RotatedSecret(Struct):
+class EndpointSecret(Struct):
     """The new secret, which is shown this once; the one before it signs too until it ends."""
 
     id: Uuid

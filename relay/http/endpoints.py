@@ -28,8 +28,8 @@ from relay.values import uuid7
 from relay.values.addresses import Network
 from relay.values.times import rfc3339, rfc3339_or_none
 
-_new: Final = msgspec.json.Decoder(schemas.NewEndpoint)
-_changed: Final = msgspec.json.Decoder(schemas.ChangedEndpoint)
+_new: Final = msgspec.json.Decoder(schemas.EndpointCreate)
+_changed: Final = msgspec.json.Decoder(schemas.EndpointUpdate)
 
 
 class GetEndpoints:
@@ -80,11 +80,11 @@ class PostEndpoint:
         tenant = await self._door.admit(exchange, "manage")
         refuse_query(scope)
         body = await self._bodies.read(exchange, SMALL_BODY_BYTES)
-        asked: schemas.NewEndpoint = decode(body, _new)
+        asked: schemas.EndpointCreate = decode(body, _new)
         members = members_of(asked, self._allowed)
         catch_up = _catch_up(scope, exchange, body, asked, self._endpoints.now(), self._window_s)
         made, secret = await self._endpoints.create(tenant.organization_id, members, asked.signature, catch_up)
-        shown = schemas.MadeEndpoint(**_members(made.endpoint), job_id=_job(made), secret=secret)
+        shown = schemas.EndpointCreated(**_members(made.endpoint), job_id=_job(made), secret=secret)
         await exchange.answer_json(201, shown, NO_STORE, *_replayed(made))
 
 
@@ -106,13 +106,13 @@ class PatchEndpoint:
         refuse_query(scope)
         body = await self._bodies.read(exchange, SMALL_BODY_BYTES)
         endpoint_id = _id_in(scope)
-        asked: schemas.ChangedEndpoint = decode(body, _changed)
+        asked: schemas.EndpointUpdate = decode(body, _changed)
         members = members_of(asked, self._allowed)
         catch_up = _catch_up(scope, exchange, body, asked, self._endpoints.now(), self._window_s)
         changed = await self._endpoints.change(tenant.organization_id, endpoint_id, members, catch_up)
         if changed is None:
             raise ApiError("endpoint_not_found")
-        shown = schemas.WrittenEndpoint(**_members(changed.endpoint), job_id=_job(changed))
+        shown = schemas.EndpointUpdated(**_members(changed.endpoint), job_id=_job(changed))
         await exchange.answer_json(200, shown, *_replayed(changed))
 
 
@@ -149,7 +149,7 @@ class RotateSecret:
         rotated = await self._endpoints.rotate(tenant.organization_id, endpoint_id)
         if rotated is None:
             raise ApiError("endpoint_not_found")
-        shown = schemas.RotatedSecret(
+        shown = schemas.EndpointSecret(
             str(endpoint_id), rotated.secret, rotated.public_key, rfc3339(rotated.previous_expires_at)
         )
         await exchange.answer_json(200, shown, NO_STORE)
@@ -193,7 +193,7 @@ def _catch_up(
     scope: Scope,
     exchange: Exchange,
     body: bytes,
-    asked: schemas.ChangedEndpoint,
+    asked: schemas.EndpointUpdate,
     now: datetime.datetime,
     window_s: float,
 ) -> CatchUp | None:

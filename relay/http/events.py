@@ -15,7 +15,7 @@ from relay.http.idempotency import REPLAYED
 from relay.http.inbox import inbox_event
 from relay.http.listing_schemas import EventsQuery
 from relay.http.query import read_id, read_query, read_span, refuse_query
-from relay.http.schemas import Attempt, DeliveryStory, EventStory, InboxPage
+from relay.http.schemas import Attempt, DeliveryDetail, EventDetail, EventPage
 from relay.inbox import InboxQuery, Story, read_event, read_page
 from relay.ingest import (
     Accepted,
@@ -102,7 +102,7 @@ class GetEvents:
         )
         page = await read_page(self._cell, query)
         events = [inbox_event(row, row["event_id"]) for row in page.events]
-        await exchange.answer_json(200, InboxPage(events, page.next_cursor))
+        await exchange.answer_json(200, EventPage(events, page.next_cursor))
 
 
 class GetEvent:
@@ -123,18 +123,18 @@ class GetEvent:
         await exchange.answer_json(200, _story(story))
 
 
-def _story(story: Story) -> EventStory:
+def _story(story: Story) -> EventDetail:
     event = inbox_event(story.event, story.event["id"])
-    return EventStory(
+    return EventDetail(
         **{field: getattr(event, field) for field in event.__struct_fields__},
         deliveries=[_delivery(story, row) for row in story.deliveries],
     )
 
 
-def _delivery(story: Story, row: Row) -> DeliveryStory:
+def _delivery(story: Story, row: Row) -> DeliveryDetail:
     shown = delivery(story.event["id"], row)
     log = [attempt_shown(attempt) for attempt in story.attempts if attempt["endpoint_id"] == row["endpoint_id"]]
-    return DeliveryStory(
+    return DeliveryDetail(
         **{field: getattr(shown, field) for field in shown.__struct_fields__},
         attempt_log=log,
     )

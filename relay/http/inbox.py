@@ -20,7 +20,7 @@ from relay.telemetry.metrics import Tally
 from relay.values import uuid7
 from relay.values.times import rfc3339
 
-_many: Final = msgspec.json.Decoder(schemas.AcknowledgeMany)
+_many: Final = msgspec.json.Decoder(schemas.AckManyRequest)
 
 
 class GetInbox:
@@ -37,12 +37,12 @@ class GetInbox:
         query = InboxQuery(tenant.organization_id, asked.status, asked.type, asked.order, asked.limit, asked.cursor)
         page = await read_page(self._cell, query)
         events = [inbox_event(row, row["event_id"]) for row in page.events]
-        await exchange.answer_json(200, schemas.InboxPage(events, page.next_cursor))
+        await exchange.answer_json(200, schemas.EventPage(events, page.next_cursor))
 
 
-def inbox_event(row: Row, event_id: UUID) -> schemas.InboxEvent:
+def inbox_event(row: Row, event_id: UUID) -> schemas.Event:
     """An event as the API shows it."""
-    return schemas.InboxEvent(
+    return schemas.Event(
         id=str(event_id),
         type=row["type"],
         event_type=row["type"],
@@ -73,7 +73,7 @@ class PostAck:
         known = event_id and await acknowledge(self._cell, tenant.organization_id, (event_id,), self._cancelled)
         if not known:
             raise ApiError("event_not_found")
-        await exchange.answer_json(200, schemas.Acknowledged(success=True))
+        await exchange.answer_json(200, schemas.AckResponse(success=True))
 
 
 class PostAcks:
@@ -89,7 +89,7 @@ class PostAcks:
         exchange = exchanges.of(scope)
         tenant = await self._door.admit(exchange, "consume")
         refuse_query(scope)
-        asked: schemas.AcknowledgeMany = decode(await self._bodies.read(exchange, SMALL_BODY_BYTES), _many)
+        asked: schemas.AckManyRequest = decode(await self._bodies.read(exchange, SMALL_BODY_BYTES), _many)
         wanted: dict[str, UUID] = {}
         for place, text in enumerate(asked.ids):
             event_id = uuid7.parse(text)
@@ -100,4 +100,4 @@ class PostAcks:
         if wanted:
             known = await acknowledge(self._cell, tenant.organization_id, list(wanted.values()), self._cancelled)
         not_found = [text for text, event_id in wanted.items() if event_id not in known]
-        await exchange.answer_json(200, schemas.AcknowledgedMany(len(known), not_found))
+        await exchange.answer_json(200, schemas.AckManyResponse(len(known), not_found))

@@ -12,13 +12,13 @@ from relay.http.schemas import ErrorClass, Time, Uuid
 EndedStatus = Literal["delivered", "failed", "cancelled"]
 
 
-class Replay(Struct):
+class EventReplayed(Struct):
     """To how many endpoints the event goes again."""
 
     deliveries: int
 
 
-class RetryMany(Struct, forbid_unknown_fields=True):
+class DeliveriesRetry(Struct, forbid_unknown_fields=True):
     """Which deliveries to retry; without a status the failed ones."""
 
     status: EndedStatus | None = None
@@ -28,7 +28,7 @@ class RetryMany(Struct, forbid_unknown_fields=True):
     until: Until | None = None
 
 
-class ReplayEndpoint(Struct, forbid_unknown_fields=True):
+class EndpointReplay(Struct, forbid_unknown_fields=True):
     """Which ended deliveries of the endpoint to send again; without a status all of them."""
 
     since: Since
@@ -36,7 +36,7 @@ class ReplayEndpoint(Struct, forbid_unknown_fields=True):
     status: EndedStatus | None = None
 
 
-class JobBegun(Struct):
+class JobStarted(Struct):
     """A job that has begun, and how many deliveries match as far as they have been counted."""
 
     job_id: Uuid
@@ -62,7 +62,7 @@ class JobsQuery(Struct, forbid_unknown_fields=True):
     limit: Limit = 100
 
 
-class JobsPage(Struct):
+class JobPage(Struct):
     """A page of jobs, newest first."""
 
     jobs: list[Job]

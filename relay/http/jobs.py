@@ -13,7 +13,7 @@ from relay.http import idempotency
 from relay.http.body import SMALL_BODY_BYTES, BodyClock, decode
 from relay.http.door import Door
 from relay.http.exchange import Exchange, Receive, Scope, Send
-from relay.http.job_schemas import EndedStatus, Job, JobBegun, JobsPage, JobsQuery, ReplayEndpoint, RetryMany
+from relay.http.job_schemas import DeliveriesRetry, EndedStatus, EndpointReplay, Job, JobPage, JobsQuery, JobStarted
 from relay.http.query import read_id, read_query, read_span, refuse_query
 from relay.store import Cell, Row
 from relay.store.answers import Once
@@ -21,8 +21,8 @@ from relay.upkeep.jobs import Wanted, begin_job, list_jobs, read_job, stop_job
 from relay.values import uuid7
 from relay.values.times import rfc3339
 
-_retry: Final = msgspec.json.Decoder(RetryMany)
-_replay: Final = msgspec.json.Decoder(ReplayEndpoint)
+_retry: Final = msgspec.json.Decoder(DeliveriesRetry)
+_replay: Final = msgspec.json.Decoder(EndpointReplay)
 
 
 class RetryDeliveries:
@@ -40,7 +40,7 @@ class RetryDeliveries:
         refuse_query(scope)
         key = idempotency.read_key(exchange)
         body = await self._bodies.read(exchange, SMALL_BODY_BYTES)
-        asked: RetryMany = decode(body, _retry)
+        asked: DeliveriesRetry = decode(body, _retry)
         wanted = Wanted(
             "retry",
             read_id("endpoint_id", asked.endpoint_id),
@@ -70,7 +70,7 @@ class PostEndpointReplay:
         if endpoint_id is None:
             raise ApiError("endpoint_not_found")
         body = await self._bodies.read(exchange, SMALL_BODY_BYTES)
-        asked: ReplayEndpoint = decode(body, _replay)
+        asked: EndpointReplay = decode(body, _replay)
         since, until = read_span(asked.since, asked.until).ids
         statuses = get_args(EndedStatus) if asked.status is None else (asked.status,)
         wanted = Wanted("replay", endpoint_id, statuses, None, since, until)
@@ -81,7 +81,7 @@ class PostEndpointReplay:
 async def _begin(exchange: Exchange, cell: Cell, organization_id: UUID, wanted: Wanted, once: Once | None) -> None:
     begun, repeated = await begin_job(cell, organization_id, wanted, once)
     headers = (idempotency.REPLAYED,) if repeated else ()
-    await exchange.answer_json(202, JobBegun(str(begun.job_id), begun.matched), *headers)
+    await exchange.answer_json(202, JobStarted(str(begun.job_id), begun.matched), *headers)
 
 
 class GetJobs:
@@ -96,7 +96,7 @@ class GetJobs:
         tenant = await self._door.admit(exchange, "manage")
         asked = read_query(scope, JobsQuery)
         page = await list_jobs(self._cell, tenant.organization_id, asked.limit, asked.cursor)
-        await exchange.answer_json(200, JobsPage([_job(row) for row in page.jobs], page.next_cursor))
+        await exchange.answer_json(200, JobPage([_job(row) for row in page.jobs], page.next_cursor))
 
 
 class GetJob:

@@ -10,7 +10,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from relay.http.schemas import Tier, Time, Uuid
 
 
-class GenerateKey(Struct, forbid_unknown_fields=True):
+class OrganizationCreate(Struct, forbid_unknown_fields=True):
     """A new organization; `org_name` is another name for `organization_name`."""
 
     organization_name: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
@@ -18,7 +18,7 @@ class GenerateKey(Struct, forbid_unknown_fields=True):
     tier: Tier = "free"
 
 
-class GeneratedKey(Struct):
+class OrganizationCreated(Struct):
     """The organization and its key, which is shown this once."""
 
     api_key: str
@@ -27,7 +27,7 @@ class GeneratedKey(Struct):
     tier: Tier
 
 
-class Key(Struct):
+class ApiKey(Struct):
     """A key, without its secret."""
 
     key_id: Uuid
@@ -38,7 +38,7 @@ class Key(Struct):
     expires_at: Time | None
 
 
-class Keys(Struct):
+class ApiKeyList(Struct):
     """The caller's organization."""
 
     organization_id: Uuid
@@ -46,10 +46,10 @@ class Keys(Struct):
     tier: Tier
     rate_limit_per_minute: int
     webhook_url: str | None
-    keys: list[Key]
+    keys: list[ApiKey]
 
 
-class NewKey(Struct, forbid_unknown_fields=True):
+class ApiKeyCreate(Struct, forbid_unknown_fields=True):
     """A key to make; without scopes it may do everything, without an end it is good until it is revoked."""
 
     name: Annotated[
@@ -71,20 +71,20 @@ class NewKey(Struct, forbid_unknown_fields=True):
     expires_at: Annotated[datetime.datetime, Meta(tz=True, description="When it ends. In the future.")] | None = None
 
 
-class MadeKey(Struct):
+class ApiKeyCreated(Struct):
     """The key, which is shown this once."""
 
     api_key: str
     key_id: Uuid
 
 
-class RotateKey(Struct, forbid_unknown_fields=True):
+class ApiKeyRotate(Struct, forbid_unknown_fields=True):
     """How long the old key still works beside the new one."""
 
     overlap_s: Annotated[int, Meta(ge=0, le=604_800)] = 0
 
 
-class RotatedKey(Struct):
+class ApiKeyRotated(Struct):
     """The new key, which is shown this once."""
 
     api_key: str

@@ -24,9 +24,9 @@ from relay.limits import SignupLimiter
 from relay.values import uuid7
 from relay.values.times import rfc3339, rfc3339_or_none
 
-_generate: Final = msgspec.json.Decoder(schemas.GenerateKey)
-_new: Final = msgspec.json.Decoder(schemas.NewKey)
-_rotate: Final = msgspec.json.Decoder(schemas.RotateKey)
+_generate: Final = msgspec.json.Decoder(schemas.OrganizationCreate)
+_new: Final = msgspec.json.Decoder(schemas.ApiKeyCreate)
+_rotate: Final = msgspec.json.Decoder(schemas.ApiKeyRotate)
 
 
 def bears(exchange: Exchange, token: str) -> bool:
@@ -65,17 +65,17 @@ class GenerateKey:
             allowance = self._signups.spend(neighbourhood(self._clients.address_of(scope)))
             if not allowance.allowed:
                 raise ApiError("too_many_signups", retry_after_s=allowance.retry_after_s)
-        asked: schemas.GenerateKey = decode(await self._bodies.read(exchange, SMALL_BODY_BYTES), _generate)
+        asked: schemas.OrganizationCreate = decode(await self._bodies.read(exchange, SMALL_BODY_BYTES), _generate)
         name = _organization_name(asked)
         if self._admin_token is None and TIERS.index(asked.tier) > TIERS.index(self._max_tier):
             raise ApiError("tier_not_allowed", details=(Detail("tier", f"At most {self._max_tier}."),))
         made = await self._keys.create_organization(name, asked.tier)
         await exchange.answer_json(
-            201, schemas.GeneratedKey(made.api_key, str(made.organization_id), name, asked.tier), NO_STORE
+            201, schemas.OrganizationCreated(made.api_key, str(made.organization_id), name, asked.tier), NO_STORE
         )
 
 
-def _organization_name(asked: schemas.GenerateKey) -> str:
+def _organization_name(asked: schemas.OrganizationCreate) -> str:
     name = asked.organization_name if asked.organization_name is not None else asked.org_name
     if name is None or (asked.org_name is not None and asked.org_name != name):
         raise invalid("organization_name", "1 to 255 characters, given once.")
@@ -99,14 +99,14 @@ class GetKeys:
         organization = await self._listing.describe(tenant.organization_id)
         await exchange.answer_json(
             200,
-            schemas.Keys(
+            schemas.ApiKeyList(
                 organization_id=str(organization.organization_id),
                 organization_name=organization.name,
                 tier=msgspec.convert(organization.tier, Tier),
                 rate_limit_per_minute=self._rates[organization.tier].per_minute,
                 webhook_url=organization.webhook_url,
                 keys=[
-                    schemas.Key(
+                    schemas.ApiKey(
                         key_id=str(key.key_id),
                         name=key.name,
                         scopes=list(key.scopes),
@@ -132,12 +132,12 @@ class PostKey:
         exchange = exchanges.of(scope)
         tenant = await self._door.admit(exchange, "manage")
         refuse_query(scope)
-        asked: schemas.NewKey = decode(await self._bodies.read(exchange, SMALL_BODY_BYTES), _new)
+        asked: schemas.ApiKeyCreate = decode(await self._bodies.read(exchange, SMALL_BODY_BYTES), _new)
         scopes = SCOPES if asked.scopes is msgspec.UNSET else asked.scopes
         made = await self._keys.create(tenant.organization_id, asked.name, scopes, asked.expires_at)
         if made is None:
             raise ApiError("invalid_api_key")
-        await exchange.answer_json(201, schemas.MadeKey(made.api_key, str(made.key_id)), NO_STORE)
+        await exchange.answer_json(201, schemas.ApiKeyCreated(made.api_key, str(made.key_id)), NO_STORE)
 
 
 class DeleteKey:
@@ -171,10 +171,10 @@ class RotateKey:
         tenant = await self._door.admit(exchange, "manage")
         refuse_query(scope)
         body = await self._bodies.read(exchange, SMALL_BODY_BYTES)
-        asked: schemas.RotateKey = decode(body, _rotate) if body else schemas.RotateKey()
+        asked: schemas.ApiKeyRotate = decode(body, _rotate) if body else schemas.ApiKeyRotate()
         rotated = await self._keys.rotate(tenant.organization_id, tenant.key_id, asked.overlap_s)
         await exchange.answer_json(
             200,
-            schemas.RotatedKey(rotated.api_key, str(rotated.key_id), rfc3339(rotated.previous_expires_at)),
+            schemas.ApiKeyRotated(rotated.api_key, str(rotated.key_id), rfc3339(rotated.previous_expires_at)),
             NO_STORE,
         )

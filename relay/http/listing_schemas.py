@@ -49,7 +49,7 @@ class DeliveriesQuery(Struct, forbid_unknown_fields=True):
     limit: Limit = 100
 
 
-class DeliveriesPage(Struct):
+class DeliveryPage(Struct):
     """A page of deliveries."""
 
     deliveries: list[Delivery]

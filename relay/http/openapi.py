@@ -76,8 +76,8 @@ def document(operations: Sequence[Operation]) -> bytes:
 
 
 def _types(operations: Iterable[Operation]) -> Iterable[Any]:
-    yield schemas.Error
-    yield schemas.DuplicateError
+    yield schemas.ErrorResponse
+    yield schemas.DuplicateResponse
     for operation in operations:
         yield from (kind for kind in (operation.body, operation.query, *operation.success.values()) if kind)
 
@@ -149,7 +149,7 @@ def _errors(operation: Operation, refs: dict[Any, dict[str, Any]]) -> dict[str, 
         by_status.setdefault(KINDS[code].status, []).append(code)
     answers: dict[str, Any] = {}
     for status, found in sorted(by_status.items()):
-        kind = schemas.DuplicateError if found == ["duplicate"] else schemas.Error
+        kind = schemas.DuplicateResponse if found == ["duplicate"] else schemas.ErrorResponse
         sentences = " ".join(f"`{code}`: {KINDS[code].sentence}" for code in found)
         answers[str(status)] = {
             "description": sentences,

@@ -15,23 +15,23 @@ DeliveryStatus = Literal["pending", "held", "delivered", "failed", "cancelled"]
 ErrorClass = Literal["dns", "connect", "tls", "timeout", "blocked", "protocol", "http"]
 
 
-class Detail(Struct):
+class ErrorDetail(Struct):
     """What is wrong with one member."""
 
     field: str
     message: str
 
 
-class Error(Struct, omit_defaults=True):
+class ErrorResponse(Struct, omit_defaults=True):
     """Every error that relay itself produces."""
 
     error: str
     code: str
     request_id: str
-    details: list[Detail] | UnsetType = UNSET
+    details: list[ErrorDetail] | UnsetType = UNSET
 
 
-class DuplicateError(Struct, omit_defaults=True):
+class DuplicateResponse(Struct, omit_defaults=True):
     """An event that was accepted before."""
 
     error: str
@@ -41,7 +41,7 @@ class DuplicateError(Struct, omit_defaults=True):
     conflict: Literal["payload"] | UnsetType = UNSET
 
 
-class PostedEvent(Struct, forbid_unknown_fields=True):
+class EventCreate(Struct, forbid_unknown_fields=True):
     """An event to accept. It is decoded by `relay.ingest.parse`, which keeps the payload's bytes; this describes it."""
 
     type: Annotated[
@@ -70,12 +70,12 @@ class PostedEvent(Struct, forbid_unknown_fields=True):
     ) = None
 
 
-PostedBatch = Annotated[
-    list[PostedEvent], Meta(max_length=1000, description="Events, in an array or one a line; at most 4 MiB.")
+EventBatch = Annotated[
+    list[EventCreate], Meta(max_length=1000, description="Events, in an array or one a line; at most 4 MiB.")
 ]
 
 
-class AcceptedEvent(Struct):
+class EventCreated(Struct):
     """An event that is committed."""
 
     id: Uuid
@@ -92,7 +92,7 @@ class BatchResult(Struct, omit_defaults=True):
     code: str | UnsetType = UNSET
 
 
-class BatchResults(Struct):
+class BatchResponse(Struct):
     """What has become of the events of a batch, in order."""
 
     results: list[BatchResult]
@@ -113,7 +113,7 @@ class InboxQuery(Struct, forbid_unknown_fields=True):
     order: Literal["desc", "asc"] = "desc"
 
 
-class InboxEvent(Struct):
+class Event(Struct):
     """An event in the inbox; `event_type` and `delivery_status` repeat `type` and `status`."""
 
     id: Uuid
@@ -127,10 +127,10 @@ class InboxEvent(Struct):
     dedup_id: str | None
 
 
-class InboxPage(Struct):
+class EventPage(Struct):
     """A page of events."""
 
-    events: list[InboxEvent]
+    events: list[Event]
     next_cursor: str | None
 
 
@@ -158,35 +158,35 @@ class Delivery(Struct):
     created_at: Time
 
 
-class DeliveryStory(Delivery):
+class DeliveryDetail(Delivery):
     """The same, with every attempt at it."""
 
     attempt_log: list[Attempt]
 
 
-class EventStory(InboxEvent):
+class EventDetail(Event):
     """An event with everything that has happened to it."""
 
-    deliveries: list[DeliveryStory]
+    deliveries: list[DeliveryDetail]
 
 
-class NoMembers(Struct, forbid_unknown_fields=True):
+class EmptyObject(Struct, forbid_unknown_fields=True):
     """An empty object."""
 
 
-class Acknowledged(Struct):
+class AckResponse(Struct):
     """The event is marked as seen."""
 
     success: Literal[True]
 
 
-class AcknowledgeMany(Struct, forbid_unknown_fields=True):
+class AckManyRequest(Struct, forbid_unknown_fields=True):
     """Events to mark as seen."""
 
     ids: Annotated[list[Uuid], Meta(max_length=1000)]
 
 
-class AcknowledgedMany(Struct):
+class AckManyResponse(Struct):
     """How many of them there are, and which there are not."""
 
     acknowledged: int
@@ -199,7 +199,7 @@ class WebhookConfig(Struct, forbid_unknown_fields=True):
     webhook_url: Annotated[str, Meta(min_length=1, max_length=2048, extra_json_schema={"format": "uri"})]
 
 
-class WebhookConfigured(Struct):
+class WebhookConfigResponse(Struct):
     """The organization's default endpoint."""
 
     success: Literal[True]

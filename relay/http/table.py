@@ -88,7 +88,7 @@ def _events(rooms: Rooms) -> list[Operation]:
     return [
         Operation(
             "POST", "/api/events", PostEvent(door, bodies, rooms.commit),
-            success={201: schemas.AcceptedEvent}, body=schemas.PostedEvent,
+            success={201: schemas.EventCreated}, body=schemas.EventCreate,
             errors=(
                 "duplicate", "payload_too_large", "invalid_idempotency_key", "idempotency_key_reused", "unstorable",
                 "queue_full", "commit_unknown",
@@ -97,32 +97,32 @@ def _events(rooms: Rooms) -> list[Operation]:
         ),
         Operation(
             "POST", "/api/events/batch", PostBatch(door, bodies, rooms.commit),
-            success={200: schemas.BatchResults}, body=schemas.PostedBatch,
+            success={200: schemas.BatchResponse}, body=schemas.EventBatch,
             body_types=("application/json", "application/x-ndjson"),
             errors=("batch_too_large", "batch_over_limit", "invalid_idempotency_key", "queue_full", "commit_unknown"),
             headers={"Idempotency-Key": "1 to 255 visible ASCII characters: item n has the key `<header>#n`, from 0."},
         ),
         Operation(
             "GET", "/api/events", GetEvents(door, cell),
-            success={200: schemas.InboxPage}, query=listing_schemas.EventsQuery,
+            success={200: schemas.EventPage}, query=listing_schemas.EventsQuery,
             errors=("invalid_request", "invalid_cursor"),
         ),
         Operation(
             "GET", "/api/events/{id}", GetEvent(door, cell),
-            success={200: schemas.EventStory}, errors=("event_not_found", "invalid_request"),
+            success={200: schemas.EventDetail}, errors=("event_not_found", "invalid_request"),
         ),
         Operation(
             "GET", "/api/inbox", GetInbox(door, cell),
-            success={200: schemas.InboxPage}, query=schemas.InboxQuery, errors=("invalid_request", "invalid_cursor"),
+            success={200: schemas.EventPage}, query=schemas.InboxQuery, errors=("invalid_request", "invalid_cursor"),
         ),
         Operation(
             "POST", "/api/ack/{id}", PostAck(door, bodies, cell, cancelled),
-            success={200: schemas.Acknowledged}, body=schemas.NoMembers, body_optional=True,
+            success={200: schemas.AckResponse}, body=schemas.EmptyObject, body_optional=True,
             errors=("event_not_found",),
         ),
         Operation(
             "POST", "/api/ack", PostAcks(door, bodies, cell, cancelled),
-            success={200: schemas.AcknowledgedMany}, body=schemas.AcknowledgeMany,
+            success={200: schemas.AckManyResponse}, body=schemas.AckManyRequest,
         ),
         Operation(
             "GET", "/api/stats", GetStats(door, cell),
@@ -138,32 +138,32 @@ def _deliveries(rooms: Rooms) -> list[Operation]:
     return [
         Operation(
             "POST", "/api/events/{id}/replay", ReplayEvent(door, bodies, cell, window_s, rooms.due),
-            success={202: job_schemas.Replay}, body=schemas.NoMembers, body_optional=True,
+            success={202: job_schemas.EventReplayed}, body=schemas.EmptyObject, body_optional=True,
             errors=("event_not_found", "no_endpoint", *_AGAIN), headers=idempotency.DESCRIBED,
         ),
         Operation(
             "GET", "/api/deliveries", GetDeliveries(door, cell),
-            success={200: listing_schemas.DeliveriesPage}, query=listing_schemas.DeliveriesQuery,
+            success={200: listing_schemas.DeliveryPage}, query=listing_schemas.DeliveriesQuery,
             errors=("invalid_request", "invalid_cursor"),
         ),
         Operation(
             "POST", "/api/deliveries/{id}/retry", RetryDelivery(door, bodies, cell, window_s, rooms.due),
-            success={202: schemas.Delivery}, body=schemas.NoMembers, body_optional=True,
+            success={202: schemas.Delivery}, body=schemas.EmptyObject, body_optional=True,
             errors=("delivery_not_found", "endpoint_not_found", *_AGAIN), headers=idempotency.DESCRIBED,
         ),
         Operation(
             "POST", "/api/deliveries/retry", RetryDeliveries(door, bodies, cell, window_s),
-            success={202: job_schemas.JobBegun}, body=job_schemas.RetryMany, errors=_AGAIN,
+            success={202: job_schemas.JobStarted}, body=job_schemas.DeliveriesRetry, errors=_AGAIN,
             headers=idempotency.DESCRIBED,
         ),
         Operation(
             "POST", "/api/endpoints/{id}/replay", PostEndpointReplay(door, bodies, cell, window_s),
-            success={202: job_schemas.JobBegun}, body=job_schemas.ReplayEndpoint,
+            success={202: job_schemas.JobStarted}, body=job_schemas.EndpointReplay,
             errors=("endpoint_not_found", *_AGAIN), headers=idempotency.DESCRIBED,
         ),
         Operation(
             "GET", "/api/jobs", GetJobs(door, cell),
-            success={200: job_schemas.JobsPage}, query=job_schemas.JobsQuery,
+            success={200: job_schemas.JobPage}, query=job_schemas.JobsQuery,
             errors=("invalid_request", "invalid_cursor"),
         ),
         Operation(
@@ -185,7 +185,7 @@ def _endpoints(rooms: Rooms) -> list[Operation]:
     return [
         Operation(
             "POST", "/api/webhook/config", PostWebhookConfig(door, bodies, endpoints, allowed),
-            success={200: schemas.WebhookConfigured}, body=schemas.WebhookConfig,
+            success={200: schemas.WebhookConfigResponse}, body=schemas.WebhookConfig,
             errors=("invalid_url", "commit_unknown"),
         ),
         Operation(
@@ -195,7 +195,7 @@ def _endpoints(rooms: Rooms) -> list[Operation]:
         ),
         Operation(
             "POST", "/api/endpoints", PostEndpoint(door, bodies, endpoints, allowed, window_s),
-            success={201: endpoint_schemas.MadeEndpoint}, body=endpoint_schemas.NewEndpoint,
+            success={201: endpoint_schemas.EndpointCreated}, body=endpoint_schemas.EndpointCreate,
             errors=("endpoint_not_found", "invalid_url", *_AGAIN), headers=idempotency.DESCRIBED_WITH_CATCH_UP,
         ),
         Operation(
@@ -204,7 +204,7 @@ def _endpoints(rooms: Rooms) -> list[Operation]:
         ),
         Operation(
             "PATCH", "/api/endpoints/{id}", PatchEndpoint(door, bodies, endpoints, allowed, window_s),
-            success={200: endpoint_schemas.WrittenEndpoint}, body=endpoint_schemas.ChangedEndpoint,
+            success={200: endpoint_schemas.EndpointUpdated}, body=endpoint_schemas.EndpointUpdate,
             errors=("endpoint_not_found", "invalid_url", *_AGAIN), headers=idempotency.DESCRIBED_WITH_CATCH_UP,
         ),
         Operation(
@@ -213,12 +213,12 @@ def _endpoints(rooms: Rooms) -> list[Operation]:
         ),
         Operation(
             "POST", "/api/endpoints/{id}/secret/rotate", RotateSecret(door, bodies, endpoints),
-            success={200: endpoint_schemas.RotatedSecret}, body=schemas.NoMembers, body_optional=True,
+            success={200: endpoint_schemas.EndpointSecret}, body=schemas.EmptyObject, body_optional=True,
             errors=("endpoint_not_found", "commit_unknown"),
         ),
         Operation(
             "POST", "/api/endpoints/{id}/test", PingEndpoint(door, bodies, rooms.pings),
-            success={200: schemas.Attempt}, body=schemas.NoMembers, body_optional=True,
+            success={200: schemas.Attempt}, body=schemas.EmptyObject, body_optional=True,
             errors=("endpoint_not_found", "no_delivery_process", "commit_unknown"),
         ),
     ]  # fmt: skip
@@ -234,7 +234,7 @@ def _keys(rooms: Rooms) -> list[Operation]:
                 bodies, keys, rooms.signups, rooms.clients,
                 admin_token=rooms.settings.admin_token, max_tier=rooms.settings.signup_max_tier,
             ),
-            success={201: key_schemas.GeneratedKey}, body=key_schemas.GenerateKey, key=False,
+            success={201: key_schemas.OrganizationCreated}, body=key_schemas.OrganizationCreate, key=False,
             errors=(
                 "invalid_admin_token", "tier_not_allowed", "too_many_signups", "database_unavailable", "commit_unknown",
                 "too_many_new_keys",
@@ -242,16 +242,16 @@ def _keys(rooms: Rooms) -> list[Operation]:
         ),
         Operation(
             "GET", "/api/keys", GetKeys(door, KeyList(rooms.cell), rooms.settings.rates),
-            success={200: key_schemas.Keys}, errors=("invalid_request",),
+            success={200: key_schemas.ApiKeyList}, errors=("invalid_request",),
         ),
         Operation(
             "POST", "/api/keys", PostKey(door, bodies, keys),
-            success={201: key_schemas.MadeKey}, body=key_schemas.NewKey,
+            success={201: key_schemas.ApiKeyCreated}, body=key_schemas.ApiKeyCreate,
             errors=("too_many_keys", "too_many_new_keys", "commit_unknown"),
         ),
         Operation(
             "POST", "/api/keys/rotate", RotateKey(door, bodies, keys),
-            success={200: key_schemas.RotatedKey}, body=key_schemas.RotateKey, body_optional=True,
+            success={200: key_schemas.ApiKeyRotated}, body=key_schemas.ApiKeyRotate, body_optional=True,
             errors=("too_many_keys", "too_many_new_keys", "commit_unknown"),
         ),
         Operation(

@@ -39,6 +39,6 @@ class PostWebhookConfig:
         endpoint_id, secret = await self._endpoints.set_default(tenant.organization_id, asked.webhook_url)
         await exchange.answer_json(
             200,
-            schemas.WebhookConfigured(success=True, endpoint_id=str(endpoint_id), secret=signature.written(secret)),
+            schemas.WebhookConfigResponse(success=True, endpoint_id=str(endpoint_id), secret=signature.written(secret)),
             NO_STORE,
         )

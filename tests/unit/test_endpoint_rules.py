@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from relay.errors import ApiError
 from relay.http.endpoint_rules import check_catch_up, check_headers, filters_of, members_of
-from relay.http.endpoint_schemas import ChangedEndpoint
+from relay.http.endpoint_schemas import EndpointUpdate
 
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 
@@ -127,14 +127,14 @@ def test_names_are_one_without_regard_to_case() -> None:
 
 
 def test_a_member_that_is_not_given_is_told_from_a_null() -> None:
-    said = members_of(ChangedEndpoint(timeout_s=None, description=""), ())
+    said = members_of(EndpointUpdate(timeout_s=None, description=""), ())
     assert said.given == {"timeout_s", "description"}
     assert (said.timeout_s, said.description) == (None, "")
     assert (said.url, said.event_types, said.enabled, said.headers) == (None, None, None, None)
 
 
 def test_standard_names_the_schedule_of_standard_webhooks() -> None:
-    said = members_of(ChangedEndpoint(retry_schedule="standard"), ())
+    said = members_of(EndpointUpdate(retry_schedule="standard"), ())
     assert said.retry_schedule is not None
     assert (len(said.retry_schedule), said.retry_schedule[0], sum(said.retry_schedule) > 86_400) == (9, 5.0, True)
 
