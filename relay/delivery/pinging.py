@@ -9,6 +9,7 @@ from typing import Final
 from uuid import UUID
 
 from relay.delivery.directory import Directory
+from relay.delivery.pings import LONGEST_S
 from relay.delivery.sender import Post, Sender
 from relay.store import Cell, StoreError
 from relay.values.background import Background
@@ -25,7 +26,8 @@ _PAYLOAD: Final = b"{}"
 
 
 class Pinging(Background):
-    """Makes the test deliveries that are asked for: one attempt each, whatever the endpoint's limits or health.
+    """Makes the test deliveries that are asked for: one attempt each, whatever the endpoint's limits or health, of 30 s
+    at most; two of an organization at once, over all processes.
 
     Args:
         cell: where they are asked for.
@@ -40,7 +42,8 @@ class Pinging(Background):
         self._sender = sender
         self._timeout_s = timeout_s
         self._asked = asyncio.Event()
-        self._sending: set[asyncio.Task[None]] = set()
+        # By the organization that each is for.
+        self._sending: dict[asyncio.Task[None], UUID] = {}
 
     def look(self) -> None:
         """Somebody may have asked for one."""
@@ -54,7 +57,7 @@ class Pinging(Background):
         for task in self._sending:
             task.cancel()
         if self._sending:
-            await asyncio.wait(set(self._sending))
+            await asyncio.wait([*self._sending])
 
     async def run(self) -> None:
         """Take what is asked for, until cancelled."""
@@ -74,15 +77,17 @@ class Pinging(Background):
         free = _MOST - len(self._sending)
         if free <= 0:
             return
-        for row in await self._cell.fetch("take_pings", free, self._timeout_s, timeout_s=_TIMEOUT_S):
+        here = list(self._sending.values())
+        rows = await self._cell.fetch("take_pings", free, self._timeout_s, LONGEST_S, here, timeout_s=_TIMEOUT_S)
+        for row in rows:
             task = asyncio.create_task(self._ping(row["organization_id"], row["id"], row["endpoint_id"]))
-            self._sending.add(task)
+            self._sending[task] = row["organization_id"]
             task.add_done_callback(self._sent)
 
     def _sent(self, task: asyncio.Task[None]) -> None:
-        if len(self._sending) == _MOST:
-            self.look()
-        self._sending.discard(task)
+        del self._sending[task]
+        # Its organization, or another, may have been waiting for this.
+        self.look()
         if not task.cancelled() and task.exception() is not None:
             _log.error("ping_dropped", exc_info=task.exception())
 
@@ -91,7 +96,8 @@ class Pinging(Background):
             endpoint = await self._directory.find(self._cell, organization_id, endpoint_id)
             if endpoint is None or endpoint.target is None:
                 return
-            answer = await self._sender.send(Post(endpoint.target, id_, _TYPE, _PAYLOAD, 1))
+            target = endpoint.target._replace(timeout_s=min(endpoint.target.timeout_s, LONGEST_S))
+            answer = await self._sender.send(Post(target, id_, _TYPE, _PAYLOAD, 1))
             await self._cell.fetch(
                 "answer_ping",
                 organization_id,

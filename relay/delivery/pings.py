@@ -13,8 +13,14 @@ from relay.values.background import Background
 
 _log = logging.getLogger("relay.delivery")
 
+#: A test waits no longer than this for its answer, whatever the endpoint's timeout.
+LONGEST_S: Final = 30.0
 # How long after the endpoint's timeout an answer is still waited for.
 _MARGIN_S: Final = 5.0
+# How long a test can be under way: it is taken up while somebody waits for it, and then has its time.
+_SEAT_S: Final = 2 * (LONGEST_S + _MARGIN_S)
+# How often another request may be faster.
+_TRIES: Final = 3
 _LOOK_EVERY_S: Final = 0.1
 _AFTER_ERROR_S: Final = 1.0
 
@@ -42,7 +48,8 @@ class Pings(Background):
             The attempt as a row of `take_ping_answers`.
 
         Raises:
-            ApiError: `no_delivery_process` when nobody answers, `shutting_down`.
+            ApiError: `too_many_requests_waiting` when the organization has two under way, `no_delivery_process` when
+                nobody answers, `shutting_down`.
             StoreError: it could not be asked for.
         """
         if self._stopping:
@@ -51,12 +58,12 @@ class Pings(Background):
         answer: asyncio.Future[Row] = asyncio.get_running_loop().create_future()
         self._waiting[ping_id] = organization_id, answer
         try:
-            asked = await self._cell.fetch_row("ask_ping", organization_id, endpoint_id, ping_id)
+            asked = await self._ask(organization_id, endpoint_id, ping_id)
             if asked is None:
                 return None
             self._somebody_waits.set()
             await self._wake()
-            async with asyncio.timeout((asked["timeout_s"] or self._timeout_s) + _MARGIN_S):
+            async with asyncio.timeout(min(asked["timeout_s"] or self._timeout_s, LONGEST_S) + _MARGIN_S):
                 return await answer
         except TimeoutError:
             raise ApiError("no_delivery_process") from None
@@ -84,6 +91,15 @@ class Pings(Background):
             except StoreError as error:
                 _log.warning("pings_not_read", extra={"reason": str(error)})
                 await asyncio.sleep(_AFTER_ERROR_S)
+
+    async def _ask(self, organization_id: UUID, endpoint_id: UUID, ping_id: UUID) -> Row | None:
+        for _ in range(_TRIES):
+            row = await self._cell.fetch_row("ask_ping", organization_id, endpoint_id, ping_id, _SEAT_S)
+            if row is None or row["asked"]:
+                return row
+            if row["is_full"]:
+                break
+        raise ApiError("too_many_requests_waiting", retry_after_s=1)
 
     async def _look(self) -> None:
         organizations = [organization_id for organization_id, _ in self._waiting.values()]

@@ -379,35 +379,3 @@ opened as (
 )
 select count(*) as disabled
 from disabled;
-
--- name: take_pings
--- Take test deliveries that somebody has asked for, each for as long as its endpoint may take to answer and a little
--- more; and throw away what nobody waits for any more.
--- $1 most int, $2 timeout_s float8
--- gives: organization_id uuid, id uuid, endpoint_id uuid
-with stale as (
-    delete from relay.pings
-    where asked_at < now() - interval '10 minutes'
-),
-next as materialized (
-    select p.organization_id, p.id, coalesce(e.timeout_s, $2::float8) + 5 as lease_s
-    from relay.pings as p
-    inner join relay.endpoints as e on e.organization_id = p.organization_id and e.id = p.endpoint_id
-    where p.at is null and p.leased_until <= now() and p.asked_at >= now() - interval '10 minutes'
-    order by p.asked_at
-    limit $1::int
-    for update of p skip locked
-)
-update relay.pings as p
-set leased_until = now() + n.lease_s * interval '1 second'
-from next as n
-where p.organization_id = n.organization_id and p.id = n.id
-returning p.organization_id, p.id, p.endpoint_id;
-
--- name: answer_ping
--- Say what came of a test delivery; whoever asked has taken the row away if it waits no more.
--- $1 organization_id uuid, $2 id uuid, $3 at timestamptz, $4 status_code int, $5 latency_ms int, $6 error_class text,
--- $7 response bytea
-update relay.pings
-set at = $3::timestamptz, status_code = $4::int, latency_ms = $5::int, error_class = $6::text, response = $7::bytea
-where organization_id = $1::uuid and id = $2::uuid;

@@ -30,7 +30,8 @@ VAULT = Vault([SECRET_KEY])
 class Served:
     """A `relay serve` and the database below it."""
 
-    def __init__(self, api: Api, connection: asyncpg.Connection) -> None:
+    def __init__(self, api: Api, connection: asyncpg.Connection, url: str) -> None:
+        self.url = url
         self.api = api
         self.connection = connection
 
@@ -53,7 +54,7 @@ async def served(databases: Databases) -> AsyncIterator[Served]:
         api = await Commands(stack).serve(url, RELAY_RATE_LIMIT_ENTERPRISE="1000000000")
         connection = await asyncpg.connect(url)
         stack.push_async_callback(connection.close)
-        yield Served(api, connection)
+        yield Served(api, connection, url)
 
 
 @pytest.fixture

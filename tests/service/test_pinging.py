@@ -125,6 +125,48 @@ async def test_two_processes_send_a_ping_once(cell: Cell, books: Books, receiver
     assert len({request.headers["webhook-id"] for request in receiver.received}) == len(receiver.received) == 40
 
 
+async def test_an_organizations_tests_that_hang_leave_room_for_anothers(
+    cell: Cell, books: Books, receiver: Receiver, database: str
+) -> None:
+    slow, slow_id = await books.endpoint(receiver.url)
+    await books.change(slow_id, timeout_s=300.0)
+    receiver.script = hang
+    async with Receiver() as healthy, open_cell(database) as other, delivering(cell) as first, delivering(other) as too:
+        await first.ready.wait()
+        await too.ready.wait()
+        for _ in range(16):
+            await ask(books, slow, slow_id)
+        await receiver.until(2)
+        organization_id, endpoint_id = await books.endpoint(healthy.url)
+        for _ in range(5):
+            await ask(books, organization_id, endpoint_id)
+        five = "select 1 where (select count(*) from relay.pings where at is not null) = 5"
+        await until(lambda: books.read(five))
+        # No more than two in all, on either process, and for half a minute.
+        assert len(receiver.received) == 2
+        leased = await books.read(
+            "select extract(epoch from leased_until - now()) as left from relay.pings where leased_until > now()"
+            " and at is null"
+        )
+        assert [0 < row["left"] <= 35 for row in leased] == [True, True]
+        receiver.script = reply()
+        receiver.cut()
+        await until(lambda: books.read("select 1 where (select count(*) from relay.pings where at is null) = 0"))
+    assert len(receiver.received) == 16
+
+
+async def test_a_test_that_its_asker_has_left_goes_when_it_ends(cell: Cell, books: Books, receiver: Receiver) -> None:
+    organization_id, endpoint_id = await books.endpoint(receiver.url)
+    receiver.script = hang
+    async with delivering(cell):
+        id_ = await ask(books, organization_id, endpoint_id)
+        await receiver.until(1)
+        await cell.fetch("drop_ping", organization_id, id_)
+        assert [row["is_left"] for row in await books.read("select is_left from relay.pings")] == [True]
+        receiver.cut()
+        await until(lambda: books.read("select 1 where not exists (select from relay.pings)"))
+
+
 async def test_what_nobody_waits_for_any_more_is_not_sent(cell: Cell, books: Books, receiver: Receiver) -> None:
     organization_id, endpoint_id = await books.endpoint(receiver.url)
     stale = await ask(books, organization_id, endpoint_id, wake=False)
