@@ -1,15 +1,17 @@
-"""From the bytes of a batch to its events: what is wrong with one of them stays with that one."""
+"""From the bytes of a batch to its events: items are counted before they are built, and errors stay with their item."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Final
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
 import msgspec
+from msgspec import UNSET
 
 from relay.errors import ApiError
-from relay.ingest.parse import PostedEvent, mask_lone_surrogates, parse_event
+from relay.ingest.parse import PostedEvent, check_event, mask_lone_surrogates, parse_event
 from relay.values.documents import check_utf8, decode
 
 MAX_EVENTS: Final = 1000
@@ -17,8 +19,27 @@ MAX_EVENTS: Final = 1000
 #: An event of a batch, or what is wrong with it.
 Item = PostedEvent | ApiError
 
-_array: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_TOO_LONG: Final = f"Expected `array` of at most length {MAX_EVENTS}"
 _BETWEEN: Final = re.compile(rb"[ \t\n\r]*,?[ \t\n\r]*")
+# Possessive, so that white space is read once however much of it there is.
+_LINE: Final = re.compile(rb"[ \t\n\r]*+([^\n]++)")
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+
+
+def _array_of(kind: Any) -> msgspec.json.Decoder[Any]:
+    """Return a decoder of an array of at most 1,000 items of this kind, which stops at the first one too many.
+
+    A list would be built whole before anything could count it. A struct that is written as an array has as many places
+    as it has fields: two million zeros are refused after the first thousand, and nothing is kept of what follows.
+    """
+    places = [(f"item_{place}", kind | msgspec.UnsetType, UNSET) for place in range(MAX_EVENTS)]
+    return msgspec.json.Decoder(
+        msgspec.defstruct("Batch", places, array_like=True, forbid_unknown_fields=True, gc=False)
+    )
+
+
+_raw_items: Final = _array_of(msgspec.Raw)
+_events: Final = _array_of(PostedEvent)
 
 
 def parse_array(body: bytes) -> list[Item]:
@@ -30,27 +51,51 @@ def parse_array(body: bytes) -> list[Item]:
     """
     check_utf8(body)
     try:
-        parts = [bytes(item) for item in decode(_array, body)]
+        events: Sequence[PostedEvent] = _items(_events, body)
     except ApiError as error:
-        if error.kind.code != "malformed_json":
+        if error.kind.code not in ("malformed_json", "invalid_request"):
             raise
-        parts = list(_cut(body))
-    return _items(parts)
+        return [_item(part) for part in _parts(body)]
+    return [_checked(event) for event in events]
 
 
 def parse_lines(body: bytes) -> list[Item]:
-    """Read newline-delimited JSON: an event a line, blank lines aside.
+    """Read newline-delimited JSON: an event a line, blank lines and a byte order mark before the first aside.
 
     Raises:
         ApiError: `batch_too_large`.
     """
-    return _items([line for line in body.split(b"\n") if line.strip()])
+    spans: list[tuple[int, int]] = []
+    at = len(_BYTE_ORDER_MARK) if body.startswith(_BYTE_ORDER_MARK) else 0
+    while (line := _LINE.match(body, at)) is not None:
+        if len(spans) == MAX_EVENTS:
+            raise ApiError("batch_too_large")
+        spans.append(line.span(1))
+        at = line.end()
+    return [_item(body[start:end]) for start, end in spans]
 
 
-def _items(parts: list[bytes]) -> list[Item]:
-    if len(parts) > MAX_EVENTS:
-        raise ApiError("batch_too_large")
-    return [_item(part) for part in parts]
+def _items(decoder: msgspec.json.Decoder[Any], body: bytes) -> Sequence[Any]:
+    try:
+        items = msgspec.structs.astuple(decode(decoder, body))
+    except ApiError as error:
+        if any(detail.message.startswith(_TOO_LONG) for detail in error.details):
+            raise ApiError("batch_too_large") from None
+        raise
+    return items[: bisect_left(items, True, key=lambda item: item is UNSET)]
+
+
+def _parts(body: bytes) -> Iterator[bytes]:
+    """The bytes of each item, so that each can be read by itself."""
+    try:
+        parts = _items(_raw_items, body)
+    except ApiError as error:
+        if error.kind.code != "malformed_json":
+            raise
+        yield from _cut(body)
+    else:
+        for part in parts:
+            yield bytes(part)
 
 
 def _item(part: bytes) -> Item:
@@ -60,6 +105,14 @@ def _item(part: bytes) -> Item:
         return error
 
 
+def _checked(event: PostedEvent) -> Item:
+    try:
+        check_event(event)
+    except ApiError as error:
+        return error
+    return event
+
+
 def _cut(body: bytes) -> Iterator[bytes]:
     """The items of an array that may hold escapes of lone surrogates, cut from the original.
 
@@ -67,7 +120,7 @@ def _cut(body: bytes) -> Iterator[bytes]:
     but white space and commas between them.
     """
     masked, _, _ = mask_lone_surrogates(body)
-    items = decode(_array, masked)
+    items = _items(_raw_items, masked)
     end = masked.index(b"[") + 1
     for item in items:
         between = _BETWEEN.match(masked, end)
