@@ -35,7 +35,7 @@ class Build:
     Args:
         name: a lower-case word for it.
         python: its interpreter, with what it needs installed.
-        folder: its tree; commands run there, so that `python -m relay` is the one of this tree.
+        folder: its tree.
     """
 
     name: str
@@ -44,7 +44,12 @@ class Build:
 
     def program(self, *arguments: str) -> Sequence[str]:
         """The command line of `relay ARGUMENTS`."""
-        return self.python, "-m", "relay", *arguments
+        return self.python, "-P", "-m", "relay", *arguments
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """Make `relay` the one of this tree, for the command and its children: another tree's may be installed."""
+        return {"PYTHONPATH": str(self.folder)}
 
 
 #: The relay of this folder, with all that is not committed.
@@ -109,12 +114,12 @@ def _environment(tree: Path, cache: Path) -> str:
 
 
 def _see_that_it_is(build: Build) -> None:
-    """Fail if `python -m relay` in the folder is another relay: the figures would be of that one."""
+    """Fail if what would be started is another relay: the figures would be of that one."""
     found = _run(
-        *(build.python, "-c", "import relay; print(relay.__file__)"),
+        *(build.python, "-P", "-c", "import relay; print(relay.__file__)"),
         failing="its relay cannot be imported",
-        folder=build.folder,
         timeout_s=_PROBE_TIMEOUT_S,
+        env={**os.environ, **build.environment},
     )
     if not Path(found.strip()).is_relative_to(build.folder):
         raise Unbuildable(f"relay was found in {found.strip()} and not in the worktree")
@@ -123,12 +128,11 @@ def _see_that_it_is(build: Build) -> None:
 def _run(
     *command: str,
     failing: str,
-    folder: Path = ROOT,
     timeout_s: float = _GIT_TIMEOUT_S,
     env: Mapping[str, str] | None = None,
 ) -> str:
     try:
-        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=timeout_s)
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout_s)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unbuildable(f"{failing}: {error}") from None
     if done.returncode:

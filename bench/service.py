@@ -160,7 +160,7 @@ class Command:
         with os.fdopen(read_fd, "rb") as ready:
             try:
                 program = self._build.program(*self._arguments, "--ready-fd", str(write_fd))
-                self._process = await launch(program, env=self._env, fds=(write_fd,), folder=str(self._build.folder))
+                self._process = await launch(program, env=self._env, fds=(write_fd,))
             finally:
                 os.close(write_fd)
             said = await asyncio.to_thread(ready.read, 1)
@@ -224,7 +224,7 @@ class Bed:
 
     async def _migrate(self) -> None:
         env = self.environment(self._url(self._template), free_port())
-        process = await launch(self.build.program("migrate"), env=env, folder=str(self.build.folder))
+        process = await launch(self.build.program("migrate"), env=env)
         if await process.wait():
             raise ChildEnded("relay migrate", process.returncode or 0)
 
@@ -267,6 +267,7 @@ class Bed:
         """What a command of ours is run with. Limits are on, and out of reach."""
         return {
             "PATH": os.environ["PATH"],
+            **self.build.environment,
             "DATABASE_URL": url,
             "RELAY_SECRET_KEY": _SECRET,
             "RELAY_ADMIN_TOKEN": _TOKEN,

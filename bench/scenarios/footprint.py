@@ -69,10 +69,7 @@ async def _up(bench: Bench) -> AsyncIterator[Relay]:
     async with bench.bed.database() as url:
         port = free_port()
         env = bench.bed.environment(url, port, RELAY_DATA_DIR=str(bench.folder / "up"))
-        build = bench.bed.build
-        process = await launch(
-            build.program("up"), env=env, folder=str(build.folder), stdout=asyncio.subprocess.DEVNULL
-        )
+        process = await launch(bench.bed.build.program("up"), env=env, stdout=asyncio.subprocess.DEVNULL)
         try:
             await until_it_listens("127.0.0.1", port, process)
             pids = named(process.pid)

@@ -15,8 +15,8 @@ import httpx2
 import pytest
 
 from tests.api import Tenant
+from tests.furnished import Furnished, books_of, furnish, members, names_something
 from tests.stage import Stage
-from tests.tenants import Furnished, books_of, furnish, members, names_something
 
 # Whose ids stand in a path: the kind of thing, by what the path begins with.
 IN_PATHS = {

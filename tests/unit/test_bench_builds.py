@@ -32,7 +32,7 @@ def test_a_commit_is_checked_out_and_removed_in_the_end(tmp_path: Path) -> None:
         assert (build.folder / "relay" / "__main__.py").exists()
         assert str(build.folder) in worktrees()
         assert build.folder != ROOT
-        said = subprocess.run(build.program("--version"), cwd=build.folder, capture_output=True, text=True, check=True)
+        said = subprocess.run(build.program("--version"), env=build.environment, capture_output=True, check=True)
         assert said.stdout
     assert not build.folder.exists()
     assert str(build.folder) not in worktrees()
