@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -12,9 +13,11 @@ import orjson
 import relay
 from relay.errors import KINDS
 from relay.http import schemas
+from relay.http.json_schema import simplify, without_null
 from relay.http.operations import Operation
 
-_PARAMETER: Final = re.compile(r"\{(\w+)\}")
+# The part before it says whose id it is.
+_PARAMETER: Final = re.compile(r"(\w+)/\{(\w+)\}")
 # What every route can answer; the first from `relay up` only, to a foreign Host header.
 _EVERY_ERROR: Final = ("misdirected_host", "internal_error")
 # What every route under /api can answer besides its own.
@@ -38,11 +41,33 @@ _EVERY_BODY_ERROR: Final = (
     "invalid_request",
     "too_deep",
 )
-_LIMIT_HEADERS: Final = {
-    "RateLimit-Limit": "Requests that may come at once.",
-    "RateLimit-Remaining": "Requests that may still come now.",
-    "RateLimit-Reset": "Seconds until all of them may.",
+_TAGS: Final = {
+    "Events": "Post events, read them, acknowledge them.",
+    "Deliveries": "What was pushed, what failed, and sending it again.",
+    "Endpoints": "Where events are pushed to.",
+    "Keys": "Organizations and their API keys.",
+    "System": "Health, metrics and this document.",
 }
+# What an identifier in a path belongs to, by the part of the path before it.
+_NAMED_BY_ID: Final = {
+    "ack": "event",
+    "deliveries": "delivery",
+    "endpoints": "endpoint",
+    "events": "event",
+    "jobs": "job",
+    "keys": "key",
+}
+_REQUEST_ID: Final = {"X-Request-Id": {"description": "Names this request in logs.", "schema": {"type": "string"}}}
+_LIMITS: Final = {
+    "RateLimit-Limit": {"description": "Requests that may come at once.", "schema": {"type": "integer"}},
+    "RateLimit-Remaining": {"description": "Requests that may still come now.", "schema": {"type": "integer"}},
+    "RateLimit-Reset": {"description": "Seconds until all of them may.", "schema": {"type": "integer"}},
+}
+_RETRY_AFTER: Final = {
+    "Retry-After": {"description": "Seconds to wait before another try.", "schema": {"type": "integer"}}
+}
+# Errors that come before the key is known have no limits to tell.
+_BEFORE_THE_KEY: Final = (401, 421, 500, 503)
 
 
 def document(operations: Sequence[Operation]) -> bytes:
@@ -50,7 +75,8 @@ def document(operations: Sequence[Operation]) -> bytes:
     listed = [operation for operation in operations if operation.listed]
     types = list(dict.fromkeys(_types(listed)))
     made, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
-    refs = dict(zip(types, made, strict=True))
+    refs = {kind: simplify(schema) for kind, schema in zip(types, made, strict=True)}
+    components = {name: simplify(schema) for name, schema in components.items()}
     paths: dict[str, dict[str, Any]] = {}
     for operation in listed:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, refs, components)
@@ -61,14 +87,26 @@ def document(operations: Sequence[Operation]) -> bytes:
                 "title": "relay",
                 "version": relay.__version__,
                 "description": "Events in over HTTP, kept in PostgreSQL, pulled from an inbox or pushed as webhooks.",
+                "contact": {"name": "relay contributors"},
                 "license": {"name": "MIT", "identifier": "MIT"},
             },
+            "servers": [{"url": "/", "description": "Where this document comes from."}],
+            "tags": [{"name": name, "description": description} for name, description in _TAGS.items()],
             "paths": paths,
             "components": {
                 "schemas": components,
                 "securitySchemes": {
-                    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-                    "token": {"type": "http", "scheme": "bearer"},
+                    "ApiKeyAuth": {
+                        "type": "apiKey",
+                        "in": "header",
+                        "name": "X-API-Key",
+                        "description": "A key of an organization.",
+                    },
+                    "BearerAuth": {
+                        "type": "http",
+                        "scheme": "bearer",
+                        "description": "The operator's token: RELAY_ADMIN_TOKEN, or RELAY_METRICS_TOKEN for metrics.",
+                    },
                 },
             },
         }
@@ -83,18 +121,19 @@ def _types(operations: Iterable[Operation]) -> Iterable[Any]:
 
 
 def _operation(operation: Operation, refs: dict[Any, dict[str, Any]], components: dict[str, Any]) -> dict[str, Any]:
-    summary = (operation.endpoint.__doc__ or "").strip().splitlines()[0]
+    description = inspect.cleandoc(operation.endpoint.__doc__ or "").replace("\n", " ")
     described: dict[str, Any] = {
-        "operationId": type(operation.endpoint).__name__,
-        "summary": summary,
+        "operationId": operation.id,
+        "tags": [operation.tag],
+        "summary": description.partition(". ")[0].removesuffix(".") + ".",
+        "description": description,
+        "security": _security(operation),
         "parameters": _parameters(operation, refs, components),
         "responses": {
             **{str(status): _success(operation, kind, refs) for status, kind in operation.success.items()},
             **_errors(operation, refs),
         },
     }
-    if operation.key:
-        described["security"] = [{"key": []}]
     if operation.body is not None:
         described["requestBody"] = {
             "required": not operation.body_optional,
@@ -103,19 +142,30 @@ def _operation(operation: Operation, refs: dict[Any, dict[str, Any]], components
     return described
 
 
+def _security(operation: Operation) -> list[dict[str, list[str]]]:
+    if operation.key:
+        return [{"ApiKeyAuth": []}]
+    return [{"BearerAuth": []}, {}] if operation.token else []
+
+
 def _parameters(
     operation: Operation, refs: dict[Any, dict[str, Any]], components: dict[str, Any]
 ) -> list[dict[str, Any]]:
     parameters: list[dict[str, Any]] = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-        for name in _PARAMETER.findall(operation.path)
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "description": f"The id of the {_NAMED_BY_ID[folder]}.",
+            "schema": {"type": "string"},
+        }
+        for folder, name in _PARAMETER.findall(operation.path)
     ]
     if operation.query is not None:
-        schema = components.pop(operation.query.__name__)
-        parameters += [
-            {"name": name, "in": "query", "required": False, "schema": described}
-            for name, described in schema["properties"].items()
-        ]
+        for name, member in components.pop(operation.query.__name__)["properties"].items():
+            schema = without_null(member)
+            description = {"description": schema.pop("description")} if "description" in schema else {}
+            parameters.append({"name": name, "in": "query", "required": False, **description, "schema": schema})
     parameters += [
         {"name": name, "in": "header", "required": False, "description": meaning, "schema": {"type": "string"}}
         for name, meaning in operation.headers.items()
@@ -123,18 +173,16 @@ def _parameters(
     return parameters
 
 
-def _headers(operation: Operation) -> dict[str, Any]:
-    names = {"X-Request-Id": "Names this request in logs.", **(_LIMIT_HEADERS if operation.key else {})}
-    return {name: {"description": meaning, "schema": {"type": "string"}} for name, meaning in names.items()}
-
-
 def _success(
     operation: Operation, kind: type[msgspec.Struct] | None, refs: dict[Any, dict[str, Any]]
 ) -> dict[str, Any]:
-    answer: dict[str, Any] = {"description": "Done.", "headers": _headers(operation)}
+    answer: dict[str, Any] = {"description": "Done.", "headers": _REQUEST_ID | (_LIMITS if operation.key else {})}
     if kind is not None:
         answer["description"] = (kind.__doc__ or "").strip().splitlines()[0]
         answer["content"] = {"application/json": {"schema": refs[kind]}}
+    elif operation.media:
+        schema = {"type": "object" if operation.media == ("application/json",) else "string"}
+        answer["content"] = {media: {"schema": schema} for media in operation.media}
     return answer
 
 
@@ -151,9 +199,10 @@ def _errors(operation: Operation, refs: dict[Any, dict[str, Any]]) -> dict[str, 
     for status, found in sorted(by_status.items()):
         kind = schemas.DuplicateResponse if found == ["duplicate"] else schemas.ErrorResponse
         sentences = " ".join(f"`{code}`: {KINDS[code].sentence}" for code in found)
+        limits = _LIMITS if operation.key and status not in _BEFORE_THE_KEY else {}
         answers[str(status)] = {
             "description": sentences,
-            "headers": {"X-Request-Id": {"description": "Names this request in logs.", "schema": {"type": "string"}}},
+            "headers": _REQUEST_ID | limits | (_RETRY_AFTER if status in (429, 503) else {}),
             "content": {"application/json": {"schema": refs[kind]}},
         }
     return answers

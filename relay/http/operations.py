@@ -29,7 +29,11 @@ class Operation:
         query: the type of the query string, or None when there is none.
         errors: the codes of the errors that are this operation's own.
         key: whether it takes an API key.
+        token: whether it takes a bearer token, where the operator has set one.
         headers: request headers that it reads, with what they mean.
+        media: the media types of a success that has no type.
+        id: a verb and its object, such as `createEvent`: what generated clients call it.
+        tag: the group that it is listed in.
         listed: whether it is in the OpenAPI document.
     """
 
@@ -43,7 +47,11 @@ class Operation:
     query: type[msgspec.Struct] | None = None
     errors: tuple[str, ...] = ()
     key: bool = True
+    token: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
+    media: tuple[str, ...] = ()
+    id: str = ""
+    tag: str = ""
     listed: bool = True
 
     def route(self) -> Route:

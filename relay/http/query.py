@@ -38,9 +38,14 @@ def read_query(scope: Scope, kind: type[Parameters]) -> Parameters:
             raise invalid(name[:200], "No NUL characters.")
         given[name] = value
     try:
-        return msgspec.convert(given, kind, strict=False)
+        found = msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:
         raise refused(str(error)) from None
+    for name in given:
+        # Read from text, `null` becomes None for a member that may be missing: in a URL it is a word like any other.
+        if getattr(found, name) is None:
+            raise invalid(name, "Invalid value 'null'.")
+    return found
 
 
 def refuse_query(scope: Scope) -> None:

@@ -42,7 +42,9 @@ class DuplicateResponse(Struct, omit_defaults=True):
 
 
 class EventCreate(Struct, forbid_unknown_fields=True):
-    """An event to accept. It is decoded by `relay.ingest.parse`, which keeps the payload's bytes; this describes it."""
+    """An event to accept."""
+
+    # For the document alone: `relay.ingest.parse` decodes it, and keeps the payload's bytes.
 
     type: Annotated[
         str,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from relay.auth import KeyList, Keys
@@ -71,11 +71,22 @@ class Rooms:
 
 def operations(rooms: Rooms) -> list[Operation]:
     """Everything that can be asked of the API."""
-    table = [*_events(rooms), *_deliveries(rooms), *_endpoints(rooms), *_keys(rooms), *_system(rooms)]
+    table = [
+        replace(operation, tag=tag)
+        for tag, group in (
+            ("Events", _events(rooms)),
+            ("Deliveries", _deliveries(rooms)),
+            ("Endpoints", _endpoints(rooms)),
+            ("Keys", _keys(rooms)),
+            ("System", _system(rooms)),
+        )
+        for operation in group
+    ]
     table.append(
         Operation(
             "GET", "/openapi.json", GetOpenApi(lambda: document(table)),
-            success={200: None}, key=False, errors=("invalid_request",),
+            id="getOpenApi", tag="System",
+            success={200: None}, media=("application/json",), key=False, errors=("invalid_request",),
         )
     )  # fmt: skip
     return table
@@ -88,6 +99,7 @@ def _events(rooms: Rooms) -> list[Operation]:
     return [
         Operation(
             "POST", "/api/events", PostEvent(door, bodies, rooms.commit),
+            id="createEvent",
             success={201: schemas.EventCreated}, body=schemas.EventCreate,
             errors=(
                 "duplicate", "payload_too_large", "invalid_idempotency_key", "idempotency_key_reused", "unstorable",
@@ -97,6 +109,7 @@ def _events(rooms: Rooms) -> list[Operation]:
         ),
         Operation(
             "POST", "/api/events/batch", PostBatch(door, bodies, rooms.commit),
+            id="createEvents",
             success={200: schemas.BatchResponse}, body=schemas.EventBatch,
             body_types=("application/json", "application/x-ndjson"),
             errors=("batch_too_large", "batch_over_limit", "invalid_idempotency_key", "queue_full", "commit_unknown"),
@@ -104,28 +117,34 @@ def _events(rooms: Rooms) -> list[Operation]:
         ),
         Operation(
             "GET", "/api/events", GetEvents(door, cell),
+            id="listEvents",
             success={200: schemas.EventPage}, query=listing_schemas.EventsQuery,
             errors=("invalid_request", "invalid_cursor"),
         ),
         Operation(
             "GET", "/api/events/{id}", GetEvent(door, cell),
+            id="getEvent",
             success={200: schemas.EventDetail}, errors=("event_not_found", "invalid_request"),
         ),
         Operation(
             "GET", "/api/inbox", GetInbox(door, cell),
+            id="readInbox",
             success={200: schemas.EventPage}, query=schemas.InboxQuery, errors=("invalid_request", "invalid_cursor"),
         ),
         Operation(
             "POST", "/api/ack/{id}", PostAck(door, bodies, cell, cancelled),
+            id="acknowledgeEvent",
             success={200: schemas.AckResponse}, body=schemas.EmptyObject, body_optional=True,
             errors=("event_not_found",),
         ),
         Operation(
             "POST", "/api/ack", PostAcks(door, bodies, cell, cancelled),
+            id="acknowledgeEvents",
             success={200: schemas.AckManyResponse}, body=schemas.AckManyRequest,
         ),
         Operation(
             "GET", "/api/stats", GetStats(door, cell),
+            id="getStats",
             success={200: stats_schemas.Stats}, query=stats_schemas.StatsQuery, errors=("invalid_request",),
         ),
     ]  # fmt: skip
@@ -138,40 +157,48 @@ def _deliveries(rooms: Rooms) -> list[Operation]:
     return [
         Operation(
             "POST", "/api/events/{id}/replay", ReplayEvent(door, bodies, cell, window_s, rooms.due),
+            id="replayEvent",
             success={202: job_schemas.EventReplayed}, body=schemas.EmptyObject, body_optional=True,
             errors=("event_not_found", "no_endpoint", *_AGAIN), headers=idempotency.DESCRIBED,
         ),
         Operation(
             "GET", "/api/deliveries", GetDeliveries(door, cell),
+            id="listDeliveries",
             success={200: listing_schemas.DeliveryPage}, query=listing_schemas.DeliveriesQuery,
             errors=("invalid_request", "invalid_cursor"),
         ),
         Operation(
             "POST", "/api/deliveries/{id}/retry", RetryDelivery(door, bodies, cell, window_s, rooms.due),
+            id="retryDelivery",
             success={202: schemas.Delivery}, body=schemas.EmptyObject, body_optional=True,
             errors=("delivery_not_found", "endpoint_not_found", *_AGAIN), headers=idempotency.DESCRIBED,
         ),
         Operation(
             "POST", "/api/deliveries/retry", RetryDeliveries(door, bodies, cell, window_s),
+            id="retryDeliveries",
             success={202: job_schemas.JobStarted}, body=job_schemas.DeliveriesRetry, errors=_AGAIN,
             headers=idempotency.DESCRIBED,
         ),
         Operation(
             "POST", "/api/endpoints/{id}/replay", PostEndpointReplay(door, bodies, cell, window_s),
+            id="replayEndpoint",
             success={202: job_schemas.JobStarted}, body=job_schemas.EndpointReplay,
             errors=("endpoint_not_found", *_AGAIN), headers=idempotency.DESCRIBED,
         ),
         Operation(
             "GET", "/api/jobs", GetJobs(door, cell),
+            id="listJobs",
             success={200: job_schemas.JobPage}, query=job_schemas.JobsQuery,
             errors=("invalid_request", "invalid_cursor"),
         ),
         Operation(
             "GET", "/api/jobs/{id}", GetJob(door, cell),
+            id="getJob",
             success={200: job_schemas.Job}, errors=("job_not_found", "invalid_request"),
         ),
         Operation(
             "DELETE", "/api/jobs/{id}", DeleteJob(door, cell),
+            id="cancelJob",
             success={204: None}, errors=("job_not_found", "invalid_request"),
         ),
     ]  # fmt: skip
@@ -185,39 +212,47 @@ def _endpoints(rooms: Rooms) -> list[Operation]:
     return [
         Operation(
             "POST", "/api/webhook/config", PostWebhookConfig(door, bodies, endpoints, allowed),
+            id="setWebhook",
             success={200: schemas.WebhookConfigResponse}, body=schemas.WebhookConfig,
             errors=("invalid_url", "commit_unknown"),
         ),
         Operation(
             "GET", "/api/endpoints", GetEndpoints(door, endpoints),
+            id="listEndpoints",
             success={200: endpoint_schemas.EndpointPage}, query=endpoint_schemas.EndpointsQuery,
             errors=("invalid_request", "invalid_cursor"),
         ),
         Operation(
             "POST", "/api/endpoints", PostEndpoint(door, bodies, endpoints, allowed, window_s),
+            id="createEndpoint",
             success={201: endpoint_schemas.EndpointCreated}, body=endpoint_schemas.EndpointCreate,
             errors=("endpoint_not_found", "invalid_url", *_AGAIN), headers=idempotency.DESCRIBED_WITH_CATCH_UP,
         ),
         Operation(
             "GET", "/api/endpoints/{id}", GetEndpoint(door, endpoints),
+            id="getEndpoint",
             success={200: endpoint_schemas.Endpoint}, errors=("endpoint_not_found", "invalid_request"),
         ),
         Operation(
             "PATCH", "/api/endpoints/{id}", PatchEndpoint(door, bodies, endpoints, allowed, window_s),
+            id="updateEndpoint",
             success={200: endpoint_schemas.EndpointUpdated}, body=endpoint_schemas.EndpointUpdate,
             errors=("endpoint_not_found", "invalid_url", *_AGAIN), headers=idempotency.DESCRIBED_WITH_CATCH_UP,
         ),
         Operation(
             "DELETE", "/api/endpoints/{id}", DeleteEndpoint(door, endpoints),
+            id="deleteEndpoint",
             success={204: None}, errors=("endpoint_not_found", "invalid_request", "commit_unknown"),
         ),
         Operation(
             "POST", "/api/endpoints/{id}/secret/rotate", RotateSecret(door, bodies, endpoints),
+            id="rotateEndpointSecret",
             success={200: endpoint_schemas.EndpointSecret}, body=schemas.EmptyObject, body_optional=True,
             errors=("endpoint_not_found", "commit_unknown"),
         ),
         Operation(
             "POST", "/api/endpoints/{id}/test", PingEndpoint(door, bodies, rooms.pings),
+            id="testEndpoint",
             success={200: schemas.Attempt}, body=schemas.EmptyObject, body_optional=True,
             errors=("endpoint_not_found", "no_delivery_process", "commit_unknown"),
         ),
@@ -234,7 +269,8 @@ def _keys(rooms: Rooms) -> list[Operation]:
                 bodies, keys, rooms.signups, rooms.clients,
                 admin_token=rooms.settings.admin_token, max_tier=rooms.settings.signup_max_tier,
             ),
-            success={201: key_schemas.OrganizationCreated}, body=key_schemas.OrganizationCreate, key=False,
+            id="createOrganization",
+            success={201: key_schemas.OrganizationCreated}, body=key_schemas.OrganizationCreate, key=False, token=True,
             errors=(
                 "invalid_admin_token", "tier_not_allowed", "too_many_signups", "database_unavailable", "commit_unknown",
                 "too_many_new_keys",
@@ -242,20 +278,24 @@ def _keys(rooms: Rooms) -> list[Operation]:
         ),
         Operation(
             "GET", "/api/keys", GetKeys(door, KeyList(rooms.cell), rooms.settings.rates),
+            id="listKeys",
             success={200: key_schemas.ApiKeyList}, errors=("invalid_request",),
         ),
         Operation(
             "POST", "/api/keys", PostKey(door, bodies, keys),
+            id="createKey",
             success={201: key_schemas.ApiKeyCreated}, body=key_schemas.ApiKeyCreate,
             errors=("too_many_keys", "too_many_new_keys", "commit_unknown"),
         ),
         Operation(
             "POST", "/api/keys/rotate", RotateKey(door, bodies, keys),
+            id="rotateKey",
             success={200: key_schemas.ApiKeyRotated}, body=key_schemas.ApiKeyRotate, body_optional=True,
             errors=("too_many_keys", "too_many_new_keys", "commit_unknown"),
         ),
         Operation(
             "DELETE", "/api/keys/{key_id}", DeleteKey(door, keys),
+            id="revokeKey",
             success={204: None}, errors=("key_not_found", "last_manager", "invalid_request", "commit_unknown"),
         ),
     ]  # fmt: skip
@@ -266,16 +306,24 @@ def _system(rooms: Rooms) -> list[Operation]:
     return [
         Operation(
             "GET", "/health", GetHealth(rooms.cell),
+            id="getHealth",
             success={200: schemas.Health}, key=False, errors=("invalid_request", "database_unavailable"),
         ),
         Operation(
             "GET", "/health/live", GetLive(),
+            id="getLiveness",
             success={200: schemas.Health}, key=False, errors=("invalid_request",),
         ),
         Operation(
             "GET", "/metrics", GetMetrics(rooms.metrics, rooms.settings.metrics_token),
-            success={200: None}, key=False, errors=("invalid_metrics_token", "invalid_request"),
+            id="getMetrics",
+            success={200: None}, media=("text/plain",), key=False, token=True,
+            errors=("invalid_metrics_token", "invalid_request"),
         ),
-        Operation("GET", "/docs", GetDocs(), success={200: None}, key=False, errors=("invalid_request",)),
+        Operation(
+            "GET", "/docs", GetDocs(),
+            id="getDocs",
+            success={200: None}, media=("text/html",), key=False, errors=("invalid_request",),
+        ),
         Operation("GET", "/docs/{file}", GetDocsFile(), success={200: None}, key=False, listed=False),
     ]  # fmt: skip

@@ -278,3 +278,12 @@ async def test_one_request_examines_a_bounded_number_of_deliveries(
 def test_times_are_read_as_rfc_3339_has_them(text: str, moment: str | None) -> None:
     read = read_rfc3339(text)
     assert (None if read is None else rfc3339(read)) == moment
+
+
+async def test_null_in_a_query_is_a_word_and_not_a_filter_that_was_left_out(stage: Stage, tenant: Tenant) -> None:
+    called_so = await tenant.accept("null", dedup_id="null")
+    await tenant.accept()
+    assert ids(await events(tenant, type="null")) == ids(await events(tenant, dedup_id="null")) == [called_so]
+    for path in ("/api/events", "/api/deliveries", "/api/inbox"):
+        answer = await tenant.get(path, params={"status": "null"})
+        assert (answer.status_code, answer.json()["details"][0]["field"]) == (422, "status")

@@ -169,8 +169,12 @@ async def test_every_operation_is_described_whole(document: dict[str, Any]) -> N
     for path, methods in document["paths"].items():
         for method, described in methods.items():
             place = f"{method} {path}"
-            assert described["operationId"], place
+            # A verb and its object, which generators make a method of.
+            assert re.fullmatch(r"[a-z]+[A-Z][A-Za-z]+", described["operationId"]), place
             assert described["summary"].endswith("."), place
+            assert described["description"], place
+            assert set(described["tags"]) <= {tag["name"] for tag in document["tags"]}, place
+            assert all("description" in one for one in described["parameters"] if one["in"] != "query"), place
             named = {(parameter["name"], parameter["in"]) for parameter in described["parameters"]}
             assert {name for name, where in named if where == "path"} == set(re.findall(r"\{(\w+)\}", path)), place
             assert len(named) == len(described["parameters"]), place
@@ -179,10 +183,37 @@ async def test_every_operation_is_described_whole(document: dict[str, Any]) -> N
                 assert answer["description"], place
                 assert "X-Request-Id" in answer["headers"], place
             keyed = path.startswith("/api/") and path != "/api/keys/generate"
-            assert ("security" in described) is keyed, place
+            assert all(set(need) <= set(schemes) for need in described["security"]), place
+            assert (described["security"] == [{"ApiKeyAuth": []}]) is keyed, place
+            # Where no key is asked for, none has to be given.
+            assert keyed or described["security"] == [] or {} in described["security"], place
             if keyed:
                 assert {"401", "403", "429", "500", "503"} <= set(described["responses"]), place
-                assert all(set(need) <= set(schemes) for need in described["security"]), place
+            for status in {"429", "503"} & set(described["responses"]):
+                assert "Retry-After" in described["responses"][status]["headers"], place
+
+
+async def test_generators_of_clients_understand_the_document(document: dict[str, Any]) -> None:
+    assert document["servers"]
+    for part in parts(document):
+        assert "enum" not in part or "type" in part, part
+        assert "const" not in part or "type" in part, part
+        assert part.get("default", ...) is not None, part
+        assert {"type": "null"} not in part.get("anyOf", ()), part
+    for methods in document["paths"].values():
+        for described in methods.values():
+            assert all(one["schema"].get("type") != "null" for one in described["parameters"])
+            assert not any(isinstance(one["schema"].get("type"), list) for one in described["parameters"])
+
+
+async def test_no_two_names_in_the_document_would_be_one_class_of_a_generated_client(document: dict[str, Any]) -> None:
+    ids = [described["operationId"] for methods in document["paths"].values() for described in methods.values()]
+    made = [f"{name}{ending}" for name in ids for ending in ("", "Params", "Request", "Response", "Body", "JSONBody")]
+    names = [*document["components"]["schemas"], *document["components"]["securitySchemes"], *made]
+    folded = [name.lower() for name in names]
+    assert sorted(folded) == sorted(set(folded))
+    # Those are classes of the languages, or of the generators' own.
+    assert not {"error", "key", "keys", "client", "response", "request", "object", "list"} & set(folded)
 
 
 async def test_operation_ids_are_unique(document: dict[str, Any]) -> None:

@@ -1,0 +1,58 @@
+"""JSON schemas as generators of clients understand them: one way to say null, and a type for every enumeration."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+Schema = dict[str, Any]
+
+_NULL: Final[Schema] = {"type": "null"}
+_TYPES: Final = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
+
+
+def simplify(schema: Schema) -> Schema:
+    """Return the same schema with `type: [x, "null"]` instead of an `anyOf` with null, types for enumerations, and
+    without defaults of null.
+    """
+    found: Schema = {}
+    for name, value in schema.items():
+        match name:
+            case "properties":
+                found[name] = {member: simplify(described) for member, described in value.items()}
+            case "items" | "additionalProperties" if isinstance(value, dict):
+                found[name] = simplify(value)
+            case "anyOf" | "oneOf" | "allOf":
+                found[name] = [simplify(alternative) for alternative in value]
+            case "default" if value is None:
+                pass
+            case "required" if not value:
+                pass
+            case _:
+                found[name] = value
+    if "enum" in found and "type" not in found:
+        types = list(dict.fromkeys(_TYPES[type(value)] for value in found["enum"]))
+        found["type"] = types[0] if len(types) == 1 else types
+    if _NULL in found.get("anyOf", ()):
+        first, *others = [alternative for alternative in found["anyOf"] if alternative != _NULL]
+        if "type" in first:
+            del found["anyOf"]
+            alternatives = {"anyOf": [_nullable(first), *others]} if others else _nullable(first)
+            return {**alternatives, **found}
+    return found
+
+
+def without_null(schema: Schema) -> Schema:
+    """Return the schema of a query parameter: null cannot be written in a URL."""
+    found = dict(schema)
+    if isinstance(found.get("type"), list):
+        (found["type"],) = (kind for kind in found["type"] if kind != "null")
+    if "enum" in found:
+        found["enum"] = [value for value in found["enum"] if value is not None]
+    return found
+
+
+def _nullable(schema: Schema) -> Schema:
+    found = {**schema, "type": [schema["type"], "null"]}
+    if "enum" in found:
+        found["enum"] = [*found["enum"], None]
+    return found
