@@ -60,7 +60,7 @@ class GroupCommit:
         tracer: Tracer | None = None,
     ) -> None:
         self._cell = cell
-        self._connection = cell.owned_connection()
+        self._connection = cell.owned_connection(2 * commit_timeout_s)
         self._dedup_window_s = dedup_window_s
         self._commit_timeout_s = commit_timeout_s
         self._queue_bytes = queue_bytes

@@ -14,7 +14,8 @@ import asyncpg
 from asyncpg.pgproto import pgproto
 
 from relay.store import errors
-from relay.store.connection import CONNECT_TIMEOUT_S, PLAN_EACH, HotConnection, Opener, Row
+from relay.store.backends import CANCEL_TIMEOUT_S, BackendLimit
+from relay.store.connection import CONNECT_TIMEOUT_S, PLAN_EACH, Connection, HotConnection, Opener, Row
 from relay.store.listener import Listener
 from relay.store.statements import Statements
 from relay.values.uuid7 import Uuid7Clock, steady_ns
@@ -27,6 +28,10 @@ _COMPARISONS: Final = 3
 # `remote_write` and `remote_apply` ask for more than a flush here.
 _DURABLE: Final = ("on", "remote_write", "remote_apply")
 _STATEMENT_TIMEOUT_S: Final = 10.0
+# The server ends a statement by itself a little after we have given it up.
+_SERVER_TIMEOUT_S: Final = 12.0
+# Dropping a partition, which waits for those who read it.
+_STEADY_TIMEOUT_S: Final = 130.0
 # A pooler that has no connection left lets us wait, by default for two minutes.
 _PROBE_TIMEOUT_S: Final = 5.0
 _CONFLICT_TRIES: Final = 5
@@ -76,6 +81,7 @@ class Cell:
         self._direct = Opener(direct_url or url, application, pooled=False, lifetime_s=lifetime_s)
         #: How many connections the pool may have.
         self.most_pooled = max(1, connections - _OWNED_CONNECTIONS)
+        self._backends = BackendLimit(self.most_pooled, self._backends_left)
         self._pool: asyncpg.Pool | None = None
         self._owned: list[HotConnection | Listener] = []
         self._stack = AsyncExitStack()
@@ -93,14 +99,15 @@ class Cell:
                 max_inactive_connection_lifetime=60.0,
                 max_queries=1_000_000_000,
                 init=self._opener.on_open,
-                **self._opener.options(custom_plans=True),
+                **self._opener.options(_SERVER_TIMEOUT_S, custom_plans=True),
             )
             await self._pool
             stack.callback(self._pool.terminate)
             stack.push_async_callback(self._close_owned)
-            self._heart = self.owned_connection()
+            self._heart = self.owned_connection(_STEADY_TIMEOUT_S)
             self._heart_free = asyncio.Lock()
             await self.refresh()
+            await stack.enter_async_context(self._backends)
             beating = asyncio.create_task(self._keep_time(), name="cell clock")
             stack.push_async_callback(_cancel, beating)
             self._stack = stack.pop_all()
@@ -111,9 +118,13 @@ class Cell:
     ) -> None:
         await self._stack.aclose()
 
-    def owned_connection(self) -> HotConnection:
-        """A connection for one hot path to keep; the cell closes it in the end."""
-        connection = HotConnection(self._opener, self.statements)
+    def owned_connection(self, server_timeout_s: float = _SERVER_TIMEOUT_S) -> HotConnection:
+        """A connection for one hot path to keep; the cell closes it in the end.
+
+        Args:
+            server_timeout_s: after which PostgreSQL ends a statement that was given up here.
+        """
+        connection = HotConnection(self._opener, self.statements, server_timeout_s, self._backend_given_up)
         self._owned.append(connection)
         return connection
 
@@ -158,28 +169,63 @@ class Cell:
         if pool is None:
             raise errors.DatabaseUnavailable("the cell is not open")
         try:
+            await self._backends.acquire(min(timeout_s, 2 * CONNECT_TIMEOUT_S))
+        except TimeoutError:
+            raise errors.DatabaseUnavailable("every connection of the pool is in use") from None
+        try:
             connection: Any = await pool.acquire(timeout=min(timeout_s, 2 * CONNECT_TIMEOUT_S))
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+            self._backends.release()
             raise errors.connecting(error) from None
+        except BaseException:
+            self._backends.release()
+            raise
         spent = self._opener.is_old(connection)
+        given_up = False
         try:
             if not self._opener.pooled:
                 await connection.plan(self.statements["set_plans"], plans, timeout_s)
             rows: Sequence[Row] = await connection.fetch(text, *args, timeout=timeout_s)
             return rows
         except TimeoutError:
-            # Given back, it would be waited for until its cancel is through, which may hang as well.
-            spent = True
+            given_up = True
             raise errors.OutcomeUnknown("PostgreSQL did not answer in time") from None
+        except asyncio.CancelledError:
+            given_up = True
+            raise
         except Exception as error:
             spent = spent or getattr(error, "sqlstate", None) in errors.GOODBYE
             raise errors.running(error) from None
         finally:
-            if spent:
-                # A connection that died has left the pool already, and says so.
-                with suppress(asyncpg.InterfaceError):
-                    connection.terminate()
-            await pool.release(connection)
+            if given_up:
+                # asyncpg has sent a cancel, and whether that is through nobody here waits for.
+                self._backends.release_after(self._cancelled(pool, connection))
+            else:
+                try:
+                    if spent:
+                        # A connection that died has left the pool already, and says so.
+                        with suppress(asyncpg.InterfaceError):
+                            connection.terminate()
+                    await pool.release(connection)
+                finally:
+                    self._backends.release()
+
+    async def _cancelled(self, pool: asyncpg.Pool, proxy: Any) -> int | None:
+        """Give back a connection whose statement was cancelled. The process id of its backend, if that may go on."""
+        connection: Connection = proxy.itself()
+        try:
+            await pool.release(proxy, timeout=CANCEL_TIMEOUT_S)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, TimeoutError):
+            connection.terminate()
+        # A pooler makes process ids up, and has a limit of its own.
+        return connection.process_id if connection.is_closed() and not self._opener.pooled else None
+
+    def _backend_given_up(self, process_id: int) -> None:
+        if not self._opener.pooled:
+            self._backends.add(process_id)
+
+    async def _backends_left(self, process_ids: Sequence[int], ages_s: Sequence[float]) -> Sequence[int]:
+        return [row["pid"] for row in await self.fetch_steadily("backends_left", process_ids, ages_s, timeout_s=5.0)]
 
     async def fetch_row(self, name: str, *args: Any, timeout_s: float = _STATEMENT_TIMEOUT_S) -> Row | None:
         """The first row of a named statement, or None."""

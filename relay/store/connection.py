@@ -29,6 +29,15 @@ _SESSION: Final[Mapping[str, str]] = {
     "jit": "off",
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
+    # A statement whose client has gone ends within a second, and not when it has something to say.
+    "client_connection_check_interval": "1s",
+    # No transaction of ours waits for us.
+    "idle_in_transaction_session_timeout": "30s",
+    # A machine that vanished is noticed within half a minute; without meaning for Unix sockets.
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "4",
+    "tcp_user_timeout": "30s",
 }
 
 #: Values of PostgreSQL's `plan_cache_mode`. A plan for the parameters of one execution leaves out the partitions that
@@ -42,15 +51,17 @@ Row = asyncpg.Record
 _Execute = Callable[..., Awaitable[Sequence[Row]]]
 
 
-class _Connection(asyncpg.Connection):
+class Connection(asyncpg.Connection):
     """asyncpg's connection, knowing its age, and without the round trip that resets session state at each release."""
 
-    __slots__ = ("born", "plans")
+    __slots__ = ("born", "plans", "process_id")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.born = time.monotonic()
         self.plans: str | None = PLAN_EACH
+        # asyncpg's own is gone with the connection.
+        self.process_id: int = self.get_server_pid()
 
     async def plan(self, statement: str, mode: str, timeout_s: float) -> None:
         """Let what runs from now on be planned in this way; asked of PostgreSQL only when it is another way."""
@@ -60,7 +71,12 @@ class _Connection(asyncpg.Connection):
             await self.fetch(statement, mode, timeout=timeout_s)
             self.plans = mode
 
+    def itself(self) -> Connection:
+        """The connection behind the proxy that a pool gives out, which knows nothing more once it is released."""
+        return self
+
     def get_reset_query(self) -> str:
+        """Return nothing to reset: sessions keep no state but their plans."""
         return ""
 
 
@@ -84,31 +100,39 @@ class Opener:
         self.pooled = pooled
         self.lifetime_s = lifetime_s
 
-    def options(self, *, custom_plans: bool = False) -> dict[str, Any]:
+    def options(self, server_timeout_s: float, *, custom_plans: bool = False) -> dict[str, Any]:
         """The keyword arguments for asyncpg, for a connection or a pool.
 
         Args:
+            server_timeout_s: after which PostgreSQL ends a statement; 0 for never.
             custom_plans: plan each execution for its parameters, until a connection is told otherwise.
         """
-        settings = {"application_name": self.application, **_SESSION}
+        settings = {
+            "application_name": self.application,
+            "statement_timeout": f"{server_timeout_s * 1000:.0f}ms",
+            **_SESSION,
+        }
         if custom_plans:
             settings["plan_cache_mode"] = PLAN_EACH
         return {
             "timeout": CONNECT_TIMEOUT_S,
-            "connection_class": _Connection,
+            "connection_class": Connection,
             "statement_cache_size": 0 if self.pooled else 200,
             "max_cached_statement_lifetime": 0,
             "server_settings": None if self.pooled else settings,
         }
 
-    async def open(self) -> asyncpg.Connection:
+    async def open(self, server_timeout_s: float = 0.0) -> Connection:
         """A new connection.
+
+        Args:
+            server_timeout_s: after which PostgreSQL ends a statement; 0 for never.
 
         Raises:
             DatabaseUnavailable: there is none to be had.
         """
         try:
-            connection: asyncpg.Connection = await asyncpg.connect(self.url, **self.options())
+            connection: Connection = await asyncpg.connect(self.url, **self.options(server_timeout_s))
             try:
                 await self.on_open(connection)
             except BaseException:
@@ -185,12 +209,26 @@ class HotConnection:
     """One connection owned by one hot path, with its statements prepared; it opens itself again when it was lost.
 
     Only one statement runs at a time: its owner sees to that.
+
+    Args:
+        opener: opens it.
+        statements: their texts by name.
+        server_timeout_s: after which PostgreSQL ends a statement that was given up here; 0 for never.
+        given_up: is told the process id of a backend that may still work on such a statement.
     """
 
-    def __init__(self, opener: Opener, statements: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        opener: Opener,
+        statements: Mapping[str, str],
+        server_timeout_s: float = 0.0,
+        given_up: Callable[[int], None] | None = None,
+    ) -> None:
         self._opener = opener
         self._statements = statements
-        self._connection: asyncpg.Connection | None = None
+        self._server_timeout_s = server_timeout_s
+        self._given_up = given_up
+        self._connection: Connection | None = None
         self._deadline: _Deadline | None = None
         self._prepared: dict[str, _Execute] = {}
 
@@ -225,7 +263,7 @@ class HotConnection:
                 continue
         raise errors.DatabaseUnavailable("other transactions kept winning")
 
-    async def _renew(self, old: asyncpg.Connection) -> asyncpg.Connection:
+    async def _renew(self, old: Connection) -> Connection:
         """A new connection in place of an old one, which stays where none is to be had: then it is all we have."""
         try:
             return await self._open()
@@ -233,8 +271,8 @@ class HotConnection:
             _log.info("connection_not_replaced", extra={"reason": str(reason)})
             return old
 
-    async def _open(self) -> asyncpg.Connection:
-        connection = await self._opener.open()
+    async def _open(self) -> Connection:
+        connection = await self._opener.open(self._server_timeout_s)
         try:
             await self.close()
         except BaseException:
@@ -245,7 +283,7 @@ class HotConnection:
         return connection
 
     async def _run(
-        self, connection: asyncpg.Connection, name: str, args: tuple[Any, ...], timeout_s: float | None
+        self, connection: Connection, name: str, args: tuple[Any, ...], timeout_s: float | None
     ) -> Sequence[Row]:
         deadline = self._deadline
         assert deadline is not None  # noqa: S101 - it comes with the connection
@@ -255,10 +293,12 @@ class HotConnection:
             return await execute(*args)
         except asyncio.CancelledError:
             connection.terminate()
+            self._tell_given_up(connection)
             raise
         except Exception as error:
             meaning = errors.running(error)
             if deadline.passed:
+                self._tell_given_up(connection)
                 meaning = errors.OutcomeUnknown("PostgreSQL did not answer in time")
             elif isinstance(meaning, errors.OutcomeUnknown) or getattr(error, "sqlstate", None) in errors.GOODBYE:
                 connection.terminate()
@@ -267,7 +307,11 @@ class HotConnection:
         finally:
             deadline.clear()
 
-    async def _prepare(self, connection: asyncpg.Connection, name: str) -> _Execute:
+    def _tell_given_up(self, connection: Connection) -> None:
+        if self._given_up is not None:
+            self._given_up(connection.process_id)
+
+    async def _prepare(self, connection: Connection, name: str) -> _Execute:
         text = self._statements[name]
         execute = (
             functools.partial(connection.fetch, text) if self._opener.pooled else (await connection.prepare(text)).fetch

@@ -53,7 +53,7 @@ class Listener(Background):
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                connection = await self._opener.open()
+                connection = await self._opener.open(2 * _PROBE_TIMEOUT_S)
             except errors.StoreError as error:
                 if pause_s == _FIRST_PAUSE_S:
                     _log.warning("listener_cannot_connect", extra={"channel": self._channel, "reason": str(error)})

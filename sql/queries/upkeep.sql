@@ -38,6 +38,14 @@ select
         0
     )::float8 as oldest_write_s;
 
+-- name: backends_left
+-- Of backends that were given up, those that live; one that was started later has the id of one that has ended.
+-- $1 pid int4[], $2 age_s float8[]: how long ago each was given up
+-- gives: pid int4
+select a.pid
+from unnest($1::int4[], $2::float8[]) as g (pid, age_s)
+inner join pg_stat_activity as a on a.pid = g.pid and a.backend_start < now() - g.age_s * interval '1 second';
+
 -- name: make_partitions
 -- Make the partitions from yesterday to $1 days ahead where they are missing.
 -- $1 days int
