@@ -57,6 +57,7 @@ async def furnish(stage: Stage) -> Furnished:
         begun = await tenant.post("/api/deliveries/retry", json={"status": "cancelled"})
         assert begun.status_code == 202, begun.text
         jobs.append(begun.json()["job_id"])
+    await stage.tried(tenant, events, endpoints, mark)
     keys = (await tenant.get("/api/keys")).json()
     ids = {
         "organization": [tenant.organization_id],

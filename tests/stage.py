@@ -78,6 +78,19 @@ class Stage:
             None if status == "delivered" else error,
         )
 
+    async def tried(self, tenant: Tenant, event_ids: Sequence[str], endpoint_ids: Sequence[str], said: str) -> None:
+        """Two attempts at each delivery, answered with what was said."""
+        await self.read(
+            "insert into relay.attempts"
+            " (organization_id, event_id, endpoint_id, number, at, status_code, latency_ms, error_class, response)"
+            " select $1, v, d, n, now(), 500, 1, 'http', $4"
+            " from unnest($2::uuid[]) v cross join unnest($3::uuid[]) d cross join generate_series(1, 2) n",
+            UUID(tenant.organization_id),
+            list(event_ids),
+            list(endpoint_ids),
+            said.encode(),
+        )
+
     async def accept_many(self, tenant: Tenant, count: int, type_: str = "order.created") -> list[UUID]:
         """Events, in one commit, as the API stores them."""
         organization_id = UUID(tenant.organization_id)

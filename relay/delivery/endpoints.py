@@ -78,7 +78,7 @@ class Endpoints:
         return uuid7.created_at(self._cell.clock.new())
 
     async def page(self, organization_id: UUID, after: str | None, limit: int) -> tuple[Sequence[Row], str | None]:
-        """Endpoints, newest first, and the cursor after them.
+        """Endpoints, newest first, as many as 8 MiB hold, and the cursor after them.
 
         Raises:
             ApiError: `invalid_cursor`.
@@ -87,10 +87,10 @@ class Endpoints:
         start = cursor.LAST if after is None else cursor.read(after, query)
         if start is None:
             raise ApiError("invalid_cursor")
-        rows = await self._cell.fetch("endpoints_page", organization_id, start.event_id, limit + 1)
-        if len(rows) <= limit:
+        rows = await self._cell.fetch("endpoints_page", organization_id, start.event_id, limit)
+        if not rows or not rows[-1]["more"]:
             return rows, None
-        return rows[:limit], cursor.write(Position(0, 0, rows[limit - 1]["id"]), query)
+        return rows, cursor.write(Position(0, 0, rows[-1]["id"]), query)
 
     async def read(self, organization_id: UUID, endpoint_id: UUID) -> Row | None:
         """One endpoint, or None when the organization has no such."""

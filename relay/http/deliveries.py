@@ -1,4 +1,4 @@
-"""GET /api/deliveries, and what is sent again: one delivery, one event."""
+"""What became of deliveries, and what is sent again: one delivery, one event."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from relay.http.body import BodyClock
 from relay.http.door import Door
 from relay.http.exchange import Receive, Scope, Send
 from relay.http.job_schemas import EventReplayed
-from relay.http.listing_schemas import DeliveriesQuery, DeliveryPage
+from relay.http.listing_schemas import AttemptPage, AttemptsQuery, DeliveriesQuery, DeliveryPage
 from relay.http.query import read_id, read_query, read_span, refuse_query
-from relay.http.schemas import Delivery
+from relay.http.schemas import Attempt, Delivery
 from relay.inbox import DeliveriesQuery as Query
-from relay.inbox import read_deliveries
+from relay.inbox import read_attempts, read_deliveries
 from relay.store import Cell, Row
-from relay.upkeep.again import replay_event, retry_delivery
+from relay.upkeep.again import find_delivery, replay_event, retry_delivery
 from relay.values import uuid7
 from relay.values.times import rfc3339, rfc3339_or_none
 
@@ -39,6 +39,19 @@ def delivery(event_id: UUID, row: Row | dict[str, Any]) -> Delivery:
     )
 
 
+def attempt_shown(row: Row) -> Attempt:
+    """An attempt as the API shows it."""
+    response = row["response"]
+    return Attempt(
+        number=row["number"],
+        at=rfc3339(row["at"]),
+        status_code=row["status_code"],
+        latency_ms=row["latency_ms"],
+        error_class=row["error_class"],
+        response=None if response is None else response.decode("utf-8", "backslashreplace"),
+    )
+
+
 class GetDeliveries:
     """A page of deliveries, newest first."""
 
@@ -54,6 +67,7 @@ class GetDeliveries:
             tenant.organization_id,
             asked.status,
             read_id("endpoint_id", asked.endpoint_id),
+            read_id("event_id", asked.event_id),
             asked.error_class,
             read_span(asked.since, asked.until),
             asked.limit,
@@ -62,6 +76,24 @@ class GetDeliveries:
         page = await read_deliveries(self._cell, query)
         shown = [delivery(row["event_id"], row) for row in page.deliveries]
         await exchange.answer_json(200, DeliveryPage(shown, page.next_cursor))
+
+
+class GetAttempts:
+    """A page of the attempts at one delivery, newest first."""
+
+    def __init__(self, door: Door, cell: Cell) -> None:
+        self._door = door
+        self._cell = cell
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchanges.of(scope)
+        tenant = await self._door.admit(exchange, "manage")
+        asked = read_query(scope, AttemptsQuery)
+        delivery_id = uuid7.parse(scope["path_params"]["id"])
+        found = await find_delivery(self._cell, tenant.organization_id, delivery_id)
+        page = await read_attempts(self._cell, tenant.organization_id, *found, asked.limit, asked.cursor)
+        shown = [attempt_shown(row) for row in page.attempts]
+        await exchange.answer_json(200, AttemptPage(shown, page.next_cursor))
 
 
 class RetryDelivery:

@@ -17,9 +17,9 @@ from relay.errors import ApiError
 from relay.http import endpoint_schemas as schemas
 from relay.http import exchange as exchanges
 from relay.http.body import SMALL_BODY_BYTES, BodyClock, decode
+from relay.http.deliveries import attempt_shown
 from relay.http.door import Door
 from relay.http.endpoint_rules import check_catch_up, members_of
-from relay.http.events import attempt_shown
 from relay.http.exchange import NO_STORE, Exchange, Header, Receive, Scope, Send
 from relay.http.idempotency import REPLAYED, once, read_key
 from relay.http.query import read_query, refuse_query

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Final
 from uuid import UUID
+
+import msgspec
 
 from relay.errors import ApiError
 from relay.http import exchange as exchanges
 from relay.http.body import BodyClock
-from relay.http.deliveries import delivery
+from relay.http.deliveries import attempt_shown, delivery
 from relay.http.door import Door
 from relay.http.exchange import JSON, Exchange, Receive, Scope, Send
 from relay.http.idempotency import REPLAYED
@@ -29,9 +32,10 @@ from relay.ingest import (
 )
 from relay.store import Cell, Row
 from relay.values import uuid7
-from relay.values.times import rfc3339
 
 SINGLE_EVENT_BODY_BYTES: Final = 320 * 1024
+# An answer is at most 8 MiB, and a payload 256 KiB; deliveries take 40 KiB, and the rest is little.
+_ATTEMPTS_BYTES: Final = 7 * 1024 * 1024
 
 
 class PostEvent:
@@ -106,7 +110,7 @@ class GetEvents:
 
 
 class GetEvent:
-    """One event with its deliveries and their attempts."""
+    """One event with its newest deliveries and the newest attempts at them."""
 
     def __init__(self, door: Door, cell: Cell) -> None:
         self._door = door
@@ -125,29 +129,33 @@ class GetEvent:
 
 def _story(story: Story) -> EventDetail:
     event = inbox_event(story.event, story.event["id"])
+    logs = _logs(story.attempts)
     return EventDetail(
         **{field: getattr(event, field) for field in event.__struct_fields__},
-        deliveries=[_delivery(story, row) for row in story.deliveries],
+        deliveries=[_delivery(story.event["id"], row, logs) for row in story.deliveries],
+        deliveries_total=story.event["deliveries_total"],
+        attempts_total=event.attempts,
     )
 
 
-def _delivery(story: Story, row: Row) -> DeliveryDetail:
-    shown = delivery(story.event["id"], row)
-    log = [attempt_shown(attempt) for attempt in story.attempts if attempt["endpoint_id"] == row["endpoint_id"]]
+def _logs(attempts: Sequence[Row]) -> dict[UUID, list[Attempt]]:
+    """Group attempts by endpoint, oldest first, as many as fit: a response may take six times its bytes as JSON."""
+    logs: dict[UUID, list[Attempt]] = {}
+    left = _ATTEMPTS_BYTES
+    for row in attempts:
+        attempt = attempt_shown(row)
+        left -= len(msgspec.json.encode(attempt)) + 1
+        if left < 0:
+            break
+        logs.setdefault(row["endpoint_id"], []).append(attempt)
+    for log in logs.values():
+        log.reverse()
+    return logs
+
+
+def _delivery(event_id: UUID, row: Row, logs: Mapping[UUID, list[Attempt]]) -> DeliveryDetail:
+    shown = delivery(event_id, row)
     return DeliveryDetail(
         **{field: getattr(shown, field) for field in shown.__struct_fields__},
-        attempt_log=log,
-    )
-
-
-def attempt_shown(row: Row) -> Attempt:
-    """An attempt as the API shows it."""
-    response = row["response"]
-    return Attempt(
-        number=row["number"],
-        at=rfc3339(row["at"]),
-        status_code=row["status_code"],
-        latency_ms=row["latency_ms"],
-        error_class=row["error_class"],
-        response=None if response is None else response.decode("utf-8", "backslashreplace"),
+        attempt_log=logs.get(row["endpoint_id"], []),
     )

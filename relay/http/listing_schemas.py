@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from relay.http.schemas import Delivery, DeliveryStatus, ErrorClass, Uuid
+from relay.http.schemas import Attempt, Delivery, DeliveryStatus, ErrorClass, Uuid
 
 Limit = Annotated[int, Meta(ge=1, le=1000)]
 Cursor = Annotated[str, Meta(max_length=200)]
@@ -42,6 +42,7 @@ class DeliveriesQuery(Struct, forbid_unknown_fields=True):
 
     status: DeliveryStatus | None = None
     endpoint_id: Uuid | None = None
+    event_id: Uuid | None = None
     error_class: ErrorClass | None = None
     since: Since | None = None
     until: Until | None = None
@@ -53,4 +54,18 @@ class DeliveryPage(Struct):
     """A page of deliveries."""
 
     deliveries: list[Delivery]
+    next_cursor: str | None
+
+
+class AttemptsQuery(Struct, forbid_unknown_fields=True):
+    """How many attempts, and after which."""
+
+    cursor: Cursor | None = None
+    limit: Limit = 100
+
+
+class AttemptPage(Struct):
+    """A page of attempts, newest first."""
+
+    attempts: list[Attempt]
     next_cursor: str | None

@@ -161,15 +161,23 @@ class Delivery(Struct):
 
 
 class DeliveryDetail(Delivery):
-    """The same, with every attempt at it."""
+    """The same, with the newest attempts at it."""
 
-    attempt_log: list[Attempt]
+    attempt_log: Annotated[
+        list[Attempt],
+        Meta(description="At most the newest 20, oldest first; the others: `/api/deliveries/{id}/attempts`."),
+    ]
 
 
 class EventDetail(Event):
-    """An event with everything that has happened to it."""
+    """An event with its newest deliveries."""
 
-    deliveries: list[DeliveryDetail]
+    deliveries: Annotated[
+        list[DeliveryDetail],
+        Meta(description="At most 100, those to the newest endpoints first; all: `/api/deliveries?event_id=`."),
+    ]
+    deliveries_total: Annotated[int, Meta(description="How many deliveries it has; 10,000 are counted at most.")]
+    attempts_total: Annotated[int, Meta(description="How many attempts were made at those; as `attempts`.")]
 
 
 class EmptyObject(Struct, forbid_unknown_fields=True):

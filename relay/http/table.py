@@ -22,7 +22,7 @@ from relay.http import (
 from relay.http.batch import PostBatch
 from relay.http.body import BodyClock
 from relay.http.client import Clients
-from relay.http.deliveries import GetDeliveries, ReplayEvent, RetryDelivery
+from relay.http.deliveries import GetAttempts, GetDeliveries, ReplayEvent, RetryDelivery
 from relay.http.door import Door
 from relay.http.endpoints import (
     DeleteEndpoint,
@@ -166,6 +166,12 @@ def _deliveries(rooms: Rooms) -> list[Operation]:
             id="listDeliveries",
             success={200: listing_schemas.DeliveryPage}, query=listing_schemas.DeliveriesQuery,
             errors=("invalid_request", "invalid_cursor"),
+        ),
+        Operation(
+            "GET", "/api/deliveries/{id}/attempts", GetAttempts(door, cell),
+            id="listAttempts",
+            success={200: listing_schemas.AttemptPage}, query=listing_schemas.AttemptsQuery,
+            errors=("delivery_not_found", "invalid_request", "invalid_cursor"),
         ),
         Operation(
             "POST", "/api/deliveries/{id}/retry", RetryDelivery(door, bodies, cell, window_s, rooms.due),

@@ -1,13 +1,14 @@
 """How consumers pull: pages, one event, acknowledgements; and how deliveries are listed and all is counted."""
 
 from relay.inbox.acknowledge import acknowledge
-from relay.inbox.deliveries import DeliveriesPage, DeliveriesQuery, read_deliveries
+from relay.inbox.deliveries import AttemptsPage, DeliveriesPage, DeliveriesQuery, read_attempts, read_deliveries
 from relay.inbox.event import Story, read_event
 from relay.inbox.page import InboxQuery, Order, Page, Status, read_page
 from relay.inbox.span import Span
 from relay.inbox.stats import Capped, Stats, read_stats
 
 __all__ = [
+    "AttemptsPage",
     "Capped",
     "DeliveriesPage",
     "DeliveriesQuery",
@@ -19,6 +20,7 @@ __all__ = [
     "Status",
     "Story",
     "acknowledge",
+    "read_attempts",
     "read_deliveries",
     "read_event",
     "read_page",

@@ -1,10 +1,10 @@
-"""Listing deliveries, newest first."""
+"""Listing deliveries and the attempts at one, newest first."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 from uuid import UUID
 
 from relay.errors import ApiError
@@ -12,6 +12,9 @@ from relay.inbox.span import Span
 from relay.store import Cell, Row
 from relay.values import cursor
 from relay.values.cursor import Position
+
+# Before all attempts, the newest of which comes first: none has so high a number.
+_BEFORE_ALL: Final = Position(cursor.LAST.epoch, 0, cursor.LAST.event_id)
 
 DeliveryStatus = Literal["pending", "held", "delivered", "failed", "cancelled"]
 
@@ -24,6 +27,7 @@ class DeliveriesQuery:
         organization_id: whose.
         status: in which state; None for any.
         endpoint_id: to which endpoint; None for any.
+        event_id: of which event; None for any.
         error_class: how the last attempt failed; None for any or none.
         span: when their events were made.
         limit: how many at most.
@@ -33,6 +37,7 @@ class DeliveriesQuery:
     organization_id: UUID
     status: DeliveryStatus | None
     endpoint_id: UUID | None
+    event_id: UUID | None
     error_class: str | None
     span: Span
     limit: int
@@ -47,6 +52,19 @@ class DeliveriesQuery:
             str(self.endpoint_id or ""),
             self.error_class or "",
             *self.span.identity,
+            *(() if self.event_id is None else (str(self.event_id),)),
+        )
+
+    @property
+    def ids(self) -> tuple[UUID | None, UUID | None]:
+        """The bounds on the ids of events, the second exclusive."""
+        since, until = self.span.ids
+        if self.event_id is None:
+            return since, until
+        following = UUID(int=self.event_id.int + 1)
+        return (
+            self.event_id if since is None else max(since, self.event_id),
+            following if until is None else min(until, following),
         )
 
     def start(self) -> tuple[Position, UUID]:
@@ -83,12 +101,15 @@ async def read_deliveries(cell: Cell, query: DeliveriesQuery) -> DeliveriesPage:
         StoreError: the database does not answer.
     """
     start, endpoint_id = query.start()
-    filters = (*query.span.ids, query.endpoint_id, query.error_class)
+    filters = (*query.ids, query.endpoint_id, query.error_class)
     place = (start.event_id, endpoint_id, query.limit)
     if query.status in ("pending", "held"):
-        first, last = await query.span.positions(cell, query.organization_id)
+        bounds = await _positions(cell, query)
+        if bounds is None:
+            return DeliveriesPage((), None)
+        first, last = bounds
         if last < start:
-            start, endpoint_id = last, last.event_id
+            start, endpoint_id = last, cursor.LAST.event_id
         parameters = (*start, endpoint_id, query.limit, query.status, first.epoch, first.xid, *filters)
         rows = await cell.fetch("deliveries_open", query.organization_id, *parameters)
     elif query.status is None:
@@ -99,8 +120,49 @@ async def read_deliveries(cell: Cell, query: DeliveriesQuery) -> DeliveriesPage:
     # Either the page is full, or the walk was cut off at the last row, or there are no more.
     if not rows or len(deliveries) == len(rows) < query.limit:
         return DeliveriesPage(deliveries, None)
+    if query.event_id is not None and rows[-1]["event_id"] != query.event_id:
+        # The walk has left the event.
+        return DeliveriesPage(deliveries, None)
     return DeliveriesPage(deliveries, query.cursor_at(_position(rows[-1]), rows[-1]["endpoint_id"]))
+
+
+async def _positions(cell: Cell, query: DeliveriesQuery) -> tuple[Position, Position] | None:
+    """Between which positions the events lie; None when there is no such event."""
+    if query.event_id is None:
+        return await query.span.positions(cell, query.organization_id)
+    row = await cell.fetch_row("position_of_event", query.organization_id, query.event_id)
+    if row is None:
+        return None
+    position = Position(row["epoch"], row["xid"], query.event_id)
+    return position, position
 
 
 def _position(row: Row) -> Position:
     return Position(row.get("epoch", 0), row.get("xid", 0), row["event_id"])
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptsPage:
+    """Attempts as rows of `attempts_of_delivery`, and the cursor after them."""
+
+    attempts: Sequence[Row]
+    next_cursor: str | None
+
+
+async def read_attempts(
+    cell: Cell, organization_id: UUID, event_id: UUID, endpoint_id: UUID, limit: int, after: str | None
+) -> AttemptsPage:
+    """Read one page of the attempts at one delivery. At most 1,000, each with the first KiB of a response: under 8 MiB.
+
+    Raises:
+        ApiError: `invalid_cursor`.
+        StoreError: the database does not answer.
+    """
+    identity = ("attempts", str(organization_id), str(event_id), str(endpoint_id))
+    start = _BEFORE_ALL if after is None else cursor.read(after, identity)
+    if start is None:
+        raise ApiError("invalid_cursor")
+    rows = await cell.fetch("attempts_of_delivery", organization_id, event_id, endpoint_id, start.epoch, limit)
+    if len(rows) < limit or rows[-1]["number"] <= 1:
+        return AttemptsPage(rows, None)
+    return AttemptsPage(rows, cursor.write(Position(rows[-1]["number"], 0, event_id), identity))

@@ -11,9 +11,8 @@ from uuid import UUID
 from relay.store import Cell
 from relay.values import uuid7
 
-#: So many rows of each index are read at most.
-MOST_ROWS: Final = 50_000
-#: So many attempts: their rows are wide, and each is fetched.
+#: So many rows are read at most for each of the counts.
+MOST_ROWS: Final = 10_000
 MOST_ATTEMPTS: Final = 10_000
 #: What may be more than is counted.
 Capped = Literal["accepted", "pending", "endpoints.pending", "endpoints.success_rate"]

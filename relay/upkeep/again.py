@@ -63,20 +63,28 @@ async def retry_delivery(cell: Cell, organization_id: UUID, delivery_id: UUID | 
         ApiError: `delivery_not_found`, `endpoint_not_found` when its endpoint is gone, or `idempotency_key_reused`.
         StoreError: the database does not answer.
     """
-    found = None if delivery_id is None else await _find(cell, organization_id, delivery_id)
-    if found is None:
-        raise ApiError("delivery_not_found")
-    event_id, endpoint_id = found
+    event_id, endpoint_id = await find_delivery(cell, organization_id, delivery_id)
     sent = await _send_again(cell, organization_id, event_id, endpoint_id, once)
     if sent is None:
         raise ApiError("endpoint_not_found")
     return sent
 
 
-async def _find(cell: Cell, organization_id: UUID, delivery_id: UUID) -> tuple[UUID, UUID] | None:
+async def find_delivery(cell: Cell, organization_id: UUID, delivery_id: UUID | None) -> tuple[UUID, UUID]:
+    """Return the event and the endpoint of a delivery.
+
+    Raises:
+        ApiError: `delivery_not_found`.
+        StoreError: the database does not answer.
+    """
+    if delivery_id is None:
+        raise ApiError("delivery_not_found")
     rows = await cell.fetch("deliveries_near", organization_id, *uuid7.events_of_delivery(delivery_id))
     places = ((row["event_id"], row["endpoint_id"]) for row in rows)
-    return next((place for place in places if place[1].int and uuid7.delivery_id(*place) == delivery_id), None)
+    found = next((place for place in places if place[1].int and uuid7.delivery_id(*place) == delivery_id), None)
+    if found is None:
+        raise ApiError("delivery_not_found")
+    return found
 
 
 async def _send_again(

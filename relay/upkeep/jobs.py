@@ -134,9 +134,11 @@ async def list_jobs(cell: Cell, organization_id: UUID, limit: int, after: str | 
     if start is None:
         raise ApiError("invalid_cursor")
     rows = await cell.fetch("jobs_page", organization_id, start.event_id, limit)
-    if len(rows) < limit:
-        return JobsPage(rows, None)
-    return JobsPage(rows, cursor.write(Position(0, 0, rows[-1]["id"]), query))
+    jobs = [row for row in rows if not row["walked"]]
+    # Either the page is full, or the walk was cut off at the last row, or there are no more.
+    if not rows or len(jobs) == len(rows) < limit:
+        return JobsPage(jobs, None)
+    return JobsPage(jobs, cursor.write(Position(0, 0, rows[-1]["id"]), query))
 
 
 async def read_job(cell: Cell, organization_id: UUID, job_id: UUID | None) -> Row:

@@ -194,7 +194,7 @@ union all
 
 -- name: deliveries_near
 -- The deliveries of the events with ids from one to another, of which there is one or next to none: a delivery's id
--- shares all but its last 62 bits with that of its event.
+-- shares all but its last 62 bits with that of its event. At most 10,000 of them.
 -- $1 organization_id uuid, $2 least event_id uuid, $3 greatest event_id uuid
 -- gives: event_id uuid, endpoint_id uuid
 select e.id as event_id, d.endpoint_id
@@ -208,7 +208,8 @@ cross join lateral (
     from relay.deliveries as d
     where d.organization_id = $1::uuid and d.event_id = e.id
 ) as d
-where e.organization_id = $1::uuid and e.id between $2::uuid and $3::uuid;
+where e.organization_id = $1::uuid and e.id between $2::uuid and $3::uuid
+limit 10000;
 
 -- name: send_again
 -- Send one event again: to the endpoint $3 if it has a delivery for it, or with a null to every endpoint that takes events

@@ -161,20 +161,47 @@ from relay.endpoints
 where organization_id = $1::uuid and id = $2::uuid;
 
 -- name: endpoints_page
--- An organization's endpoints before an id, newest first, without their secrets.
+-- An organization's endpoints before an id, newest first, without their secrets; as many as are 8 MiB together as JSON.
+-- `more`: there are others after them. JSON escapes in a list what its text form does, and takes three bytes more for
+-- each member.
 -- $1 organization_id uuid, $2 before uuid, $3 limit int
 -- gives: id uuid, url text, description text, event_types text[], header_names text[],
 -- enabled bool, rate_limit_per_second int4, max_in_flight int4, timeout_s float8, retry_schedule float8[],
 -- signature text, public_key text, is_default bool, disabled_reason text, disabled_at timestamptz,
--- failing_since timestamptz, broken_since timestamptz, created_at timestamptz, updated_at timestamptz
+-- failing_since timestamptz, broken_since timestamptz, created_at timestamptz, updated_at timestamptz, more bool
+with found as materialized (
+    select
+        e.*,
+        row_number() over (order by e.id desc) as place,
+        sum(
+            2 * (octet_length(e.url) + octet_length(e.description))
+            + octet_length(e.event_types::text) + 3 * cardinality(e.event_types)
+            + octet_length(e.header_names::text) + 3 * cardinality(e.header_names)
+            + 3000
+        ) over (order by e.id desc) as bytes
+    from (
+        select
+            id, url, description, event_types, header_names, enabled, rate_limit_per_second, max_in_flight, timeout_s,
+            retry_schedule, signature, public_key, is_default, disabled_reason, disabled_at, failing_since,
+            broken_since, created_at, updated_at
+        from relay.endpoints
+        where organization_id = $1::uuid and id < $2::uuid
+        order by id desc
+        limit $3::int + 1
+    ) as e
+),
+kept as materialized (
+    select f.*
+    from found as f
+    where f.place <= $3::int and f.bytes < 8388096
+)
 select
-    id, url, description, event_types, header_names, enabled, rate_limit_per_second, max_in_flight, timeout_s,
-    retry_schedule, signature, public_key, is_default, disabled_reason, disabled_at, failing_since,
-    broken_since, created_at, updated_at
-from relay.endpoints
-where organization_id = $1::uuid and id < $2::uuid
-order by id desc
-limit $3::int;
+    k.id, k.url, k.description, k.event_types, k.header_names, k.enabled, k.rate_limit_per_second, k.max_in_flight,
+    k.timeout_s, k.retry_schedule, k.signature, k.public_key, k.is_default, k.disabled_reason, k.disabled_at,
+    k.failing_since, k.broken_since, k.created_at, k.updated_at,
+    (select count(*) from found) > (select count(*) from kept) as more
+from kept as k
+order by k.id desc;
 
 -- name: secret_of_endpoint
 -- The sealed secret of an endpoint that was just made, for the answer to a repeat.

@@ -1,7 +1,9 @@
 -- name: inbox_pending_desc
--- A page of the events that wait, newest first. It walks the primary key of `open`, which holds nothing
--- but what is open, and examines 10,000 rows at most. An event with several open deliveries has a row for each, so rows
--- are grouped. The row without an event id, last and only when the page is short, says how far the walk has come.
+-- A page of the events that wait, newest first. It walks the primary key of `open`, which holds nothing but what is
+-- open, and examines 10,000 rows at most. An event with several open deliveries has a row for each, so rows are
+-- grouped. What is found is then read as far as it is 8 MiB as JSON and has 10,000 deliveries, open and ended:
+-- `attempts` is their sum. `offset 0` keeps them from being joined otherwise than event by event. The row without an
+-- event id, last and only when the page is short, says how far the walk has come.
 -- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid: the position after which to read,
 -- $5 limit int, $6 exact type text or null, $7 type prefix text or null
 -- gives: epoch int4, xid int8, event_id uuid, type text, payload bytea, dedup_id text, status text, attempts int4,
@@ -33,46 +35,72 @@ kept as materialized (
     select p.*
     from (
         select
-            p.*,
+            p.epoch,
+            p.xid,
+            p.event_id,
             e.type,
             e.payload,
             e.dedup_id,
-            sum(octet_length(e.payload)) over (order by p.epoch desc, p.xid desc, p.event_id desc) - octet_length(e.payload) as bytes_before
+            row_number() over (order by p.epoch desc, p.xid desc, p.event_id desc) as place,
+            sum(e.size) over (order by p.epoch desc, p.xid desc, p.event_id desc) as bytes
         from page as p
         cross join lateral (
-            select e.type, e.payload, e.dedup_id
+            select
+                e.type,
+                e.payload,
+                e.dedup_id,
+                octet_length(e.payload) + 4 * octet_length(e.type) + 2 * coalesce(octet_length(e.dedup_id), 0) + 300 as size
             from relay.events as e
             where e.organization_id = $1::uuid and e.id = p.event_id
             limit 1
         ) as e
     ) as p
-    where p.bytes_before < 8388608
+    where p.bytes < 8388096
+),
+counted as materialized (
+    select r.place, coalesce(sum(r.attempts), 0)::int as attempts
+    from (
+        select k.place, d.attempts, row_number() over (order by k.place) as row
+        from (select k.* from kept as k order by k.place) as k
+        left join lateral (
+            select o.attempts
+            from relay.open as o
+            where o.organization_id = $1::uuid and o.epoch = k.epoch and o.xid = k.xid and o.event_id = k.event_id
+            union all
+            select d.attempts
+            from relay.deliveries as d
+            where d.organization_id = $1::uuid and d.event_id = k.event_id
+            offset 0
+        ) as d on true
+        order by k.place
+        limit 10000
+    ) as r
+    group by r.place
+    having max(r.row) < 10000 or min(r.row) = 1
 ),
 walked as materialized (
     select o.epoch, o.xid, o.event_id
     from relay.open as o
-    where (select count(*) from page) < $5::int and (select count(*) from kept) = (select count(*) from page)
+    where (select count(*) from page) < $5::int and (select count(*) from counted) = (select count(*) from page)
         and o.organization_id = $1::uuid
         and (o.epoch, o.xid, o.event_id) < ($2::int, $3::int8, $4::uuid)
     order by o.epoch desc, o.xid desc, o.event_id desc
     limit 10000
 )
 (
-    select p.epoch, p.xid, p.event_id, p.type, p.payload, p.dedup_id, 'pending' as status, a.attempts, null::int as walked
-    from kept as p
-    cross join lateral (
-        select
-            coalesce((
-                select sum(o.attempts)
-                from relay.open as o
-                where o.organization_id = $1::uuid and o.epoch = p.epoch and o.xid = p.xid and o.event_id = p.event_id
-            ), 0)::int + coalesce((
-                select sum(d.attempts)
-                from relay.deliveries as d
-                where d.organization_id = $1::uuid and d.event_id = p.event_id
-            ), 0)::int as attempts
-    ) as a
-    order by p.epoch desc, p.xid desc, p.event_id desc
+    select
+        k.epoch,
+        k.xid,
+        k.event_id,
+        k.type,
+        k.payload,
+        k.dedup_id,
+        'pending' as status,
+        c.attempts,
+        null::int as walked
+    from kept as k
+    inner join counted as c on c.place = k.place
+    order by k.place
 )
 union all
 (
@@ -83,9 +111,11 @@ union all
 );
 
 -- name: inbox_pending_asc
--- A page of the events that wait, oldest first and never ahead of a commit. It walks the primary key of `open`, which holds nothing
--- but what is open, and examines 10,000 rows at most. An event with several open deliveries has a row for each, so rows
--- are grouped. The row without an event id, last and only when the page is short, says how far the walk has come.
+-- A page of the events that wait, oldest first and never ahead of a commit. It walks the primary key of `open`, which
+-- holds nothing but what is open, and examines 10,000 rows at most. An event with several open deliveries has a row for
+-- each, so rows are grouped. What is found is then read as far as it is 8 MiB as JSON and has 10,000 deliveries, open
+-- and ended: `attempts` is their sum. The row without an event id, last and only when the page is short, says how far
+-- the walk has come.
 -- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid: the position after which to read,
 -- $5 limit int, $6 exact type text or null, $7 type prefix text or null
 -- gives: epoch int4, xid int8, event_id uuid, type text, payload bytea, dedup_id text, status text, attempts int4,
@@ -118,47 +148,73 @@ kept as materialized (
     select p.*
     from (
         select
-            p.*,
+            p.epoch,
+            p.xid,
+            p.event_id,
             e.type,
             e.payload,
             e.dedup_id,
-            sum(octet_length(e.payload)) over (order by p.epoch, p.xid, p.event_id) - octet_length(e.payload) as bytes_before
+            row_number() over (order by p.epoch, p.xid, p.event_id) as place,
+            sum(e.size) over (order by p.epoch, p.xid, p.event_id) as bytes
         from page as p
         cross join lateral (
-            select e.type, e.payload, e.dedup_id
+            select
+                e.type,
+                e.payload,
+                e.dedup_id,
+                octet_length(e.payload) + 4 * octet_length(e.type) + 2 * coalesce(octet_length(e.dedup_id), 0) + 300 as size
             from relay.events as e
             where e.organization_id = $1::uuid and e.id = p.event_id
             limit 1
         ) as e
     ) as p
-    where p.bytes_before < 8388608
+    where p.bytes < 8388096
+),
+counted as materialized (
+    select r.place, coalesce(sum(r.attempts), 0)::int as attempts
+    from (
+        select k.place, d.attempts, row_number() over (order by k.place) as row
+        from (select k.* from kept as k order by k.place) as k
+        left join lateral (
+            select o.attempts
+            from relay.open as o
+            where o.organization_id = $1::uuid and o.epoch = k.epoch and o.xid = k.xid and o.event_id = k.event_id
+            union all
+            select d.attempts
+            from relay.deliveries as d
+            where d.organization_id = $1::uuid and d.event_id = k.event_id
+            offset 0
+        ) as d on true
+        order by k.place
+        limit 10000
+    ) as r
+    group by r.place
+    having max(r.row) < 10000 or min(r.row) = 1
 ),
 walked as materialized (
     select o.epoch, o.xid, o.event_id
     from relay.open as o
-    where (select count(*) from page) < $5::int and (select count(*) from kept) = (select count(*) from page)
+    where (select count(*) from page) < $5::int and (select count(*) from counted) = (select count(*) from page)
         and o.organization_id = $1::uuid
         and (o.epoch, o.xid, o.event_id) > ($2::int, $3::int8, $4::uuid)
-            and (o.epoch, o.xid) < ((select epoch from relay.cell), relay.horizon())
+        and (o.epoch, o.xid) < ((select epoch from relay.cell), relay.horizon())
     order by o.epoch, o.xid, o.event_id
     limit 10000
 )
 (
-    select p.epoch, p.xid, p.event_id, p.type, p.payload, p.dedup_id, 'pending' as status, a.attempts, null::int as walked
-    from kept as p
-    cross join lateral (
-        select
-            coalesce((
-                select sum(o.attempts)
-                from relay.open as o
-                where o.organization_id = $1::uuid and o.epoch = p.epoch and o.xid = p.xid and o.event_id = p.event_id
-            ), 0)::int + coalesce((
-                select sum(d.attempts)
-                from relay.deliveries as d
-                where d.organization_id = $1::uuid and d.event_id = p.event_id
-            ), 0)::int as attempts
-    ) as a
-    order by p.epoch, p.xid, p.event_id
+    select
+        k.epoch,
+        k.xid,
+        k.event_id,
+        k.type,
+        k.payload,
+        k.dedup_id,
+        'pending' as status,
+        c.attempts,
+        null::int as walked
+    from kept as k
+    inner join counted as c on c.place = k.place
+    order by k.place
 )
 union all
 (
@@ -169,48 +225,93 @@ union all
 );
 
 -- name: inbox_all_desc
--- A page of events in whatever state or, with $8, in one, newest first. It walks the index by position
--- and examines 10,000 events at most. The row without an event id says how far the walk has come, as above.
--- Bounds on the id leave out whole partitions; $9 and $10 end the walk where the rest of the last one is out of bounds.
+-- A page of events in whatever state or, with $8, in one, newest first. It walks the index by position and examines
+-- 10,000 events at most and as many deliveries of those whose type and dedup_id fit. An event whose deliveries were cut
+-- off there is left to the next page, unless it is the first. `order by` in an aggregate rules out hashing, which would
+-- read on to the end where the page is full long before; `offset 0` a join that does the same. The row without an event
+-- id says how far the walk has come, as above. Bounds on the id leave out whole partitions; $9 and $10 end the walk
+-- where the rest of the last one is out of bounds.
 -- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid: the position after which to read,
 -- $5 limit int, $6 exact type text or null, $7 type prefix text or null, $8 status text or null,
 -- $9 last epoch int, $10 last xid int8, $11 since uuid or null, $12 until uuid or null, exclusive,
 -- $13 dedup_id text or null, $14 endpoint_id uuid or null: one that has a delivery of it, open or ended
 -- gives: epoch int4, xid int8, event_id uuid, type text, payload bytea, dedup_id text, status text, attempts int4,
 -- walked int4
-with page as materialized (
-    select x.epoch, x.xid, x.id, s.status, s.attempts
+with walk as not materialized (
+    select e.epoch, e.xid, e.id, e.type, e.dedup_id
+    from relay.events as e
+    where e.organization_id = $1::uuid
+        and (e.epoch, e.xid, e.id) < ($2::int, $3::int8, $4::uuid)
+        and (e.epoch, e.xid) >= ($9::int, $10::int8)
+        and ($11::uuid is null or e.id >= $11::uuid)
+        and ($12::uuid is null or e.id < $12::uuid)
+    order by e.epoch desc, e.xid desc, e.id desc
+    limit 10000
+),
+met as not materialized (
+    select
+        r.epoch,
+        r.xid,
+        r.id,
+        min(r.row) as first_row,
+        max(r.row order by r.id) as last_row,
+        bool_or(r.is_open) as is_open,
+        bool_or(r.status = 'failed') as has_failed,
+        bool_or(r.status = 'delivered') as is_delivered,
+        bool_or(r.endpoint_id = $14::uuid) as is_sent_there,
+        coalesce(sum(r.attempts), 0)::int as attempts
     from (
-        select e.epoch, e.xid, e.id, e.type, e.dedup_id
-        from relay.events as e
-        where e.organization_id = $1::uuid
-            and (e.epoch, e.xid, e.id) < ($2::int, $3::int8, $4::uuid)
-            and (e.epoch, e.xid) >= ($9::int, $10::int8)
-            and ($11::uuid is null or e.id >= $11::uuid)
-            and ($12::uuid is null or e.id < $12::uuid)
-        order by e.epoch desc, e.xid desc, e.id desc
+        select
+            w.epoch,
+            w.xid,
+            w.id,
+            d.endpoint_id,
+            d.is_open,
+            d.status,
+            d.attempts,
+            row_number() over (order by w.epoch desc, w.xid desc, w.id desc) as row
+        from walk as w
+        left join lateral (
+            select o.endpoint_id, true as is_open, null::text as status, o.attempts
+            from relay.open as o
+            where o.organization_id = $1::uuid and o.epoch = w.epoch and o.xid = w.xid and o.event_id = w.id
+            union all
+            select d.endpoint_id, false, d.status, d.attempts
+            from relay.deliveries as d
+            where d.organization_id = $1::uuid and d.event_id = w.id
+            offset 0
+        ) as d on true
+        where ($6::text is null or w.type = $6::text)
+            and ($7::text is null or starts_with(w.type, $7::text))
+            and ($13::text is null or w.dedup_id = $13::text)
+        order by w.epoch desc, w.xid desc, w.id desc
         limit 10000
-    ) as x
-    cross join lateral relay.event_status($1::uuid, x.epoch, x.xid, x.id) as s
-    where ($6::text is null or x.type = $6::text)
-        and ($7::text is null or starts_with(x.type, $7::text))
+    ) as r
+    group by r.epoch, r.xid, r.id
+    order by r.epoch desc, r.xid desc, r.id desc
+),
+page as materialized (
+    select m.epoch, m.xid, m.id, s.status, m.attempts
+    from met as m
+    cross join lateral (
+        select
+            case
+                when (
+                    select true
+                    from relay.acknowledgements as a
+                    where a.organization_id = $1::uuid and a.event_id = m.id
+                    limit 1
+                ) then 'delivered'
+                when m.is_open then 'pending'
+                when m.has_failed then 'failed'
+                when m.is_delivered then 'delivered'
+                else 'pending'
+            end as status
+    ) as s
+    where (m.last_row < 10000 or m.first_row = 1)
         and ($8::text is null or s.status = $8::text)
-        and ($13::text is null or x.dedup_id = $13::text)
-        and (
-            $14::uuid is null
-            or exists (
-                select
-                from relay.open as o
-                where o.organization_id = $1::uuid and o.epoch = x.epoch and o.xid = x.xid and o.event_id = x.id
-                    and o.endpoint_id = $14::uuid
-            )
-            or exists (
-                select
-                from relay.deliveries as d
-                where d.organization_id = $1::uuid and d.event_id = x.id and d.endpoint_id = $14::uuid
-            )
-        )
-    order by x.epoch desc, x.xid desc, x.id desc
+        and ($14::uuid is null or m.is_sent_there)
+    order by m.epoch desc, m.xid desc, m.id desc
     limit $5::int
 ),
 kept as materialized (
@@ -221,31 +322,50 @@ kept as materialized (
             e.type,
             e.payload,
             e.dedup_id,
-            sum(octet_length(e.payload)) over (order by p.epoch desc, p.xid desc, p.id desc) - octet_length(e.payload) as bytes_before
+            sum(e.size) over (order by p.epoch desc, p.xid desc, p.id desc) as bytes
         from page as p
         cross join lateral (
-            select e.type, e.payload, e.dedup_id
+            select
+                e.type,
+                e.payload,
+                e.dedup_id,
+                octet_length(e.payload) + 4 * octet_length(e.type) + 2 * coalesce(octet_length(e.dedup_id), 0) + 300 as size
             from relay.events as e
             where e.organization_id = $1::uuid and e.id = p.id
             limit 1
         ) as e
     ) as p
-    where p.bytes_before < 8388608
+    where p.bytes < 8388096
+),
+short as materialized (
+    select
+        (select count(*) from page) < $5::int
+        and (select count(*) from kept) = (select count(*) from page) as is_short
 ),
 walked as materialized (
-    select e.epoch, e.xid, e.id
-    from relay.events as e
-    where (select count(*) from page) < $5::int and (select count(*) from kept) = (select count(*) from page)
-        and e.organization_id = $1::uuid
-        and (e.epoch, e.xid, e.id) < ($2::int, $3::int8, $4::uuid)
-        and (e.epoch, e.xid) >= ($9::int, $10::int8)
-        and ($11::uuid is null or e.id >= $11::uuid)
-        and ($12::uuid is null or e.id < $12::uuid)
-    order by e.epoch desc, e.xid desc, e.id desc
-    limit 10000
+    select w.epoch, w.xid, w.id
+    from walk as w
+    where (select is_short from short)
+),
+counted as materialized (
+    select m.epoch, m.xid, m.id, m.first_row, m.last_row
+    from met as m
+    where (select is_short from short)
+),
+cut as materialized (
+    select exists (select from counted as c where c.last_row = 10000) as is_cut
 )
 (
-    select p.epoch, p.xid, p.id as event_id, p.type, p.payload, p.dedup_id, p.status, p.attempts, null::int as walked
+    select
+        p.epoch,
+        p.xid,
+        p.id as event_id,
+        p.type,
+        p.payload,
+        p.dedup_id,
+        p.status,
+        p.attempts,
+        null::int as walked
     from kept as p
     order by p.epoch desc, p.xid desc, p.id desc
 )
@@ -253,54 +373,108 @@ union all
 (
     select w.epoch, w.xid, null, null, null, null, w.id::text, null, (select count(*) from walked)::int
     from walked as w
+    where not (select is_cut from cut)
     order by w.epoch, w.xid, w.id
+    limit 1
+)
+union all
+(
+    select c.epoch, c.xid, null, null, null, null, c.id::text, null, 10000
+    from counted as c
+    where (select is_cut from cut) and (c.last_row < 10000 or c.first_row = 1)
+    order by c.last_row desc
     limit 1
 );
 
 -- name: inbox_all_asc
--- A page of events in whatever state or, with $8, in one, oldest first and never ahead of a commit. It walks the index by position
--- and examines 10,000 events at most. The row without an event id says how far the walk has come, as above.
--- Bounds on the id leave out whole partitions; $9 and $10 end the walk where the rest of the last one is out of bounds.
+-- A page of events in whatever state or, with $8, in one, oldest first and never ahead of a commit. It walks the index
+-- by position and examines 10,000 events at most and as many deliveries of those whose type and dedup_id fit. An event
+-- whose deliveries were cut off there is left to the next page, unless it is the first. `order by` in an aggregate
+-- rules out hashing, which would read on to the end where the page is full long before; `offset 0` a join that does the
+-- same. The row without an event id says how far the walk has come, as above. Bounds on the id leave out whole
+-- partitions; $9 and $10 end the walk where the rest of the last one is out of bounds.
 -- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid: the position after which to read,
 -- $5 limit int, $6 exact type text or null, $7 type prefix text or null, $8 status text or null,
 -- $9 last epoch int, $10 last xid int8, $11 since uuid or null, $12 until uuid or null, exclusive,
 -- $13 dedup_id text or null, $14 endpoint_id uuid or null: one that has a delivery of it, open or ended
 -- gives: epoch int4, xid int8, event_id uuid, type text, payload bytea, dedup_id text, status text, attempts int4,
 -- walked int4
-with page as materialized (
-    select x.epoch, x.xid, x.id, s.status, s.attempts
+with walk as not materialized (
+    select e.epoch, e.xid, e.id, e.type, e.dedup_id
+    from relay.events as e
+    where e.organization_id = $1::uuid
+        and (e.epoch, e.xid, e.id) > ($2::int, $3::int8, $4::uuid)
+        and (e.epoch, e.xid) < ((select epoch from relay.cell), relay.horizon())
+        and (e.epoch, e.xid) <= ($9::int, $10::int8)
+        and ($11::uuid is null or e.id >= $11::uuid)
+        and ($12::uuid is null or e.id < $12::uuid)
+    order by e.epoch, e.xid, e.id
+    limit 10000
+),
+met as not materialized (
+    select
+        r.epoch,
+        r.xid,
+        r.id,
+        min(r.row) as first_row,
+        max(r.row order by r.id) as last_row,
+        bool_or(r.is_open) as is_open,
+        bool_or(r.status = 'failed') as has_failed,
+        bool_or(r.status = 'delivered') as is_delivered,
+        bool_or(r.endpoint_id = $14::uuid) as is_sent_there,
+        coalesce(sum(r.attempts), 0)::int as attempts
     from (
-        select e.epoch, e.xid, e.id, e.type, e.dedup_id
-        from relay.events as e
-        where e.organization_id = $1::uuid
-            and (e.epoch, e.xid, e.id) > ($2::int, $3::int8, $4::uuid)
-            and (e.epoch, e.xid) < ((select epoch from relay.cell), relay.horizon())
-            and (e.epoch, e.xid) <= ($9::int, $10::int8)
-            and ($11::uuid is null or e.id >= $11::uuid)
-            and ($12::uuid is null or e.id < $12::uuid)
-        order by e.epoch, e.xid, e.id
+        select
+            w.epoch,
+            w.xid,
+            w.id,
+            d.endpoint_id,
+            d.is_open,
+            d.status,
+            d.attempts,
+            row_number() over (order by w.epoch, w.xid, w.id) as row
+        from walk as w
+        left join lateral (
+            select o.endpoint_id, true as is_open, null::text as status, o.attempts
+            from relay.open as o
+            where o.organization_id = $1::uuid and o.epoch = w.epoch and o.xid = w.xid and o.event_id = w.id
+            union all
+            select d.endpoint_id, false, d.status, d.attempts
+            from relay.deliveries as d
+            where d.organization_id = $1::uuid and d.event_id = w.id
+            offset 0
+        ) as d on true
+        where ($6::text is null or w.type = $6::text)
+            and ($7::text is null or starts_with(w.type, $7::text))
+            and ($13::text is null or w.dedup_id = $13::text)
+        order by w.epoch, w.xid, w.id
         limit 10000
-    ) as x
-    cross join lateral relay.event_status($1::uuid, x.epoch, x.xid, x.id) as s
-    where ($6::text is null or x.type = $6::text)
-        and ($7::text is null or starts_with(x.type, $7::text))
+    ) as r
+    group by r.epoch, r.xid, r.id
+    order by r.epoch, r.xid, r.id
+),
+page as materialized (
+    select m.epoch, m.xid, m.id, s.status, m.attempts
+    from met as m
+    cross join lateral (
+        select
+            case
+                when (
+                    select true
+                    from relay.acknowledgements as a
+                    where a.organization_id = $1::uuid and a.event_id = m.id
+                    limit 1
+                ) then 'delivered'
+                when m.is_open then 'pending'
+                when m.has_failed then 'failed'
+                when m.is_delivered then 'delivered'
+                else 'pending'
+            end as status
+    ) as s
+    where (m.last_row < 10000 or m.first_row = 1)
         and ($8::text is null or s.status = $8::text)
-        and ($13::text is null or x.dedup_id = $13::text)
-        and (
-            $14::uuid is null
-            or exists (
-                select
-                from relay.open as o
-                where o.organization_id = $1::uuid and o.epoch = x.epoch and o.xid = x.xid and o.event_id = x.id
-                    and o.endpoint_id = $14::uuid
-            )
-            or exists (
-                select
-                from relay.deliveries as d
-                where d.organization_id = $1::uuid and d.event_id = x.id and d.endpoint_id = $14::uuid
-            )
-        )
-    order by x.epoch, x.xid, x.id
+        and ($14::uuid is null or m.is_sent_there)
+    order by m.epoch, m.xid, m.id
     limit $5::int
 ),
 kept as materialized (
@@ -311,32 +485,50 @@ kept as materialized (
             e.type,
             e.payload,
             e.dedup_id,
-            sum(octet_length(e.payload)) over (order by p.epoch, p.xid, p.id) - octet_length(e.payload) as bytes_before
+            sum(e.size) over (order by p.epoch, p.xid, p.id) as bytes
         from page as p
         cross join lateral (
-            select e.type, e.payload, e.dedup_id
+            select
+                e.type,
+                e.payload,
+                e.dedup_id,
+                octet_length(e.payload) + 4 * octet_length(e.type) + 2 * coalesce(octet_length(e.dedup_id), 0) + 300 as size
             from relay.events as e
             where e.organization_id = $1::uuid and e.id = p.id
             limit 1
         ) as e
     ) as p
-    where p.bytes_before < 8388608
+    where p.bytes < 8388096
+),
+short as materialized (
+    select
+        (select count(*) from page) < $5::int
+        and (select count(*) from kept) = (select count(*) from page) as is_short
 ),
 walked as materialized (
-    select e.epoch, e.xid, e.id
-    from relay.events as e
-    where (select count(*) from page) < $5::int and (select count(*) from kept) = (select count(*) from page)
-        and e.organization_id = $1::uuid
-        and (e.epoch, e.xid, e.id) > ($2::int, $3::int8, $4::uuid)
-        and (e.epoch, e.xid) < ((select epoch from relay.cell), relay.horizon())
-        and (e.epoch, e.xid) <= ($9::int, $10::int8)
-        and ($11::uuid is null or e.id >= $11::uuid)
-        and ($12::uuid is null or e.id < $12::uuid)
-    order by e.epoch, e.xid, e.id
-    limit 10000
+    select w.epoch, w.xid, w.id
+    from walk as w
+    where (select is_short from short)
+),
+counted as materialized (
+    select m.epoch, m.xid, m.id, m.first_row, m.last_row
+    from met as m
+    where (select is_short from short)
+),
+cut as materialized (
+    select exists (select from counted as c where c.last_row = 10000) as is_cut
 )
 (
-    select p.epoch, p.xid, p.id as event_id, p.type, p.payload, p.dedup_id, p.status, p.attempts, null::int as walked
+    select
+        p.epoch,
+        p.xid,
+        p.id as event_id,
+        p.type,
+        p.payload,
+        p.dedup_id,
+        p.status,
+        p.attempts,
+        null::int as walked
     from kept as p
     order by p.epoch, p.xid, p.id
 )
@@ -344,13 +536,22 @@ union all
 (
     select w.epoch, w.xid, null, null, null, null, w.id::text, null, (select count(*) from walked)::int
     from walked as w
+    where not (select is_cut from cut)
     order by w.epoch desc, w.xid desc, w.id desc
+    limit 1
+)
+union all
+(
+    select c.epoch, c.xid, null, null, null, null, c.id::text, null, 10000
+    from counted as c
+    where (select is_cut from cut) and (c.last_row < 10000 or c.first_row = 1)
+    order by c.last_row desc
     limit 1
 );
 
 -- name: positions_desc
--- The positions after one, newest first, of events in whatever state: what no filter has to be asked for. It walks the index
--- by position of every partition, whose plan is kept; what the events hold is then read by their ids.
+-- The positions after one, newest first, of events in whatever state: what no filter has to be asked for. It walks the
+-- index by position of every partition, whose plan is kept; what the events hold is then read by their ids.
 -- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid, $5 limit int
 -- gives: epoch int4, xid int8, event_id uuid
 select e.epoch, e.xid, e.id as event_id
@@ -373,8 +574,8 @@ order by e.epoch, e.xid, e.id
 limit $5::int;
 
 -- name: events_at
--- Events by their ids, in that order, as many as are 8 MiB together. The least and the greatest id leave out all partitions
--- but those in which they are.
+-- Events by their ids, in that order, as many as are 8 MiB together as JSON and have 10,000 deliveries. The least and
+-- the greatest id leave out all partitions but those in which they are.
 -- $1 organization_id uuid, $2 event_id uuid[], $3 least uuid, $4 greatest uuid
 -- gives: epoch int4, xid int8, event_id uuid, type text, payload bytea, dedup_id text, status text, attempts int4
 with kept as materialized (
@@ -388,20 +589,74 @@ with kept as materialized (
             e.type,
             e.payload,
             e.dedup_id,
-            sum(octet_length(e.payload)) over (order by w.place) - octet_length(e.payload) as bytes_before
+            sum(e.size) over (order by w.place) as bytes
         from unnest($2::uuid[]) with ordinality as w (event_id, place)
         cross join lateral (
-            select e.epoch, e.xid, e.id, e.type, e.payload, e.dedup_id
+            select
+                e.epoch,
+                e.xid,
+                e.id,
+                e.type,
+                e.payload,
+                e.dedup_id,
+                octet_length(e.payload) + 4 * octet_length(e.type) + 2 * coalesce(octet_length(e.dedup_id), 0) + 300 as size
             from relay.events as e
             where e.organization_id = $1::uuid and e.id = w.event_id and e.id >= $3::uuid and e.id <= $4::uuid
             limit 1
         ) as e
     ) as p
-    where p.bytes_before < 8388608
+    where p.bytes < 8388096
+),
+counted as materialized (
+    select
+        r.place,
+        bool_or(r.is_open) as is_open,
+        bool_or(r.status = 'failed') as has_failed,
+        bool_or(r.status = 'delivered') as is_delivered,
+        coalesce(sum(r.attempts), 0)::int as attempts
+    from (
+        select k.place, d.is_open, d.status, d.attempts, row_number() over (order by k.place) as row
+        from (select k.* from kept as k order by k.place) as k
+        left join lateral (
+            select true as is_open, null::text as status, o.attempts
+            from relay.open as o
+            where o.organization_id = $1::uuid and o.epoch = k.epoch and o.xid = k.xid and o.event_id = k.id
+            union all
+            select false, d.status, d.attempts
+            from relay.deliveries as d
+            where d.organization_id = $1::uuid and d.event_id = k.id
+                and d.event_id >= $3::uuid and d.event_id <= $4::uuid
+            offset 0
+        ) as d on true
+        order by k.place
+        limit 10000
+    ) as r
+    group by r.place
+    having max(r.row) < 10000 or min(r.row) = 1
 )
-select k.epoch, k.xid, k.id as event_id, k.type, k.payload, k.dedup_id, s.status, s.attempts
+select
+    k.epoch,
+    k.xid,
+    k.id as event_id,
+    k.type,
+    k.payload,
+    k.dedup_id,
+    case
+        when (
+            select true
+            from relay.acknowledgements as a
+            where a.organization_id = $1::uuid and a.event_id = k.id
+                and a.event_id >= $3::uuid and a.event_id <= $4::uuid
+            limit 1
+        ) then 'delivered'
+        when c.is_open then 'pending'
+        when c.has_failed then 'failed'
+        when c.is_delivered then 'delivered'
+        else 'pending'
+    end as status,
+    c.attempts
 from kept as k
-cross join lateral relay.event_status_within($1::uuid, k.epoch, k.xid, k.id, $3::uuid, $4::uuid) as s
+inner join counted as c on c.place = k.place
 order by k.place;
 
 -- name: position_bounds
@@ -430,56 +685,148 @@ left join lateral (
     limit 1
 ) as h on true;
 
--- name: event_by_id
--- One event with its status. That is asked for by the parameters and not by the row's columns, so that planning leaves out
--- all partitions but one of each table.
+-- name: position_of_event
+-- Where one event stands in the order of commits.
 -- $1 organization_id uuid, $2 event_id uuid
--- gives: epoch int4, xid int8, id uuid, type text, payload bytea, dedup_id text, status text, attempts int4
-select e.epoch, e.xid, e.id, e.type, e.payload, e.dedup_id, s.status, s.attempts
+-- gives: epoch int4, xid int8
+select e.epoch, e.xid
 from relay.events as e
-cross join lateral relay.event_status($1::uuid, e.epoch, e.xid, $2::uuid) as s
 where e.organization_id = $1::uuid and e.id = $2::uuid;
 
--- name: deliveries_of_event
--- The deliveries of one event, open and ended. An open one is held while its endpoint is disabled.
--- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid
--- gives: endpoint_id uuid, status text, attempts int4, next_attempt_at timestamptz, last_error_class text
+-- name: event_by_id
+-- One event with its status and how many deliveries and attempts it has, of which 10,000 deliveries are counted at
+-- most. All is asked for by the parameters and not by the row's columns where it can be, so that planning leaves out
+-- all partitions but one of each table.
+-- $1 organization_id uuid, $2 event_id uuid
+-- gives: epoch int4, xid int8, id uuid, type text, payload bytea, dedup_id text, status text, attempts int4,
+-- deliveries_total int4
+with event as materialized (
+    select e.epoch, e.xid, e.id, e.type, e.payload, e.dedup_id
+    from relay.events as e
+    where e.organization_id = $1::uuid and e.id = $2::uuid
+),
+counted as materialized (
+    select
+        bool_or(d.is_open) as is_open,
+        bool_or(d.status = 'failed') as has_failed,
+        bool_or(d.status = 'delivered') as is_delivered,
+        coalesce(sum(d.attempts), 0)::int as attempts,
+        (count(*) filter (where d.endpoint_id <> '00000000-0000-0000-0000-000000000000'))::int as deliveries
+    from (
+        select o.endpoint_id, true as is_open, null::text as status, o.attempts
+        from event as e
+        inner join relay.open as o
+            on o.organization_id = $1::uuid and o.epoch = e.epoch and o.xid = e.xid and o.event_id = $2::uuid
+        union all
+        select d.endpoint_id, false, d.status, d.attempts
+        from relay.deliveries as d
+        where d.organization_id = $1::uuid and d.event_id = $2::uuid
+        limit 10000
+    ) as d
+)
 select
-    o.endpoint_id,
-    case when o.due_at is null or not e.enabled then 'held' else 'pending' end as status,
-    o.attempts,
-    case when e.enabled then o.due_at end as next_attempt_at,
-    o.last_error_class
-from relay.open as o
+    e.epoch,
+    e.xid,
+    e.id,
+    e.type,
+    e.payload,
+    e.dedup_id,
+    case
+        when (
+            select true
+            from relay.acknowledgements as a
+            where a.organization_id = $1::uuid and a.event_id = $2::uuid
+            limit 1
+        ) then 'delivered'
+        when c.is_open then 'pending'
+        when c.has_failed then 'failed'
+        when c.is_delivered then 'delivered'
+        else 'pending'
+    end as status,
+    c.attempts,
+    c.deliveries as deliveries_total
+from event as e
+cross join counted as c;
+
+-- name: deliveries_of_event
+-- The deliveries of one event, open and ended, those to the newest endpoints first. An open one is held while its
+-- endpoint is disabled.
+-- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid, $5 limit int
+-- gives: endpoint_id uuid, status text, attempts int4, next_attempt_at timestamptz, last_error_class text
+with found as materialized (
+    (
+        select o.endpoint_id, null::text as status, o.attempts, o.due_at, o.last_error_class
+        from relay.open as o
+        where o.organization_id = $1::uuid and o.epoch = $2::int and o.xid = $3::int8 and o.event_id = $4::uuid
+            and o.endpoint_id <> '00000000-0000-0000-0000-000000000000'
+        order by o.endpoint_id desc
+        limit $5::int
+    )
+    union all
+    (
+        select d.endpoint_id, d.status, d.attempts, null, d.last_error_class
+        from relay.deliveries as d
+        where d.organization_id = $1::uuid and d.event_id = $4::uuid
+        order by d.endpoint_id desc
+        limit $5::int
+    )
+)
+select
+    f.endpoint_id,
+    coalesce(f.status, case when f.due_at is null or not e.enabled then 'held' else 'pending' end) as status,
+    f.attempts,
+    case when e.enabled then f.due_at end as next_attempt_at,
+    f.last_error_class
+from found as f
 left join lateral (
     select e.enabled
     from relay.endpoints as e
-    where e.organization_id = $1::uuid and e.id = o.endpoint_id
+    where e.organization_id = $1::uuid and e.id = f.endpoint_id
     limit 1
 ) as e on true
-where o.organization_id = $1::uuid and o.epoch = $2::int and o.xid = $3::int8 and o.event_id = $4::uuid
-    and o.endpoint_id <> '00000000-0000-0000-0000-000000000000'
-union all
-select d.endpoint_id, d.status, d.attempts, null, d.last_error_class
-from relay.deliveries as d
-where d.organization_id = $1::uuid and d.event_id = $4::uuid
-order by endpoint_id;
+order by f.endpoint_id desc
+limit $5::int;
 
 -- name: attempts_of_event
--- Every attempt at delivering one event, in order.
--- $1 organization_id uuid, $2 event_id uuid
+-- The newest attempts of some deliveries of one event: the last of each first, then the last but one of each, and so
+-- on.
+-- $1 organization_id uuid, $2 event_id uuid, $3 endpoint_id uuid[], $4 most of each int
 -- gives: endpoint_id uuid, number int4, at timestamptz, status_code int4, latency_ms int4, error_class text, response
 -- bytea
-select a.endpoint_id, a.number, a.at, a.status_code, a.latency_ms, a.error_class, a.response
+select w.endpoint_id, a.number, a.at, a.status_code, a.latency_ms, a.error_class, a.response
+from unnest($3::uuid[]) with ordinality as w (endpoint_id, place)
+cross join lateral (
+    select
+        a.number,
+        a.at,
+        a.status_code,
+        a.latency_ms,
+        a.error_class,
+        a.response,
+        row_number() over (order by a.number desc) as age
+    from relay.attempts as a
+    where a.organization_id = $1::uuid and a.event_id = $2::uuid and a.endpoint_id = w.endpoint_id
+    order by a.number desc
+    limit $4::int
+) as a
+order by a.age, w.place;
+
+-- name: attempts_of_delivery
+-- A page of the attempts of one delivery, newest first.
+-- $1 organization_id uuid, $2 event_id uuid, $3 endpoint_id uuid, $4 before number int, $5 limit int
+-- gives: number int4, at timestamptz, status_code int4, latency_ms int4, error_class text, response bytea
+select a.number, a.at, a.status_code, a.latency_ms, a.error_class, a.response
 from relay.attempts as a
-where a.organization_id = $1::uuid and a.event_id = $2::uuid
-order by a.endpoint_id, a.number;
+where a.organization_id = $1::uuid and a.event_id = $2::uuid and a.endpoint_id = $3::uuid and a.number < $4::int
+order by a.number desc
+limit $5::int;
 
 -- name: acknowledge
 -- Mark events as seen by their organization, and end what is open for its default endpoint: another team's endpoint is
 -- not silenced by one reader. Gives the events that exist; marking one twice changes nothing. `moved`: rows that this
--- statement's snapshot has went while their locks were waited for, so there may be others in their place that it has not
--- seen: a delivery opened again, or the wait for an acknowledgement alone. `cancelled`: how many deliveries it ended.
+-- statement's snapshot has went while their locks were waited for, so there may be others in their place that it has
+-- not seen: a delivery opened again, or the wait for an acknowledgement alone. `cancelled`: how many deliveries it
+-- ended.
 -- $1 organization_id uuid, $2 event_id uuid[]
 -- gives: id uuid, moved bool, cancelled int8
 with wanted as materialized (

@@ -64,14 +64,38 @@ created as (
 select exists (select from created) as created;
 
 -- name: jobs_page
--- A page of jobs, newest first, without those that follow from changes of endpoints.
+-- A page of jobs, newest first, without those that follow from changes of endpoints. It examines 10,000 jobs at most; a
+-- last row with `walked`, of which only the id counts, says that it was cut off there.
 -- $1 organization_id uuid, $2 id uuid: after which to read, $3 limit int
--- gives: id uuid, kind text, status text, matched int8, done int8, failed int8, created_at timestamptz
-select j.id, j.kind, j.status, j.matched, j.done, j.failed, j.created_at
-from relay.jobs as j
-where j.organization_id = $1::uuid and j.id < $2::uuid and j.kind in ('retry', 'replay', 'catch_up')
-order by j.id desc
-limit $3::int;
+-- gives: id uuid, kind text, status text, matched int8, done int8, failed int8, created_at timestamptz, walked bool
+with walk as not materialized (
+    select j.id, j.kind, j.status, j.matched, j.done, j.failed, j.created_at
+    from relay.jobs as j
+    where j.organization_id = $1::uuid and j.id < $2::uuid
+    order by j.id desc
+    limit 10000
+),
+page as materialized (
+    select w.id, w.kind, w.status, w.matched, w.done, w.failed, w.created_at
+    from walk as w
+    where w.kind in ('retry', 'replay', 'catch_up')
+    order by w.id desc
+    limit $3::int
+)
+(
+    select p.id, p.kind, p.status, p.matched, p.done, p.failed, p.created_at, false as walked
+    from page as p
+    order by p.id desc
+)
+union all
+(
+    select w.id, null, null, null, null, null, null, true
+    from walk as w
+    where (select count(*) from page) < $3::int
+    order by w.id desc
+    offset 9999
+    limit 1
+);
 
 -- name: job_by_id
 -- One job, unless it follows from a change of an endpoint.

@@ -255,7 +255,7 @@ async def test_one_request_examines_a_bounded_number_of_deliveries(
     pages = 0
     mark: str | None = None
     while pages == 0 or mark is not None:
-        query = DeliveriesQuery(UUID(tenant.organization_id), status, wanted, None, Span(), 10, mark)  # type: ignore[arg-type]
+        query = DeliveriesQuery(UUID(tenant.organization_id), status, wanted, None, None, Span(), 10, mark)  # type: ignore[arg-type]
         page = await read_deliveries(stage.cell, query)
         found += [row["event_id"] for row in page.deliveries]
         mark = page.next_cursor
