@@ -32,6 +32,11 @@ class Node:
         return self._count("relay_keys_hashed_total")
 
     @property
+    def hash_checks(self) -> int:
+        """How many keys are admitted whose hash is yet to be verified."""
+        return self._count("relay_key_hash_checks_waiting")
+
+    @property
     def reads(self) -> int:
         return self._count("relay_key_reads_total")
 
@@ -66,7 +71,9 @@ async def running(url: str, cell: Cell | None = None) -> AsyncIterator[Node]:
 async def signed_up(node: Node, name: str = "Acme") -> tuple[bytes, Tenant]:
     made = await node.keys.create_organization(name, "free")
     key = made.api_key.encode()
-    return key, await node.guard.admit(key, "manage")
+    tenant = await node.guard.admit(key, "manage")
+    await until(lambda: node.hash_checks == 0, within_s=30)
+    return key, tenant
 
 
 async def until(condition: Callable[[], bool], within_s: float) -> float:

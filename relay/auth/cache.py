@@ -1,4 +1,4 @@
-"""Verified keys, so that Argon2 runs once for each key of a process and not once a request."""
+"""Verified keys, so that a key is looked up once in a process and not once a request."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class KeyCache:
         return tenant
 
     def has(self, fingerprint: bytes) -> bool:
-        """Whether Argon2 has passed for this key, in force or not."""
+        """Whether this key was verified here, in force or not."""
         return fingerprint in self._young or fingerprint in self._old
 
     def put(self, fingerprint: bytes, tenant: Tenant, version: int) -> bool:
@@ -110,7 +110,7 @@ class KeyCache:
                 self._old[fingerprint] = renewed
 
     def suspend(self) -> None:
-        """Answer nothing until `resume`: nobody knows which keys are in force. Argon2 need not run again."""
+        """Answer nothing until `resume`: nobody knows which keys are in force."""
         self._suspended = True
 
     def resume(self) -> None:

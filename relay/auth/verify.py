@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import time
 from types import TracebackType
 from typing import Final, Self
+from uuid import UUID
 
 from relay.auth.cache import KeyCache
 from relay.auth.format import ApiKey, digest, read
+from relay.auth.hash_checks import HashCheck, HashChecks
 from relay.auth.hasher import Hasher
 from relay.auth.keyring import Keyring
 from relay.auth.reads import KeyReads
 from relay.auth.tenant import Tenant
 from relay.store import Row
 from relay.telemetry.metrics import Metrics
+
+_log = logging.getLogger("relay.auth")
 
 # A client that goes on with a revoked key costs one query in so long, not one a request.
 _REMEMBERED_S: Final = 30.0
@@ -59,26 +64,38 @@ class Refusals:
 
 
 class Verifier:
-    """Verifies keys, cheapest proof first: shape and checksum, the row of its id, the digest, Argon2.
+    """Verifies keys, cheapest proof first: shape and checksum, the row of its id, the digest, and behind it Argon2.
+
+    The digest of a secret of 256 random bits admits: nobody finds another secret for it. Argon2 verifies the secret
+    behind that, once for each key, and one that does not fit its hash is refused here from then on.
 
     A wrong secret for a real id ends at the digest and touches nothing of the real key. Requests that come
-    with one key at the same time share one verification. Leaving ends those under way.
+    with one key at the same time share one verification. Entering starts what verifies behind; leaving ends it and what
+    is under way.
     """
 
     def __init__(self, reads: KeyReads, keyring: Keyring, cache: KeyCache, hasher: Hasher, metrics: Metrics) -> None:
         self._reads = reads
         self._keyring = keyring
         self._cache = cache
-        self._hasher = hasher
         self._refusals = Refusals()
         self._flights: dict[bytes, asyncio.Task[Tenant | None]] = {}
         self._refused = metrics.counter("relay_keys_refused", "Keys refused, by the proof that failed.", "proof")
+        self._checks = HashChecks(hasher, self._end)
+        # Ids of keys whose secret has the digest of their row and not its hash: somebody has changed the row.
+        self._ended: set[UUID] = set()
+        metrics.gauge(
+            "relay_key_hash_checks_waiting",
+            "Keys that their digest has admitted and that Argon2id has yet to verify.",
+            lambda: len(self._checks),
+        )
 
     def __len__(self) -> int:
         """How many keys are under way or remembered as refused."""
         return len(self._flights) + len(self._refusals)
 
     async def __aenter__(self) -> Self:
+        await self._checks.__aenter__()
         return self
 
     async def __aexit__(
@@ -89,6 +106,7 @@ class Verifier:
             flight.cancel()
         if flights:
             await asyncio.wait(flights)
+        await self._checks.__aexit__(kind, error, traceback)
 
     async def verify(self, text: bytes) -> Tenant | None:
         """The tenant of a key, or None when it is refused.
@@ -113,22 +131,35 @@ class Verifier:
         return await asyncio.shield(flight)
 
     async def _prove(self, key: ApiKey, fingerprint: bytes) -> Tenant | None:
-        hashed = self._cache.has(fingerprint)
         tenant = None
         for _ in range(_READS):
             row = await self._reads.row(key.key_id)
-            proof = "id" if row is None else "digest"
-            if row is None or not hmac.compare_digest(row["digest"], digest(key.secret, self._keyring.hmac_key)):
-                self._refuse(fingerprint, proof)
+            if row is None:
+                self._refuse(fingerprint, "id")
                 return None
-            if not hashed and not await self._hasher.fits(row["argon2"], key.secret):
+            if not hmac.compare_digest(row["digest"], digest(key.secret, self._keyring.hmac_key)):
+                self._refuse(fingerprint, "digest")
+                return None
+            if key.key_id in self._ended:
                 self._refuse(fingerprint, "argon2")
                 return None
-            hashed = True
             tenant = tenant_of(row)
+            check = HashCheck(fingerprint, tenant.organization_id, key.key_id, key.secret, row["argon2"])
+            # What is cached is verified, or waits for it. What there is no room for is looked up again each time.
+            if not self._cache.has(fingerprint) and not self._checks.add(check):
+                break
             if self._cache.put(fingerprint, tenant, row["keys_version"]):
                 break
         return tenant
+
+    def _end(self, check: HashCheck) -> None:
+        """Refuse a key for as long as this process lives."""
+        _log.error(
+            "key_does_not_fit_its_hash",
+            extra={"key_id": str(check.key_id), "organization_id": str(check.organization_id)},
+        )
+        self._ended.add(check.key_id)
+        self._refuse(check.fingerprint, "argon2")
 
     def _refuse(self, fingerprint: bytes, proof: str) -> None:
         self._cache.drop(fingerprint)

@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 from relay.auth import KeyList, Keyring, SecretKeyMismatch, mint
+from relay.auth.format import digest
 from relay.errors import ApiError
 from relay.store import Cell
 from relay.values.sealed import Vault
@@ -90,6 +91,7 @@ async def test_racing_first_requests_of_one_key_cost_one_query_and_one_hash(node
     tenants = await asyncio.gather(*(other.guard.admit(made.api_key.encode(), "ingest") for _ in range(10)))
 
     assert {tenant.key_id for tenant in tenants} == {made.key_id}
+    await until(lambda: other.hash_checks == 0, within_s=10)
     assert (other.reads, other.hashes) == (1, 1)
 
 
@@ -174,20 +176,69 @@ async def test_a_rotated_key_is_refused_within_a_second_also_when_notifications_
         await admin.close()
 
 
-async def test_a_key_that_is_rotated_while_it_is_being_verified_is_refused(node: Node, other: Node) -> None:
+def occupied(node: Node, hashed: str, count: int) -> list[asyncio.Task[bool]]:
+    """Give the hasher something to do first."""
+    return [asyncio.create_task(node.hasher.fits(hashed, bytes(32))) for _ in range(count)]
+
+
+async def test_a_key_that_is_rotated_while_its_hash_is_being_verified_is_refused(node: Node, other: Node) -> None:
     key, tenant = await signed_up(node)
-    hashed = await node.hasher.hash(bytes(32))
-    occupied = [asyncio.create_task(other.hasher.fits(hashed, bytes(32))) for _ in range(10)]
-    verifying = asyncio.create_task(other.refusal(key))
-    await until(lambda: other.hashes == 11, within_s=1.0)
+    before = occupied(other, await node.hasher.hash(bytes(32)), 10)
+    assert await other.refusal(key) == ""
+    assert other.hash_checks == 1
 
     await rotate_silently(node, tenant)
     await other.guard.look_again()
-    assert not verifying.done()
+    assert other.hash_checks == 1
 
-    assert await verifying == "invalid_api_key"
     assert other.guard.known(key) is None
-    await asyncio.gather(*occupied)
+    await until(lambda: other.hash_checks == 0, within_s=10)
+    assert await other.refusal(key) == "invalid_api_key"
+    await asyncio.gather(*before)
+
+
+async def test_after_a_restart_hundreds_of_keys_are_admitted_while_the_first_hash_is_still_verified(
+    node: Node, shared: str
+) -> None:
+    keys = [(await insert_organization(node)) for _ in range(300)]
+    async with running(shared) as restarted:
+        before = occupied(restarted, await node.hasher.hash(bytes(32)), 10)
+
+        answers = await asyncio.gather(*(restarted.refusal(key, "ingest") for key in keys))
+
+        assert set(answers) == {""}
+        assert not all(task.done() for task in before)
+        assert restarted.hash_checks == 300
+        # All of them in a few statements, and each is known from now on.
+        assert restarted.reads <= 3
+        assert all(restarted.guard.known(key) for key in keys)
+        await asyncio.gather(*before)
+
+
+async def test_a_key_whose_secret_does_not_fit_its_hash_ends_in_this_process_and_is_told(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    key, tenant = await signed_up(node)
+    changed = await insert_organization(node)
+
+    # `insert_organization` stores the hash of another secret.
+    assert await node.refusal(changed) == ""
+    await until(lambda: node.hash_checks == 0, within_s=10)
+
+    assert node.guard.known(changed) is None
+    assert await node.refusal(changed) == "invalid_api_key"
+    assert [record.levelname for record in caplog.records if record.message == "key_does_not_fit_its_hash"] == ["ERROR"]
+    assert key.decode() not in caplog.text
+    assert node.guard.known(key) is tenant
+
+
+async def insert_organization(node: Node) -> bytes:
+    """An organization whose key has a right digest and the hash of another secret, made without running Argon2."""
+    text, key = mint(node.cell.id, node.cell.clock.new(), node.keyring.hmac_key)
+    of_another = "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+    stored = digest(key.secret, node.keyring.hmac_key), of_another
+    await node.cell.fetch("create_organization", node.cell.clock.new(), "Acme", "free", key.key_id, ["ingest"], *stored)
+    return text.encode()
 
 
 async def test_during_an_overlap_both_keys_are_good_and_then_only_the_new_one(node: Node, other: Node) -> None:
