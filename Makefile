@@ -35,6 +35,10 @@ test: $(DEV) $(PROJECT) ## Run all tests, on a PostgreSQL they start themselves 
 soak: $(DEV) $(PROJECT) ## Break everything again and again, and audit what was promised (SECONDS=1800, SEED=1)
 	$(BIN)/python -m tests.faults $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
+.PHONY: clients
+clients: $(DEV) $(PROJECT) ## Make clients of the OpenAPI document with three generators, and use them (needs npm, go)
+	$(BIN)/python -m tests.clients
+
 TARGETS := event array lines key key_with_its_checksum idempotency_key
 
 .PHONY: fuzz

@@ -11,8 +11,8 @@ _TYPES: Final = {str: "string", bool: "boolean", int: "integer", float: "number"
 
 
 def simplify(schema: Schema) -> Schema:
-    """Return the same schema with `type: [x, "null"]` instead of an `anyOf` with null, types for enumerations, and
-    without defaults of null.
+    """Return the same schema with `type: [x, "null"]` instead of an `anyOf` with null, types for enumerations, numbers
+    of double precision, and without defaults of null.
     """
     found: Schema = {}
     for name, value in schema.items():
@@ -32,6 +32,8 @@ def simplify(schema: Schema) -> Schema:
     if "enum" in found and "type" not in found:
         types = list(dict.fromkeys(_TYPES[type(value)] for value in found["enum"]))
         found["type"] = types[0] if len(types) == 1 else types
+    if found.get("type") == "number":
+        found["format"] = "double"
     if _NULL in found.get("anyOf", ()):
         first, *others = [alternative for alternative in found["anyOf"] if alternative != _NULL]
         if "type" in first:
@@ -49,6 +51,19 @@ def without_null(schema: Schema) -> Schema:
     if "enum" in found:
         found["enum"] = [value for value in found["enum"] if value is not None]
     return found
+
+
+def defaults_in_words(schema: Schema) -> Schema:
+    """Return the schema of a body with the defaults of its members in their descriptions: generators take a member
+    with a default for one that is always there, and ask for it.
+    """
+    members: Schema = {}
+    for name, member in schema.get("properties", {}).items():
+        members[name] = dict(member)
+        if "default" in member:
+            default = f"`{members[name].pop('default')}` without it."
+            members[name]["description"] = " ".join(filter(None, (member.get("description"), default)))
+    return {**schema, "properties": members} if members else schema
 
 
 def _nullable(schema: Schema) -> Schema:

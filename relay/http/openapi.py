@@ -13,7 +13,7 @@ import orjson
 import relay
 from relay.errors import KINDS
 from relay.http import schemas
-from relay.http.json_schema import simplify, without_null
+from relay.http.json_schema import defaults_in_words, simplify, without_null
 from relay.http.operations import Operation
 
 # The part before it says whose id it is.
@@ -94,7 +94,7 @@ def document(operations: Sequence[Operation]) -> bytes:
             "tags": [{"name": name, "description": description} for name, description in _TAGS.items()],
             "paths": paths,
             "components": {
-                "schemas": components,
+                "schemas": {name: defaults_in_words(schema) for name, schema in components.items()},
                 "securitySchemes": {
                     "ApiKeyAuth": {
                         "type": "apiKey",
@@ -121,7 +121,8 @@ def _types(operations: Iterable[Operation]) -> Iterable[Any]:
 
 
 def _operation(operation: Operation, refs: dict[Any, dict[str, Any]], components: dict[str, Any]) -> dict[str, Any]:
-    description = inspect.cleandoc(operation.endpoint.__doc__ or "").replace("\n", " ")
+    # What follows the first paragraph is about the code.
+    description = inspect.cleandoc(operation.endpoint.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
     described: dict[str, Any] = {
         "operationId": operation.id,
         "tags": [operation.tag],

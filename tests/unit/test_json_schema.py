@@ -9,7 +9,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from msgspec import Meta
 
-from relay.http.json_schema import Schema, simplify, without_null
+from relay.http.json_schema import Schema, defaults_in_words, simplify, without_null
 
 CASES: list[tuple[Any, Schema]] = [
     (int | None, {"type": ["integer", "null"]}),
@@ -19,7 +19,12 @@ CASES: list[tuple[Any, Schema]] = [
     (Literal[1, 2], {"type": "integer", "enum": [1, 2]}),
     (
         list[float] | Literal["standard"] | None,
-        {"anyOf": [{"type": ["array", "null"], "items": {"type": "number"}}, {"type": "string", "enum": ["standard"]}]},
+        {
+            "anyOf": [
+                {"type": ["array", "null"], "items": {"type": "number", "format": "double"}},
+                {"type": "string", "enum": ["standard"]},
+            ]
+        },
     ),
     (dict[str, int | None], {"type": "object", "additionalProperties": {"type": ["integer", "null"]}}),
 ]
@@ -52,3 +57,10 @@ def test_a_reference_that_may_be_null_stays_as_it_is() -> None:
 def test_null_is_nothing_that_a_url_can_say() -> None:
     schema = simplify(msgspec.json.schema(Literal["a"] | None))
     assert without_null(schema) == {"type": "string", "enum": ["a"]}
+
+
+def test_a_default_of_a_bodys_member_is_told_in_words() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer", "description": "A.", "default": 0}, "b": {}}}
+    told = {"a": {"type": "integer", "description": "A. `0` without it."}, "b": {}}
+    assert defaults_in_words(schema) == {"type": "object", "properties": told}
+    assert defaults_in_words({"type": "string"}) == {"type": "string"}
