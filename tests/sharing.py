@@ -17,7 +17,7 @@ from relay.telemetry.metrics import Metrics
 from relay.values.sealed import Vault
 
 #: Quick, and slow enough for a machine that does something else for half a second.
-QUICK = Pace(tick_s=0.15, alive_s=0.6, lease_s=1.2, patience_s=0.3)
+QUICK = Pace(tick_s=0.15, alive_s=0.9, lease_s=1.2, patience_s=0.3)
 
 
 async def deliver(ready_fd: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -30,8 +31,9 @@ class Pace(NamedTuple):
     """The times of sharing, in seconds.
 
     Attributes:
-        tick_s: between two words that a process lives.
-        alive_s: how long a process counts that says nothing.
+        tick_s: between two looks.
+        alive_s: how long a process counts that says nothing; more than a tick and three eighths of a lease, after which
+            it speaks again.
         lease_s: how long its buckets stay its own then. The process itself counts an eighth less.
         patience_s: how long buckets that are to be given back wait for what is in flight.
     """
@@ -46,12 +48,14 @@ PACE: Final = Pace()
 
 
 class Share(Background):
-    """Leases runs of buckets, as many as are due to one of so many processes.
+    """Holds runs of buckets, as many as are due to one of so many processes, for as long as the lease of this process
+    runs: one row, renewed at half its life. A run's own row is written when it changes hands.
 
     Leases are given by PostgreSQL's clock. This process counts from before it asked, by its own monotonic clock, so
-    it stops claiming before anybody else may begin: also when it was paused, or PostgreSQL is away. A run changes hands
-    when its holder has stopped claiming from it and nothing of it is in flight there. What is in flight for longer is
-    told to the others, who leave those endpoints alone until it is not.
+    it stops claiming before anybody else may begin: also when it was paused, or PostgreSQL is away. When its lease has
+    run out it comes back as another process. A run changes hands when its holder has stopped claiming from it and
+    nothing of it is in flight there. What is in flight for longer is told to the others, who leave those endpoints
+    alone until it is not.
 
     Entering starts it. Leaving gives back what is left and wakes the others.
 
@@ -72,7 +76,11 @@ class Share(Background):
         pace: Pace,
     ) -> None:
         self._cell = cell
-        self._id = cell.clock.new()
+        # None while there is no row of ours: before the first, and once its lease has run out.
+        self._id: UUID | None = None
+        self._leased_at = 0.0
+        # Leases of others that reach further than leases do, and since when each is seen to stay as it is.
+        self._far: dict[tuple[UUID, datetime.datetime], float] = {}
         self._connection = cell.owned_connection()
         self._listener = cell.listener("share").on_notice(self._hear)
         self._in_flight = in_flight
@@ -158,25 +166,35 @@ class Share(Background):
         asked, leaves, before = self._wanted, self._leaves, self.turf
         given_back = self._still_runs()
         told = self._in_flight_without(self._held.difference(given_back))
+        id_ = self._id or await self._join(asked_at, leaves, told)
+        stuck = [lease for lease, since in self._far.items() if asked_at - since >= self._pace.lease_s]
         (row,) = await self._connection.fetch(
             "share_buckets",
-            self._id,
+            id_,
             sorted(asked),
             given_back,
             self._pace.lease_s,
             self._pace.alive_s,
             leaves,
             list(told),
+            [process_id for process_id, _ in stuck],
+            [until for _, until in stuck],
             timeout_s=self._pace.lease_s / 2,
         )
+        if row["renewed"]:
+            self._leased_at = asked_at
+        if not row["lives"]:
+            self._id = None
         news = bool(given_back) or len(told) < len(self._told) or self._announced is not leaves
         self._told = told
         self._held = frozenset(row["held"])
-        self._sure_until = asked_at + self._pace.lease_s * 7 / 8
-        self._want(row["process_ids"])
+        self._sure_until = self._leased_at + self._pace.lease_s * 7 / 8 if self._id is not None else 0.0
+        far = zip(row["far_ids"], row["far_until"], strict=True)
+        self._far = {lease: self._far.get(lease, asked_at) for lease in far}
+        self._want(id_, row["process_ids"])
         self._settle(frozenset(row["on_wire"]))
         # Somebody came or went since we last knew, and what is due to us now we have not asked for.
-        again = bool(self._wanted - self._held - asked)
+        again = bool(self._wanted - self._held - asked) or self._id is None
         if self.turf != before or not (again or self.joined):
             self.joined = self.joined or not again
             self._changed()
@@ -185,9 +203,21 @@ class Share(Background):
             self._announced = leaves
         return 0.0 if again else min(self._pace.tick_s, row["free_in_s"] or self._pace.tick_s)
 
-    def _want(self, process_ids: Sequence[UUID]) -> None:
-        if not self._leaves:
-            self._wanted = frozenset(share(process_ids.index(self._id), len(process_ids)))
+    async def _join(self, asked_at: float, leaves: bool, told: frozenset[UUID]) -> UUID:
+        """Begin to live, as a process that nobody knows yet."""
+        id_ = self._cell.clock.new()
+        await self._connection.fetch(
+            "join_sharing", id_, leaves, list(told), self._pace.lease_s, timeout_s=self._pace.lease_s / 2
+        )
+        self._id = id_
+        self._leased_at = asked_at
+        # The others have to look again who is there.
+        self._announced = None
+        return id_
+
+    def _want(self, id_: UUID, process_ids: Sequence[UUID]) -> None:
+        if not self._leaves and self._id is not None:
+            self._wanted = frozenset(share(process_ids.index(id_), len(process_ids)))
 
     def _settle(self, on_wire: frozenset[UUID] = frozenset()) -> None:
         """Work out what may be claimed from, and since when the rest is to be given back."""

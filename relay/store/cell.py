@@ -73,6 +73,8 @@ class Cell:
         self.id = ""
         #: The age of the oldest transaction that may still write: so far behind are readers that go forward.
         self.oldest_write_s = 0.0
+        #: The age of the oldest transaction with a snapshot: every version of a row that it may see is kept.
+        self.oldest_snapshot_s = 0.0
         #: Whether the server answered when it was last asked, which it is every 10 s.
         self.answers = False
         self._opener = Opener(
@@ -262,6 +264,7 @@ class Cell:
             (row,) = await self._heart.fetch("server_clock", timeout_s=5.0)
             after = steady_ns()
         self.oldest_write_s = row["oldest_write_s"]
+        self.oldest_snapshot_s = row["oldest_snapshot_s"]
         return after - before, int(row["seconds"] * 1e9) - (before + after) // 2
 
     async def check_durability(self) -> None:

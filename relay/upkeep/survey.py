@@ -138,3 +138,9 @@ def watch_cell(cell: Cell, metrics: Metrics) -> None:
         lambda: cell.oldest_write_s,
         combine="max",
     )
+    metrics.gauge(
+        "relay_oldest_snapshot_seconds",
+        "Age of the oldest transaction that holds a snapshot of the database: nothing that it may see is vacuumed.",
+        lambda: cell.oldest_snapshot_s,
+        combine="max",
+    )

@@ -1,24 +1,64 @@
+-- name: join_sharing
+-- A delivery process begins to live: under a new id each time, also when its lease has run out, so that nobody can take it
+-- for the one whose runs another has taken meanwhile.
+-- $1 process_id uuid, $2 leaves bool, $3 on_wire uuid[], $4 lease_s float8
+insert into relay.processes (id, kind, leaves, on_wire, leased_until)
+values ($1::uuid, 'deliver', $2::bool, $3::uuid[], now() + $4::float8 * interval '1 second')
+on conflict (id) do nothing;
+
 -- name: share_buckets
--- All that a delivery process says and asks about buckets, every two seconds: it lives, what it holds it keeps, what it
--- gives back is free, and what it wants it takes where nobody's lease runs. Who leaves counts no more when shares are
--- made. Processes that have not said for an hour that they live are forgotten. Runs are locked in order, so that two
--- processes never wait for each other. A run that is free in our snapshot was given back before it, so what its holder
--- still had on the wire there is in the same snapshot. `free_in_s` is when the next lease runs out of what it wants.
+-- All that a delivery process says and asks about buckets, every two seconds: what it gives back is free, and what it wants
+-- it takes where nobody's lease runs. Its own lease, one row, is what it lives and holds its runs by; it is written once
+-- three eighths of it are over, or when there is something new to say in it. `lives` is false where it had run out: then
+-- nothing is ours any more.
+-- A run of a process whose lease ran out is taken only after that has been ended by us, in its row and under its lock: so a
+-- process that renews at this moment either comes first and keeps its runs, or sees that it has lost them. A run is
+-- changed only while it is as our snapshot shows it. Runs of the previous release are held by their own lease.
+-- Who leaves counts no more when shares are made. Processes that have not said for an hour that they live are forgotten.
+-- Runs are locked in order, and another process's row never waited for. A run that is free in our snapshot was given back
+-- before it, so what its holder still had on the wire there is in the same snapshot. `free_in_s` is when the next lease
+-- runs out of what it wants. `far_ids` are processes whose leases reach further than leases do, from a clock that was
+-- ahead: of those that have not changed for the length of a lease ($8, $9) the lease has ended.
 -- $1 process_id uuid, $2 wanted int2[], $3 given_back int2[], $4 lease_s float8, $5 alive_s float8: how long a process
 -- counts that says nothing, $6 leaves bool, $7 on_wire uuid[]: endpoints with something in flight in runs that it holds
--- no more
--- gives: process_ids uuid[], held int2[], on_wire uuid[], free_in_s float8
-with present as (
-    insert into relay.processes (id, kind, leaves, on_wire)
-    values ($1::uuid, 'deliver', $6::bool, $7::uuid[])
-    on conflict (id) do update
-    set seen_at = now(), leaves = excluded.leaves, on_wire = excluded.on_wire
+-- no more, $8 stuck process_id uuid[], $9 stuck leased_until timestamptz[]
+-- gives: lives bool, renewed bool, process_ids uuid[], held int2[], on_wire uuid[], free_in_s float8, far_ids uuid[],
+-- far_until timestamptz[]
+with clock as materialized (
+    select
+        now() as at,
+        $4::float8 * interval '1 second' as lease,
+        $5::float8 * interval '1 second' as alive
+),
+present as materialized (
+    select
+        p.id,
+        p.leased_until not between c.at + c.lease * 5 / 8 and c.at + c.lease
+        or p.leaves <> $6::bool
+        or p.on_wire <> $7::uuid[] as is_due
+    from relay.processes as p
+    cross join clock as c
+    where p.id = $1::uuid and p.leased_until > c.at
+),
+renewed as (
+    update relay.processes as p
+    set seen_at = c.at, leased_until = c.at + c.lease, leaves = $6::bool, on_wire = $7::uuid[]
+    from present as w
+    cross join clock as c
+    where p.id = w.id and w.is_due and p.leased_until > c.at
+    returning p.id
+),
+living as materialized (
+    select id from renewed
+    union all
+    select id from present where not is_due
 ),
 silent as materialized (
-    select id
-    from relay.processes
-    where id <> $1::uuid and seen_at < now() - interval '1 hour'
-    for update skip locked
+    select p.id
+    from relay.processes as p
+    cross join clock as c
+    where p.id <> $1::uuid and p.seen_at < c.at - interval '1 hour'
+    for update of p skip locked
 ),
 forgotten as (
     delete from relay.processes as p
@@ -26,47 +66,108 @@ forgotten as (
     where p.id = s.id
 ),
 others as materialized (
-    select id, leaves, on_wire, seen_at
-    from relay.processes
-    where kind = 'deliver' and id <> $1::uuid
+    select p.id, p.leaves, p.on_wire, p.seen_at, p.leased_until
+    from relay.processes as p
+    where p.kind = 'deliver' and p.id <> $1::uuid
 ),
 sharing as materialized (
-    select id
-    from others
-    where not leaves and seen_at > now() - $5::float8 * interval '1 second'
+    select o.id
+    from others as o
+    cross join clock as c
+    where not o.leaves and o.seen_at between c.at - c.alive and c.at + c.alive
+        and (o.leased_until is null or o.leased_until > c.at)
     union all
-    select $1::uuid
+    select l.id
+    from living as l
     where not $6::bool
 ),
-ours as materialized (
-    select first_bucket, first_bucket = any($3::int2[]) as given_back
-    from relay.bucket_leases
-    where process_id = $1::uuid or (first_bucket = any($2::int2[]) and leased_until <= now())
-    order by first_bucket
-    for update
+runs as materialized (
+    select b.first_bucket, b.process_id, b.leased_until
+    from relay.bucket_leases as b
 ),
-kept as (
+dead as materialized (
+    select p.id
+    from relay.processes as p
+    cross join clock as c
+    where p.id in (select r.process_id from runs as r where r.first_bucket = any($2::int2[]) and r.process_id <> $1::uuid)
+        and (
+            p.leased_until <= c.at
+            or (p.id, p.leased_until) in (select * from unnest($8::uuid[], $9::timestamptz[]))
+        )
+        and exists (select from living)
+    for update of p skip locked
+),
+ended as (
+    update relay.processes as p
+    set leased_until = '-infinity'
+    from dead as d
+    where p.id = d.id and p.leased_until > '-infinity'
+),
+changing as materialized (
+    select b.first_bucket, r.is_given_back
+    from (
+        select r.*, true as is_given_back
+        from runs as r
+        where r.process_id = $1::uuid and r.first_bucket = any($3::int2[])
+        union all
+        select r.*, false
+        from runs as r
+        cross join clock as c
+        where r.first_bucket = any($2::int2[])
+            and r.process_id is distinct from $1::uuid
+            and (r.leased_until <= c.at or r.leased_until > c.at + interval '5 minutes')
+            and exists (select from living)
+            and not exists (
+                select
+                from others as o
+                where o.id = r.process_id and o.leased_until is not null and o.id not in (select d.id from dead as d)
+            )
+    ) as r
+    inner join relay.bucket_leases as b on b.first_bucket = r.first_bucket
+    where b.process_id is not distinct from r.process_id and b.leased_until = r.leased_until
+    order by b.first_bucket
+    for update of b
+),
+changed as (
     update relay.bucket_leases as b
-    set
-        process_id = case when o.given_back then null else $1::uuid end,
-        leased_until = case when o.given_back then '-infinity' else now() + $4::float8 * interval '1 second' end
-    from ours as o
-    where b.first_bucket = o.first_bucket
-    returning b.first_bucket, o.given_back
+    set process_id = case when not g.is_given_back then $1::uuid end, leased_until = '-infinity'
+    from changing as g
+    where b.first_bucket = g.first_bucket
+    returning b.first_bucket, g.is_given_back
 )
 select
-    array(select id from sharing order by id) as process_ids,
-    array(select first_bucket from kept where not given_back order by first_bucket) as held,
+    exists (select from living) as lives,
+    exists (select from renewed) as renewed,
+    array(select s.id from sharing as s order by s.id) as process_ids,
     array(
-        select unnest(on_wire)
-        from others
-        where seen_at > now() - $4::float8 * interval '1 second'
+        select r.first_bucket
+        from runs as r
+        where r.process_id = $1::uuid and not r.first_bucket = any($3::int2[]) and exists (select from living)
+        union all
+        select g.first_bucket
+        from changed as g
+        where not g.is_given_back
+        order by first_bucket
+    ) as held,
+    array(
+        select unnest(o.on_wire)
+        from others as o
+        cross join clock as c
+        where o.seen_at between c.at - c.lease and c.at + c.lease
     ) as on_wire,
     (
-        select extract(epoch from min(leased_until) - now())::float8
-        from relay.bucket_leases
-        where first_bucket = any($2::int2[]) and process_id <> $1::uuid and leased_until > now()
-    ) as free_in_s;
+        select extract(epoch from min(coalesce(o.leased_until, r.leased_until)) - min(c.at))::float8
+        from runs as r
+        cross join clock as c
+        inner join others as o on o.id = r.process_id
+        where r.first_bucket = any($2::int2[]) and coalesce(o.leased_until, r.leased_until) > c.at
+    ) as free_in_s,
+    array(
+        select o.id from others as o cross join clock as c where o.leased_until > c.at + c.lease order by o.id
+    ) as far_ids,
+    array(
+        select o.leased_until from others as o cross join clock as c where o.leased_until > c.at + c.lease order by o.id
+    ) as far_until;
 
 -- name: process_gone
 -- This process has left.

@@ -28,15 +28,27 @@ where not exists (select from entered);
 
 -- name: server_clock
 -- PostgreSQL's clock, by which ids are made, and how old the oldest transaction is that may still write: it holds back
--- every reader that goes forward. A role sees only its own transactions unless it has pg_read_all_stats.
--- gives: seconds float8, oldest_write_s float8
+-- every reader that goes forward; and how old the oldest is that holds a snapshot in this database: what it might still
+-- see is kept, each version of each row. A role sees only its own transactions unless it has pg_read_all_stats.
+-- gives: seconds float8, oldest_write_s float8, oldest_snapshot_s float8
 select
     extract(epoch from clock_timestamp())::float8 as seconds,
     greatest(
         (select max(extract(epoch from now() - a.xact_start)) from pg_stat_activity as a where a.backend_xid is not null),
         (select max(extract(epoch from now() - p.prepared)) from pg_prepared_xacts as p),
         0
-    )::float8 as oldest_write_s;
+    )::float8 as oldest_write_s,
+    greatest(
+        (
+            select max(extract(epoch from now() - a.xact_start))
+            from pg_stat_activity as a
+            where a.backend_xmin is not null
+                and a.backend_type = 'client backend'
+                and a.datname = current_database()
+                and a.pid <> pg_backend_pid()
+        ),
+        0
+    )::float8 as oldest_snapshot_s;
 
 -- name: backends_left
 -- Of backends that were given up, those that live; one that was started later has the id of one that has ended.

@@ -513,3 +513,17 @@ async def test_figures_of_a_database_that_is_away_are_not_shown_and_postgres_is_
             proxy.accept()
             await until(_holds(lambda: page().shows("relay_backlog_deliveries")))
             await until(_holds(lambda: page().value("relay_postgres_up") == 1))
+
+
+async def test_a_reader_that_holds_a_snapshot_is_told_by_its_age(cell: Cell, database: str) -> None:
+    reader = await asyncpg.connect(database)
+    async with reader.transaction(isolation="repeatable_read"):
+        await reader.fetch("select count(*) from relay.events")
+        await cell.refresh()
+        first = cell.oldest_snapshot_s
+        await cell.refresh()
+        assert cell.oldest_snapshot_s > first > 0
+        assert cell.oldest_write_s == 0
+    await cell.refresh()
+    assert cell.oldest_snapshot_s == 0
+    await reader.close()

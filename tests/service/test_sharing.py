@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from uuid import UUID
@@ -16,7 +17,8 @@ import pytest
 
 from relay.delivery.claims import Claimer
 from relay.delivery.loop import DeliveryLoop
-from relay.delivery.runs import Span, Turf
+from relay.delivery.runs import RUN, Span, Turf
+from relay.delivery.runs import share as share_of
 from relay.delivery.share import PACE, Pace, Share
 from relay.delivery.slots import Offer
 from relay.local.children import PythonChild
@@ -25,7 +27,7 @@ from relay.store import Cell
 from relay.store.migrations import migrate
 from relay.store.statements import Statements
 from relay.telemetry.metrics import Metrics
-from relay.values.uuid7 import bucket
+from relay.values.uuid7 import Uuid7Clock, bucket
 from tests.books import VAULT, Books, settings, until
 from tests.conftest import Commands, environment, open_cell
 from tests.proxy import Proxy
@@ -365,7 +367,7 @@ async def test_shares_outlast_a_restart_of_postgresql(home: Path, receiver: Rece
 
 async def test_one_that_has_nothing_to_deliver_is_ready_all_the_same(database: str, books: Books) -> None:
     await books.read(
-        "update relay.bucket_leases set process_id = $1, leased_until = now() + interval '1 hour'",
+        "update relay.bucket_leases set process_id = $1, leased_until = now() + interval '1 minute'",
         books.cell.clock.new(),
     )
     async with process(database, SLOW) as idle:
@@ -384,6 +386,169 @@ async def test_who_has_long_been_silent_is_forgotten(database: str, cell: Cell, 
         assert recent in {row["id"] for row in await books.read("select id from relay.processes")}
         assert len(await books.read("select id from relay.processes")) == 2
     assert [row["id"] for row in await books.read("select id from relay.processes")] == [recent]
+
+
+async def test_a_process_that_holds_its_runs_writes_one_row_and_not_theirs(
+    database: str, books: Books, cell: Cell
+) -> None:
+    async with Share(cell, list, lambda: None, Metrics(), QUICK) as alone:
+        await until(lambda: asyncio.sleep(0, alone.joined))
+        places = await books.read("select first_bucket, ctid::text, process_id from relay.bucket_leases order by 1")
+        (process_id,) = {row["process_id"] for row in places}
+
+        async def lease() -> object:
+            return (await books.read("select leased_until from relay.processes where id = $1", process_id))[0][0]
+
+        for _ in range(4):
+            last = await lease()
+            await until(lambda last=last: _differs(lease, last))  # type: ignore[misc]
+        again = await books.read("select first_bucket, ctid::text, process_id from relay.bucket_leases order by 1")
+        assert [tuple(row) for row in again] == [tuple(row) for row in places]
+        assert len(alone.turf.spans) == 1
+
+
+async def _differs(read: Callable[[], Awaitable[object]], last: object) -> bool:
+    return await read() != last
+
+
+async def test_who_comes_back_after_its_lease_does_so_as_another(database: str, books: Books, cell: Cell) -> None:
+    async with Share(cell, list, lambda: None, Metrics(), STEADY._replace(tick_s=0.05)) as alone:
+        await until(lambda: asyncio.sleep(0, alone.joined))
+        (first,) = await books.read("select distinct process_id as id from relay.bucket_leases")
+        # Another let it end, while it was away.
+        await books.read("update relay.processes set leased_until = '-infinity' where id = $1", first["id"])
+
+        async def is_another() -> bool:
+            rows = await books.read("select distinct process_id as id from relay.bucket_leases")
+            return first["id"] not in {row["id"] for row in rows}
+
+        await until(is_another)
+        await until(lambda: asyncio.sleep(0, alone.turf.spans == (Span(0, 1023),)))
+
+
+async def test_a_lease_from_a_clock_that_was_ahead_ends_once_it_has_stood_still_for_as_long(
+    database: str, books: Books, cell: Cell
+) -> None:
+    dead = cell.clock.new()
+    await books.read(
+        "insert into relay.processes (id, kind, leased_until, seen_at)"
+        " values ($1, 'deliver', now() + interval '1 hour', now() + interval '1 hour')",
+        dead,
+    )
+    await books.read("update relay.bucket_leases set process_id = $1", dead)
+    async with Share(cell, list, lambda: None, Metrics(), QUICK) as waits:
+        await until(lambda: asyncio.sleep(0, waits.joined))
+        # It may be alive, and about to see that the clock is right again.
+        assert waits.turf.spans == ()
+        await until(lambda: asyncio.sleep(0, waits.turf.spans == (Span(0, 1023),)))
+    (row,) = await books.read("select leased_until from relay.processes where id = $1", dead)
+    assert row["leased_until"] is not None
+
+
+class ReleaseBefore:
+    """A process of the release before this way of sharing, as far as runs are concerned."""
+
+    STATEMENT = (ROOT / "tests" / "before" / "share_buckets.sql").read_text()
+
+    def __init__(self, connection: asyncpg.Connection, pace: Pace = QUICK) -> None:
+        self._connection = connection
+        self._pace = pace
+        self.id = Uuid7Clock().new()
+        self._held: frozenset[int] = frozenset()
+        self._sure_until = 0.0
+
+    @property
+    def held(self) -> frozenset[int]:
+        return self._held if time.monotonic() < self._sure_until else frozenset()
+
+    async def tick(self, wanted: Iterable[int], given_back: Iterable[int] = ()) -> list[UUID]:
+        asked_at = time.monotonic()
+        self._held -= frozenset(given_back)
+        row = await self._connection.fetchrow(
+            self.STATEMENT,
+            *(self.id, sorted(wanted), sorted(given_back), self._pace.lease_s, self._pace.alive_s, False, []),
+        )
+        assert row is not None
+        self._held = frozenset(row["held"])
+        self._sure_until = asked_at + self._pace.lease_s * 7 / 8
+        process_ids: list[UUID] = row["process_ids"]
+        return process_ids
+
+
+async def test_the_release_before_takes_no_run_of_a_process_that_lives_and_all_of_one_that_died(
+    database: str, books: Books, cell: Cell, locker: asyncpg.Connection
+) -> None:
+    before = ReleaseBefore(locker)
+    async with Share(cell, list, lambda: None, Metrics(), STEADY._replace(tick_s=60.0)) as lives:
+        await until(lambda: asyncio.sleep(0, lives.joined))
+        await before.tick(range(0, 1024, 16))
+        assert before.held == frozenset()
+        # It dies: nothing is given back.
+        await books.read("update relay.processes set leased_until = now() where kind = 'deliver'")
+        await before.tick(range(0, 1024, 16))
+        assert before.held == frozenset(range(0, 1024, 16))
+    (mine,) = await books.read("select distinct process_id as id from relay.bucket_leases")
+    assert mine["id"] == before.id
+
+
+async def test_runs_of_the_release_before_are_left_to_it_while_it_lives(
+    database: str, books: Books, cell: Cell, locker: asyncpg.Connection
+) -> None:
+    before = ReleaseBefore(locker)
+    await before.tick(range(0, 512, 16))
+    async with Share(cell, list, lambda: None, Metrics(), QUICK) as share:
+        await until(lambda: asyncio.sleep(0, share.turf.spans == (Span(512, 1023),)))
+        await until(lambda: asyncio.sleep(0, share.turf.spans == (Span(0, 1023),)))
+        assert before.held == frozenset()
+
+
+async def test_two_releases_beside_each_other_never_hold_the_same_run(
+    database: str, cell: Cell, locker: asyncpg.Connection
+) -> None:
+    before, handovers, shares = ReleaseBefore(locker), 0, list[Share]()
+
+    def held_by_both() -> frozenset[int]:
+        taken: set[int] = set()
+        for each in (before.held, *(_runs(each) for each in shares)):
+            assert not taken & each, "two hold the same run"
+            taken |= each
+        return before.held
+
+    async def live() -> None:
+        nonlocal handovers
+        last: frozenset[int] = frozenset()
+        wanted: frozenset[int] = frozenset()
+        while True:
+            given_back = before.held - wanted
+            process_ids = await before.tick(wanted, given_back)
+            wanted = frozenset(share_of(process_ids.index(before.id), len(process_ids)))
+            if held_by_both() != last:
+                handovers += 1
+                last = before.held
+            await asyncio.sleep(0.02)
+
+    living = asyncio.create_task(live())
+    for _ in range(4):
+        async with (
+            open_cell(database) as other,
+            Share(cell, list, lambda: None, Metrics(), QUICK) as one,
+            Share(other, list, lambda: None, Metrics(), QUICK) as two,
+        ):
+            shares[:] = [one, two]
+            await until(lambda: asyncio.sleep(0, one.turf.spans != () and two.turf.spans != () and before.held))
+            # One of them dies without a word, and its runs go to the others.
+            assert two._task is not None
+            two._task.cancel()
+            await until(lambda: asyncio.sleep(0, len(_runs(one)) + len(before.held) == 64))
+            shares[:] = [one]
+    living.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await living
+    assert handovers >= 8
+
+
+def _runs(share: Share) -> frozenset[int]:
+    return frozenset(run for span in share.turf.spans for run in range(span.first, span.last + 1, RUN))
 
 
 async def test_laps_go_over_what_is_ours_and_past_what_is_not(cell: Cell, books: Books) -> None:
