@@ -16,7 +16,7 @@ from relay.ingest.flush import Key, Waiting, part_followers
 from relay.ingest.measures import Measures
 from relay.ingest.outcome import Outcome
 from relay.ingest.parse import PostedEvent
-from relay.store import Cell, DatabaseUnavailable, OutcomeUnknown, Row, RowRefused, StoreError
+from relay.store import PLAN_KEPT, Cell, DatabaseUnavailable, OutcomeUnknown, Row, RowRefused, StoreError
 from relay.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ _log = logging.getLogger("relay.ingest")
 
 MAX_FLUSH_BYTES: Final = 8 * 1024 * 1024
 MAX_FLUSH_EVENTS: Final = 1000
+#: Deliveries that one statement opens.
+MOST_DELIVERIES: Final = 20_000
 # What is nobody's own fault: to try again for each follower would be one time-out after the other.
 _OUTAGES: Final = frozenset(("database_unavailable", "commit_unknown"))
 # What still waits when the process leaves may take this long.
@@ -60,7 +62,7 @@ class GroupCommit:
         tracer: Tracer | None = None,
     ) -> None:
         self._cell = cell
-        self._connection = cell.owned_connection(2 * commit_timeout_s)
+        self._connection = cell.owned_connection(2 * commit_timeout_s, plans=PLAN_KEPT)
         self._dedup_window_s = dedup_window_s
         self._commit_timeout_s = commit_timeout_s
         self._queue_bytes = queue_bytes
@@ -211,7 +213,7 @@ class GroupCommit:
     async def _commit(self, events: Sequence[Waiting], *, sent_before: bool) -> None:
         """Write events and answer them. A statement that one row spoils is split in halves until that row is alone."""
         try:
-            won = await self._write(events)
+            won = await self._write(events, sent_before=sent_before)
         except RowRefused as refused:
             if len(events) == 1:
                 _log.warning("event_unstorable", extra={"sqlstate": refused.sqlstate})
@@ -247,15 +249,18 @@ class GroupCommit:
         for event in events:
             event.fail(code)
 
-    async def _write(self, events: Sequence[Waiting]) -> frozenset[UUID]:
+    async def _write(self, events: Sequence[Waiting], *, sent_before: bool) -> frozenset[UUID]:
         """One statement, one commit; gives the ids of the events that won their keys."""
         rows = [event.row() for event in events]
-        if len(rows) == 1:
-            (row,) = await self._fetch("commit_event", *rows[0], self._dedup_window_s)
-        elif any(event.key or event.trace for event in events):
-            (row,) = await self._fetch("commit_events_with_keys", *zip(*rows, strict=True), self._dedup_window_s)
+        if len(rows) == 1 and not sent_before:
+            (row,) = await self._fetch("commit_event", *_parameters(rows[0]), self._dedup_window_s)
+        elif sent_before or any(event.key or event.trace for event in events):
+            columns = _parameters(list(zip(*rows, strict=True)))
+            # Only the first of these leaves what it finds stored as it is.
+            name = "commit_events_again" if sent_before else "commit_events_with_keys"
+            (row,) = await self._fetch(name, *columns, self._dedup_window_s)
         else:
-            (row,) = await self._fetch("commit_events", *zip(*(row[:4] for row in rows), strict=True))
+            (row,) = await self._fetch("commit_events", *_parameters(list(zip(*rows, strict=True)))[:6])
         if row["due"]:
             self._due()
         return frozenset(row.get("won", ()))
@@ -288,6 +293,10 @@ def _trace(tracer: Tracer, events: Sequence[Waiting], took_s: float) -> None:
     traces = {id(event.trace): event.trace for event in events if event.trace is not None}
     now_ns = time.time_ns()
     tracer.flushed(now_ns - round(took_s * 1e9), now_ns, len(events), list(traces.values()))
+
+
+def _parameters(columns: Sequence[object]) -> Sequence[object]:
+    return (*columns[:5], MOST_DELIVERIES, *columns[5:])
 
 
 def _key_columns(keys: Sequence[Key]) -> tuple[list[UUID], list[str], list[str]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from relay.errors import ApiError
+from relay.ingest.filters import filters_matching
 from relay.ingest.outcome import Accepted, Duplicate, KeyReused, Outcome, Replayed
 from relay.ingest.parse import PostedEvent
 
@@ -73,11 +74,22 @@ class Waiting:
         if self.key is not None:
             self.digest = _digest(event.type, self.payload)
 
-    def row(self) -> tuple[UUID, UUID, str, bytes, str | None, str | None, bytes, str | None]:
+    def row(self) -> tuple[UUID, UUID, str, bytes, str | None, str | None, str | None, bytes, str | None]:
         """What is stored, in the order of the statements' parameters; the last four are for its key and its trace."""
         _, kind, key = self.key or (None, None, None)
         traceparent = None if self.trace is None else self.trace.traceparent
-        return self.organization_id, self.event_id, self.type, self.payload, kind, key, self.digest, traceparent
+        filters = filters_matching(self.type)
+        return (
+            self.organization_id,
+            self.event_id,
+            self.type,
+            self.payload,
+            filters,
+            kind,
+            key,
+            self.digest,
+            traceparent,
+        )
 
     def accept(self) -> None:
         """Answer the request: committed."""

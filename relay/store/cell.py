@@ -101,7 +101,7 @@ class Cell:
                 max_inactive_connection_lifetime=60.0,
                 max_queries=1_000_000_000,
                 init=self._opener.on_open,
-                **self._opener.options(_SERVER_TIMEOUT_S, custom_plans=True),
+                **self._opener.options(_SERVER_TIMEOUT_S, plans=PLAN_EACH),
             )
             await self._pool
             stack.callback(self._pool.terminate)
@@ -120,13 +120,16 @@ class Cell:
     ) -> None:
         await self._stack.aclose()
 
-    def owned_connection(self, server_timeout_s: float = _SERVER_TIMEOUT_S) -> HotConnection:
+    def owned_connection(
+        self, server_timeout_s: float = _SERVER_TIMEOUT_S, *, plans: str | None = None
+    ) -> HotConnection:
         """A connection for one hot path to keep; the cell closes it in the end.
 
         Args:
             server_timeout_s: after which PostgreSQL ends a statement that was given up here.
+            plans: `PLAN_KEPT` where a statement's plan does not depend on its parameters; None leaves it to PostgreSQL.
         """
-        connection = HotConnection(self._opener, self.statements, server_timeout_s, self._backend_given_up)
+        connection = HotConnection(self._opener, self.statements, server_timeout_s, self._backend_given_up, plans)
         self._owned.append(connection)
         return connection
 

@@ -100,20 +100,20 @@ class Opener:
         self.pooled = pooled
         self.lifetime_s = lifetime_s
 
-    def options(self, server_timeout_s: float, *, custom_plans: bool = False) -> dict[str, Any]:
+    def options(self, server_timeout_s: float, *, plans: str | None = None) -> dict[str, Any]:
         """The keyword arguments for asyncpg, for a connection or a pool.
 
         Args:
             server_timeout_s: after which PostgreSQL ends a statement; 0 for never.
-            custom_plans: plan each execution for its parameters, until a connection is told otherwise.
+            plans: `PLAN_EACH` or `PLAN_KEPT`, until a connection is told otherwise; None leaves it to PostgreSQL.
         """
         settings = {
             "application_name": self.application,
             "statement_timeout": f"{server_timeout_s * 1000:.0f}ms",
             **_SESSION,
         }
-        if custom_plans:
-            settings["plan_cache_mode"] = PLAN_EACH
+        if plans is not None:
+            settings["plan_cache_mode"] = plans
         return {
             "timeout": CONNECT_TIMEOUT_S,
             "connection_class": Connection,
@@ -122,17 +122,18 @@ class Opener:
             "server_settings": None if self.pooled else settings,
         }
 
-    async def open(self, server_timeout_s: float = 0.0) -> Connection:
+    async def open(self, server_timeout_s: float = 0.0, plans: str | None = None) -> Connection:
         """A new connection.
 
         Args:
             server_timeout_s: after which PostgreSQL ends a statement; 0 for never.
+            plans: as in `options`.
 
         Raises:
             DatabaseUnavailable: there is none to be had.
         """
         try:
-            connection: Connection = await asyncpg.connect(self.url, **self.options(server_timeout_s))
+            connection: Connection = await asyncpg.connect(self.url, **self.options(server_timeout_s, plans=plans))
             try:
                 await self.on_open(connection)
             except BaseException:
@@ -215,6 +216,7 @@ class HotConnection:
         statements: their texts by name.
         server_timeout_s: after which PostgreSQL ends a statement that was given up here; 0 for never.
         given_up: is told the process id of a backend that may still work on such a statement.
+        plans: as in `Opener.options`.
     """
 
     def __init__(
@@ -223,11 +225,13 @@ class HotConnection:
         statements: Mapping[str, str],
         server_timeout_s: float = 0.0,
         given_up: Callable[[int], None] | None = None,
+        plans: str | None = None,
     ) -> None:
         self._opener = opener
         self._statements = statements
         self._server_timeout_s = server_timeout_s
         self._given_up = given_up
+        self._plans = plans
         self._connection: Connection | None = None
         self._deadline: _Deadline | None = None
         self._prepared: dict[str, _Execute] = {}
@@ -272,7 +276,7 @@ class HotConnection:
             return old
 
     async def _open(self) -> Connection:
-        connection = await self._opener.open(self._server_timeout_s)
+        connection = await self._opener.open(self._server_timeout_s, self._plans)
         try:
             await self.close()
         except BaseException:

@@ -96,7 +96,8 @@ async def test_hot_statements_read_no_table_from_end_to_end(connection: asyncpg.
         "text": "'a'", "float8": "1.0", "bytea": "'a'::bytea", "timestamptz": "now()", "bool": "true",
     }  # fmt: skip
     for name in (
-        "commit_events", "commit_events_with_keys", "first_holders", "claim_due", "renew_leases", "record_attempts",
+        "commit_event", "commit_events", "commit_events_with_keys", "commit_events_again",
+        "first_holders", "claim_due", "renew_leases", "record_attempts",
         "inbox_pending_asc", "inbox_pending_desc", "inbox_all_asc", "inbox_all_desc", "event_by_id",
         "deliveries_of_event", "attempts_of_event", "acknowledge", "keys_by_id", "note_keys_used", "position_bounds",
         "deliveries_open",
