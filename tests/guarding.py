@@ -37,6 +37,10 @@ class Node:
         return self._count("relay_key_hash_checks_waiting")
 
     @property
+    def reread(self) -> int:
+        return self._count("relay_keys_reread_total")
+
+    @property
     def reads(self) -> int:
         return self._count("relay_key_reads_total")
 

@@ -7,6 +7,7 @@ import logging
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Final, Self
+from uuid import UUID
 
 from relay.auth.cache import KeyCache
 from relay.auth.format import LENGTH
@@ -27,6 +28,8 @@ _LOOK_INTERVAL_S: Final = 0.5
 _LOOK_PAUSE_S: Final = 0.1
 #: Without an answer for so long a process no longer trusts what it knows about keys.
 CUT_OFF_S: Final = 2.0
+# After more changes than these, all keys that are known are read again.
+_MOST_CHANGES: Final = 1_000
 # 10,000 keys are read in 60 ms; in pieces of this size none of them holds the event loop for more than 3.
 _KEYS_A_READ: Final = 500
 
@@ -58,6 +61,9 @@ class Guard:
             "result",
         )
         self._hits, self._misses = lookups.of("hit"), lookups.of("miss")
+        self._reread = metrics.counter(
+            "relay_keys_reread", "Cached keys that were read again because a key was rotated or revoked."
+        )
         metrics.gauge("relay_keys_cached", "Verified keys that this process holds.", lambda: len(self._cache))
 
     async def __aenter__(self) -> Self:
@@ -124,16 +130,31 @@ class Guard:
         (row,) = await self._line.fetch("keys_version", timeout_s=CUT_OFF_S)
         version = row["keys_version"]
         if version != self._version:
-            await self._renew(version)
-            self._version = version
+            self._version = await self._renew(version)
         self._believe_until(asked + CUT_OFF_S)
 
-    async def _renew(self, version: int) -> None:
-        known = self._cache.follow(version)
+    async def _renew(self, version: int) -> int:
+        """Read again what has changed up to a version, or up to a later one, which it gives."""
+        changed = await self._changed(version)
+        version = max([version, *changed]) if changed is not None else version
+        known = self._cache.follow(version, None if changed is None else set(changed.values()))
+        self._reread.add(len(known))
         for start in range(0, len(known), _KEYS_A_READ):
             asked = known[start : start + _KEYS_A_READ]
             rows = await self._line.fetch("keys_in_force", [key_id for _, key_id in asked], timeout_s=CUT_OFF_S)
             self._cache.renew(asked, {row["id"]: tenant_of(row) for row in rows})
+        return version
+
+    async def _changed(self, version: int) -> dict[int, UUID] | None:
+        """The keys that became others since the last look, by version; None if it may be any."""
+        last = self._version
+        # A lower one is that of a restored database.
+        if last is None or not 0 < version - last <= _MOST_CHANGES:
+            return None
+        rows = await self._line.fetch("key_changes_since", last, _MOST_CHANGES, timeout_s=CUT_OFF_S)
+        changed = {row["version"]: row["key_id"] for row in rows}
+        steps = range(last + 1, max([version, *changed]) + 1)
+        return changed if len(changed) == len(steps) else None
 
     def _believe_until(self, at: float) -> None:
         """A timer, because the look that would notice may itself hang."""

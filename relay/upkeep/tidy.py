@@ -17,8 +17,8 @@ _BATCH: Final = 1000
 
 
 class Tidy(Background):
-    """Deletes ended jobs a week after they began, answers whose Idempotency-Keys have run out, and keys a month after
-    they ended: in small batches, at the start and every hour. Only the leader does it.
+    """Deletes ended jobs a week after they began, answers whose Idempotency-Keys have run out, keys two days after they
+    ended, and what says which keys changed: in small batches, at the start and every hour. Only the leader does it.
 
     Args:
         cell: whose.
@@ -33,7 +33,7 @@ class Tidy(Background):
         """Delete them again and again."""
         while True:
             await self._leader.until_it_leads()
-            for name in ("forget_jobs", "forget_answers", "forget_keys"):
+            for name in ("forget_jobs", "forget_answers", "forget_keys", "forget_key_changes"):
                 try:
                     await self._forget(name)
                 except StoreError as reason:

@@ -13,7 +13,7 @@ import pytest
 from relay.auth import SCOPES, KeyList, NewKey, Tenant
 from relay.errors import ApiError
 from tests.conftest import Databases
-from tests.guarding import Node, running, signed_up, until
+from tests.guarding import Node, rotate_silently, running, signed_up, until
 
 
 @pytest.fixture(scope="module")
@@ -281,14 +281,14 @@ async def test_a_revocation_and_a_rotation_that_race_leave_a_key_that_can_manage
         assert any("manage" in key.scopes and key.expires_at is None for key in keys)
 
 
-async def test_keys_that_ended_a_month_ago_are_forgotten_and_no_others(cell: object, database: str) -> None:
+async def test_keys_that_ended_two_days_ago_are_forgotten_and_no_others(cell: object, database: str) -> None:
     async with running(database) as node:
         _, tenant = await signed_up(node)
         old, recent = [await create(node, tenant) for _ in range(2)]
         connection = await asyncpg.connect(database)
         ends = "update relay.api_keys set expires_at = now() - $2::text::interval where id = $1"
-        await connection.execute(ends, old.key_id, "31 days")
-        await connection.execute(ends, recent.key_id, "29 days")
+        await connection.execute(ends, old.key_id, "49 hours")
+        await connection.execute(ends, recent.key_id, "47 hours")
 
         row = await node.cell.fetch_row("forget_keys", 1000)
 
@@ -297,3 +297,122 @@ async def test_keys_that_ended_a_month_ago_are_forgotten_and_no_others(cell: obj
     assert row is not None
     assert row["forgotten"] == 1
     assert left == {tenant.key_id, recent.key_id}
+
+
+async def known(node: Node, count: int) -> list[tuple[bytes, Tenant]]:
+    """Organizations whose keys this process knows."""
+    return [await signed_up(node, f"organization {number}") for number in range(count)]
+
+
+@pytest.fixture
+async def pair(database: str) -> AsyncIterator[tuple[Node, Node]]:
+    """Two processes on a database in which nothing else happens."""
+    async with running(database) as one, running(database) as two:
+        yield one, two
+
+
+async def test_a_rotation_makes_other_processes_read_that_key_again_and_no_other(pair: tuple[Node, Node]) -> None:
+    here, there = pair
+    (key, tenant), *others = await known(here, 5)
+    for each, _ in [(key, tenant), *others]:
+        await there.guard.admit(each, None)
+
+    await rotate_silently(here, tenant)
+    await there.guard.look_again()
+
+    assert there.guard.known(key) is None
+    assert there.reread == 1
+    assert all(there.guard.known(each) is not None for each, _ in others)
+
+
+async def test_a_rotation_by_the_release_before_makes_them_read_all_keys_again(
+    pair: tuple[Node, Node], database: str
+) -> None:
+    here, there = pair
+    (key, tenant), (other, other_tenant), *_ = await known(here, 3)
+    for each in (key, other):
+        await there.guard.admit(each, None)
+    connection = await asyncpg.connect(database)
+    # It raises the counter and writes nothing else, before and after one of ours.
+    await connection.execute("update relay.api_keys set expires_at = now() where id = $1", tenant.key_id)
+    await connection.execute("update relay.cell set keys_version = keys_version + 1")
+    await connection.close()
+    await rotate_silently(here, other_tenant)
+
+    await there.guard.look_again()
+
+    assert there.reread == 2
+    assert there.guard.known(key) is None
+    assert there.guard.known(other) is None
+
+
+async def test_one_that_slept_for_longer_than_changes_are_kept_reads_all_its_keys_again(
+    pair: tuple[Node, Node], database: str
+) -> None:
+    here, there = pair
+    (key, tenant), (other, _) = await known(here, 2)
+    for each in (key, other):
+        await there.guard.admit(each, None)
+    async with there.guard._looking:
+        await rotate_silently(here, tenant)
+        connection = await asyncpg.connect(database)
+        await connection.execute("update relay.key_changes set changed_at = now() - interval '61 minutes'")
+        await connection.close()
+        row = await here.cell.fetch_row("forget_key_changes", 1000)
+        assert row is not None
+        assert row["forgotten"] == 1
+
+    await there.guard.look_again()
+
+    assert there.reread == 2
+    assert there.guard.known(key) is None
+    assert there.guard.known(other) is not None
+
+
+async def test_a_counter_that_went_back_with_a_restored_database_makes_them_read_all(
+    pair: tuple[Node, Node], database: str
+) -> None:
+    here, there = pair
+    (key, tenant), (other, other_tenant) = await known(here, 2)
+    for each in (key, other):
+        await there.guard.admit(each, None)
+    await rotate_silently(here, tenant)
+    await there.guard.look_again()
+    connection = await asyncpg.connect(database)
+    await connection.execute("delete from relay.key_changes")
+    await connection.execute("update relay.cell set keys_version = 0")
+    await connection.execute("update relay.api_keys set expires_at = now() where id = $1", other_tenant.key_id)
+    await connection.close()
+
+    await there.guard.look_again()
+
+    assert there.guard.known(other) is None
+
+
+async def test_keys_that_have_ended_are_not_walked_over(pair: tuple[Node, Node], database: str) -> None:
+    node, _ = pair
+    _, tenant = await signed_up(node)
+    connection = await asyncpg.connect(database)
+    await connection.execute(
+        "insert into relay.api_keys (organization_id, id, name, scopes, digest, argon2, expires_at)"
+        " select $1, gen_random_uuid(), 'ended', '{ingest}', '', '', now() from generate_series(1, 3000)",
+        tenant.organization_id,
+    )
+    await connection.execute("analyze relay.api_keys")
+    for setting in ("enable_seqscan", "enable_bitmapscan"):
+        await connection.execute(f"set {setting} = off")
+    arguments: dict[str, tuple[object, ...]] = {
+        "keys_of_organization": (tenant.organization_id,),
+        "create_key": (tenant.organization_id, node.cell.clock.new(), "k", ["ingest"], bytes(32), "", None),
+        "rotate_key": (tenant.organization_id, tenant.key_id, node.cell.clock.new(), bytes(32), "", 60.0),
+    }
+    for name, values in arguments.items():
+        plan = "\n".join(
+            row[0]
+            for row in await connection.fetch(
+                f"explain (analyze, costs off, timing off) {node.cell.statements[name]}", *values
+            )
+        )
+        assert "api_keys_in_force" in plan, plan
+        assert "3000" not in plan, plan
+    await connection.close()
