@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import logging
 import os
@@ -14,7 +15,7 @@ import click
 import uvloop
 
 from relay.cli.exits import FAILED, UNREACHABLE, USAGE, Stop
-from relay.cli.listening import host_of, http_server, require_free, say_ready
+from relay.cli.listening import host_of, http_server, raise_open_files_limit, require_free, room_for, say_ready
 from relay.cli.tracing import tracer_of
 from relay.config import Settings, load
 from relay.delivery.loop import DeliveryLoop
@@ -51,6 +52,7 @@ def deliver(no_ops: bool, ready_fd: int | None, commons: str | None) -> None:
     """Deliver until SIGTERM or SIGINT."""
     settings = load(os.environ)
     logs.set_up(settings.log_level, "deliver")
+    raise_open_files_limit()
     if settings.database_url is None:
         raise Stop(USAGE, "DATABASE_URL: `relay deliver` needs one, for instance postgresql://user@host/database")
     if not settings.secret_keys:
@@ -64,7 +66,16 @@ def deliver(no_ops: bool, ready_fd: int | None, commons: str | None) -> None:
     if not no_ops:
         require_free(host_of(settings), settings.ops_port)
     shared = Commons.inherit(commons) if commons else Commons.create(1)
-    uvloop.run(_deliver(settings, settings.database_url, shared, no_ops, ready_fd))
+    uvloop.run(_deliver(_within_open_files(settings), settings.database_url, shared, no_ops, ready_fd))
+
+
+def _within_open_files(settings: Settings) -> Settings:
+    """Bound what is on the wire by the open files that this process may have, which would else fail as `connect`."""
+    # Beside each delivery on the wire a connection may be kept for the next one.
+    in_flight = max(room_for(2 * settings.max_in_flight) // 2, 1)
+    if in_flight < settings.max_in_flight:
+        _log.warning("open_files_bound_deliveries", extra={"max_in_flight": in_flight})
+    return dataclasses.replace(settings, max_in_flight=in_flight)
 
 
 async def _deliver(settings: Settings, database_url: str, commons: Commons, no_ops: bool, ready_fd: int | None) -> None:

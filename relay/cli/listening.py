@@ -15,7 +15,8 @@ from relay.config import Settings
 if TYPE_CHECKING:
     from granian.server.embed import Server
 
-
+#: More open files than these no process of ours could use; a limit beyond it makes some systems' libraries slow.
+MOST_FILES: Final = 1_048_576
 #: How long a request's head may take, and how long a connection may be idle between two.
 HEAD_S: Final = 30.0
 #: After so long without a byte of an answer being taken, the system ends the connection.
@@ -47,20 +48,28 @@ def require_free(host: str, port: int) -> None:
         raise Stop(FAILED, f"cannot listen on {host} port {port}: {error.strerror}") from None
 
 
-def room_for(connections: int) -> int:
-    """Raise the limit on open files as far as these connections need it, or as far as one may; how many there is room
-    for. With none left Granian could not accept, and nobody else connect: it must stop before.
+def raise_open_files_limit() -> None:
+    """Raise the limit on open files as far as one may, up to `MOST_FILES`; children inherit it.
+
+    The soft limit is 1,024 on most systems, for the sake of programs that still call select(). We do not, and each
+    connection is a file.
     """
-    wanted = connections + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        # macOS says that there is no limit, and has one.
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def room_for(connections: int) -> int:
+    """Return for how many of these connections there are open files. With none left Granian could not accept, and
+    nobody else connect: it must stop before.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
         return connections
-    given = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    # macOS says that there is no limit, and has one.
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (given, hard))
-        soft = given
-    return max(soft - _OTHER_FILES, soft // 2)
+    return min(connections, max(soft - _OTHER_FILES, soft // 2))
 
 
 def http_server(app: Any, host: str, port: int, *, backlog: int, connections: int, head_s: float = HEAD_S) -> Server:

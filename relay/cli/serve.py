@@ -20,6 +20,7 @@ from relay.cli.listening import (
     end_unread_answers,
     host_of,
     http_server,
+    raise_open_files_limit,
     require_free,
     room_for,
     say_ready,
@@ -62,6 +63,7 @@ def serve(worker: int | None, loopback_only: bool, ready_fd: int | None, commons
     """Run the API until SIGTERM or SIGINT."""
     settings = load(os.environ)
     logs.set_up(settings.log_level, "serve")
+    raise_open_files_limit()
     if settings.database_url is None:
         raise Stop(USAGE, "DATABASE_URL: `relay serve` needs one, for instance postgresql://user@host/database")
     if not settings.secret_keys:

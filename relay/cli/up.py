@@ -19,11 +19,13 @@ def up() -> None:
     settings = load(os.environ)
 
     # Imported here: a bad setting need not wait for a server.
+    from relay.cli.listening import raise_open_files_limit
     from relay.local.failures import Unable
     from relay.local.up import up as run
     from relay.telemetry import logs
 
     logs.set_up(settings.log_level, "up")
+    raise_open_files_limit()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Event types may hold letters that this terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import resource
 import socket
 import sys
 import time
@@ -14,7 +13,7 @@ from uuid import UUID
 
 import pytest
 
-from relay.cli.listening import end_unread_answers, http_server, room_for, until_it_answers
+from relay.cli.listening import end_unread_answers, http_server, until_it_answers
 from relay.http import crowd as crowds
 from relay.http import exchange as exchanges
 from relay.http.crowd import Crowd
@@ -250,20 +249,6 @@ async def test_a_head_beyond_all_measure_is_not_kept() -> None:
         writer.write(b"GET /nothing HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 1024 * 1024)
         assert (await read_answer(reader)).status == 431
         assert await reader.read() == b""
-
-
-def test_the_limit_on_open_files_is_raised_for_the_connections_or_they_are_fewer() -> None:
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (1000, before[1]))
-        assert room_for(500) == 500
-        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 1000
-        assert room_for(3000) == 3000
-        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 3000
-        resource.setrlimit(resource.RLIMIT_NOFILE, (1000, before[1]))
-        assert room_for(10**9) == before[1] - 256
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 async def test_an_abandoned_answer_leaves_no_memory_behind(monkeypatch: pytest.MonkeyPatch) -> None:
