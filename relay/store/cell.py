@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
@@ -17,6 +17,7 @@ from relay.store import errors
 from relay.store.backends import CANCEL_TIMEOUT_S, BackendLimit
 from relay.store.connection import CONNECT_TIMEOUT_S, PLAN_EACH, Connection, HotConnection, Opener, Row
 from relay.store.listener import Listener
+from relay.store.server_clock import ServerClock, Step
 from relay.store.statements import Statements
 from relay.values.uuid7 import Uuid7Clock, steady_ns
 
@@ -66,10 +67,13 @@ class Cell:
         self.statements = Statements(schema)
         self.schema = schema
         # The kind that asyncpg gives: to make, write out and send one takes 0.2 µs, and 1.4 the standard library's.
-        # PostgreSQL's time, told by a clock that is not stepped. One that was weeks ahead for a second would leave all
-        # later ids there, on days without partitions: they never go back.
+        # PostgreSQL's time, told by a clock that is not stepped.
         self.clock = Uuid7Clock(steady_ns, kind=pgproto.UUID)
         self.clock.offset_ns = time.time_ns() - steady_ns()
+        #: What was seen of PostgreSQL's clock, and what is believed of that.
+        self.server_clock = ServerClock()
+        #: Called with each step of it by more than a minute.
+        self.on_clock_step: Callable[[Step], None] = lambda step: None
         self.id = ""
         #: The age of the oldest transaction that may still write: so far behind are readers that go forward.
         self.oldest_write_s = 0.0
@@ -258,7 +262,13 @@ class Cell:
         (row,) = await self.fetch_steadily("enter_cell", timeout_s=5.0)
         self.id = row["id"]
         self.answers = True
-        self.clock.offset_ns = min([await self._compare_clocks() for _ in range(_COMPARISONS)])[1]
+        offset_ns = min([await self._compare_clocks() for _ in range(_COMPARISONS)])[1]
+        before_ns = self.server_clock.believed_ns
+        step = self.server_clock.look(offset_ns, steady_ns())
+        self.clock.offset_ns = self.server_clock.believed_ns
+        if step is not None:
+            _log.warning(f"clock_step_{step.value}", extra={"step_s": (offset_ns - before_ns) // 10**9})
+            self.on_clock_step(step)
 
     async def _compare_clocks(self) -> tuple[int, int]:
         """One look at the server's clock: how long it took, and how far ahead of ours it is, in nanoseconds."""

@@ -8,6 +8,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from relay.store import Cell, StoreError
+from relay.store.server_clock import Step
 from relay.telemetry.metrics import Metrics
 from relay.values.background import Background
 
@@ -132,6 +133,14 @@ def watch_cell(cell: Cell, metrics: Metrics) -> None:
         "How many connections to PostgreSQL the processes may have in their pools.",
         lambda: cell.most_pooled,
     )
+    steps = metrics.counter(
+        "relay_clock_steps",
+        "Steps of PostgreSQL's clock by more than a minute: seen, and believed once they have lasted.",
+        "state",
+    )
+    for step in Step:
+        steps.of(step.value)
+    cell.on_clock_step = lambda step: steps.add(1, step.value)
     metrics.gauge(
         "relay_oldest_write_transaction_seconds",
         "Age of the oldest transaction that may still write: so far behind are readers that go forward.",

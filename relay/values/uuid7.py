@@ -16,6 +16,8 @@ _VERSION: Final = 0x7 << 76
 _VARIANT: Final = 0b10 << 62
 _TAIL: Final = (1 << 62) - 1
 # Random bits are drawn for this many ids at a time: a system call an id costs more than the rest of it.
+# A step back by more is followed: a minute, in steps of 2**-12 ms.
+_MONOTONIC: Final = 60_000 << 12
 _WORDS: Final = struct.Struct(">256Q")
 _HALVES: Final = struct.Struct(">QQ")
 #: An event is committed within seconds of the making of its id: this far apart the order of ids is that of commits.
@@ -29,7 +31,9 @@ _PATTERN: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-
 
 
 class Uuid7Clock:
-    """Makes UUIDv7s that strictly increase within this process, also when the clock steps back.
+    """Makes UUIDv7s that strictly increase within this process, also when the clock steps back by up to a minute. After
+    a longer step they follow it: an id of a day that is over, or not there yet, could not be stored, and the order of
+    events is that of their positions. Random bits tell ids of the same moment apart.
 
     The 12 bits after the version carry the fraction of the millisecond (RFC 9562, section 6.2, method 3).
 
@@ -60,7 +64,7 @@ class Uuid7Clock:
         """The next id."""
         # 2**-12 ms steps: ns * 4096 / 1_000_000.
         tick = (self._local_ns() + self.offset_ns) * 4096 // 1_000_000
-        if tick <= self._last:
+        if tick <= self._last < tick + _MONOTONIC:
             tick = self._last + 1
         self._last = tick
         if not self._random:

@@ -6,7 +6,8 @@
 -- lease takes the place of a held lock: no transaction outlives this statement. Endpoints in $6 have their free slots in
 -- $7, 0 included, and one in place of -1 where their breaker has been closed by somebody else; every other one has $8, or
 -- fewer where it allows fewer, or one while its breaker is open. Each row also says how many endpoints were visited and
--- which came last; a claim that takes nothing is one row that says only this. `ran_out`: the lease of whoever had it.
+-- which came last; a claim that takes nothing is one row that says only this. `ran_out`: the lease of whoever had it. One
+-- that reaches further than leases do is left from a clock that was ahead, and has run out.
 -- Without a type its event is gone.
 -- $1 claim_token uuid, $2 batch int, $3 lease_s float8, $4 after_bucket int2, $5 after_endpoint_id uuid,
 -- $6 known_endpoint_id uuid[], $7 free_slots int[], $8 first_slots int, $9 endpoints visited at most int,
@@ -68,7 +69,8 @@ taken as materialized (
             o.leased_until > '-infinity' as ran_out
         from relay.open as o
         where o.bucket = t.bucket and o.endpoint_id = t.endpoint_id
-            and o.due_at <= now() and o.leased_until <= now()
+            and o.due_at <= now()
+            and (o.leased_until <= now() or o.leased_until > now() + (2 * $3::float8 + 60) * interval '1 second')
         order by o.due_at
         limit t.free_slots
         for update skip locked

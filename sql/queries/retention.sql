@@ -1,13 +1,17 @@
 -- name: lead
 -- Become, or remain, the one process that does a duty for all: a lease in a row, because what a session holds is lost
 -- behind a pooler and unknown to a cluster. Who need not lead leaves it to others for $4 seconds after a lease has ended.
--- No row: somebody else leads.
+-- One that reaches further than leases do is left from a clock that was ahead, and has ended. No row: somebody else leads.
 -- $1 duty text, $2 process_id uuid, $3 lease_s float8, $4 patience_s float8
 -- gives: duty text
 update relay.leaders
 set process_id = $2::uuid, leased_until = now() + $3::float8 * interval '1 second'
 where duty = $1::text
-    and (process_id = $2::uuid or leased_until <= now() - $4::float8 * interval '1 second')
+    and (
+        process_id = $2::uuid
+        or leased_until <= now() - $4::float8 * interval '1 second'
+        or leased_until > now() + (2 * $3::float8 + 60) * interval '1 second'
+    )
 returning duty;
 
 -- name: stop_leading

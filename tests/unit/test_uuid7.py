@@ -41,14 +41,32 @@ def test_an_id_has_version_variant_and_the_time_it_was_made() -> None:
     assert uuid7.created_at(made) == VECTOR_AT + datetime.timedelta(microseconds=123_456)
 
 
-@given(st.lists(st.integers(0, 2**61), min_size=2, max_size=50))
-def test_ids_strictly_increase_whatever_the_clock_does(readings: list[int]) -> None:
+# A little less, as each id is later than the last.
+MINUTE_NS = 59_999_000_000
+
+
+@given(st.lists(st.integers(0, MINUTE_NS - 1), min_size=2, max_size=50))
+def test_ids_strictly_increase_whatever_the_clock_does_within_a_minute(readings: list[int]) -> None:
     following = iter(readings)
     clock = Uuid7Clock(lambda: next(following))
 
     made = [clock.new() for _ in readings]
 
     assert all(one.int < two.int for one, two in pairwise(made))
+
+
+def test_a_step_back_by_more_than_a_minute_is_followed() -> None:
+    now = [int(VECTOR_AT.timestamp()) * 1_000_000_000]
+    clock = Uuid7Clock(lambda: now[0])
+    now[0] += 20 * 86_400 * 1_000_000_000
+    ahead = clock.new()
+    now[0] -= 20 * 86_400 * 1_000_000_000
+
+    made = [clock.new() for _ in range(1_000)]
+
+    assert uuid7.created_at(made[0]) == VECTOR_AT
+    assert all(one.int < two.int for one, two in pairwise(made))
+    assert ahead not in made
 
 
 def test_ids_strictly_increase_when_the_offset_to_the_server_shrinks() -> None:
