@@ -115,11 +115,18 @@ class Relay:
         port = self.ops_port if delivery else self.port
         if port is None:
             return {}
-        async with (
-            aiohttp.ClientSession() as session,
-            session.get(f"http://{self.host}:{port}/metrics") as answer,
-        ):
-            return parse(await answer.text()) if answer.status == 200 else {}
+        first: str | None = None
+        async with aiohttp.ClientSession() as session:
+            while True:
+                async with session.get(f"http://{self.host}:{port}/metrics") as answer:
+                    if answer.status != 200:
+                        return {}
+                    text = await answer.text()
+                # It is rendered once a second, and counts its own requests: one that differs was rendered since.
+                if first is not None and text != first:
+                    return parse(text)
+                first = first or text
+                await asyncio.sleep(0.05)
 
 
 class Command:

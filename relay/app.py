@@ -17,6 +17,7 @@ from relay.http.crowd import Crowd
 from relay.http.door import Door
 from relay.http.front import Front
 from relay.http.journal import Journal
+from relay.http.static import Strangers
 from relay.http.table import Rooms, operations
 from relay.ingest import GroupCommit, Hint
 from relay.limits import SharedTable, SignupLimiter, open_limits
@@ -125,6 +126,7 @@ class Service:
                         cell=cell,
                         door=door,
                         clients=clients,
+                        strangers=Strangers(clients),
                         bodies=bodies,
                         commit=commit,
                         endpoints=Endpoints(cell, vault, due=hint.due),

@@ -78,6 +78,11 @@ KINDS: Final[Mapping[str, Kind]] = {
             "No delivery process has taken this up in time: see whether `relay deliver` runs.",
         ),
         Kind("too_many_new_keys", 503, "Too many keys are being made at this moment; nothing was stored."),
+        Kind(
+            "too_many_large_responses",
+            503,
+            "Too many large responses are on their way to clients without an API key; try again in a moment.",
+        ),
         Kind("shutting_down", 503, "This process is stopping; nothing was stored."),
     )
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from typing import Any, Self
@@ -91,6 +92,16 @@ class Api:
         contract = await self.contract()
         contract.check(method, path, answer)
         return answer
+
+    async def metrics(self, **headers: str) -> str:
+        """What `/metrics` says by now: it is rendered once a second, and counts its own requests, so that a page which
+        differs from the first was rendered after it was asked for.
+        """
+        first = (await self.request("GET", "/metrics", headers=headers)).text
+        async with asyncio.timeout(_TIMEOUT_S):
+            while (text := (await self.request("GET", "/metrics", headers=headers)).text) == first:
+                await asyncio.sleep(0.05)
+        return text
 
     async def contract(self) -> Contract:
         if self._contract is None:

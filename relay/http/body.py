@@ -114,6 +114,7 @@ class BodyClock(Background):
             if message["type"] == "http.disconnect":
                 raise _incomplete(exchange)
             body: bytes = message.get("body", b"")
+            exchange.body_read_bytes = len(body)
             if len(body) > limit_bytes:
                 raise _too_much(limit_bytes)
             if declared is None:
@@ -133,6 +134,7 @@ class BodyClock(Background):
                 if chunk:
                     reading.last = time.monotonic()
                 size += len(chunk)
+                exchange.body_read_bytes = size
                 if size > limit_bytes:
                     raise _too_much(limit_bytes)
                 if declared is None:
@@ -192,7 +194,9 @@ async def drop_rest(exchange: Exchange, within_s: float = DROPPED_S) -> None:
         async with asyncio.timeout(within_s):
             while dropped <= DROPPED_BYTES:
                 message = await exchange.receive()
-                dropped += len(message.get("body", b""))
+                size = len(message.get("body", b""))
+                dropped += size
+                exchange.body_read_bytes += size
                 # As in reading: to ask for the end of what is all there costs as much as the rest of a refusal.
                 if dropped == declared or message["type"] == "http.disconnect" or not message.get("more_body", False):
                     return

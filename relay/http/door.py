@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from relay.auth import Guard, Tenant
 from relay.errors import ApiError, Detail
 from relay.http.crowd import Crowd
 from relay.http.exchange import NO_STORE, Exchange
-from relay.limits import Limits
+from relay.limits import Allowance, Limits
 from relay.telemetry.metrics import Metrics
+
+#: A rejected request costs a token for each so many bytes of its body.
+CHARGED_BYTES: Final = 4096
 
 
 class Door:
@@ -65,15 +70,30 @@ class Door:
             exchange.has_turn = True
         return tenant
 
+    async def charge_refused(self, exchange: Exchange) -> None:
+        """Charge a request that is rejected for what was read of its body, beyond what it has paid for: a token for
+        each 4 KiB. Where fewer are left, all of them: the next request waits, and not for longer than one of its own
+        rate would.
+        """
+        tenant, size = exchange.tenant, exchange.body_read_bytes
+        exchange.body_read_bytes = 0
+        if tenant is None or size <= CHARGED_BYTES:
+            return
+        left = await self._spend(tenant, 0)
+        allowance = await self._spend(tenant, min((size - 1) // CHARGED_BYTES, left.remaining))
+        exchange.limit_headers = allowance.headers
+
+    async def _spend(self, tenant: Tenant, cost: int) -> Allowance:
+        allowance = self._limiter.spend(tenant.organization_id, tenant.tier, cost)
+        return allowance or await self._limiter.ask(tenant.organization_id, tenant.tier, cost)
+
     async def charge(self, exchange: Exchange, tenant: Tenant, events: int) -> None:
         """Pay for the events of a batch, the first of which has been paid for at the door.
 
         Raises:
             ApiError: `batch_over_limit` when even a full allowance would not do, `rate_limited`.
         """
-        allowance = self._limiter.spend(tenant.organization_id, tenant.tier, events - 1)
-        if allowance is None:
-            allowance = await self._limiter.ask(tenant.organization_id, tenant.tier, events - 1)
+        allowance = await self._spend(tenant, events - 1)
         exchange.limit_headers = allowance.headers
         (self._allowed if allowance.allowed else self._limited).add()
         if events > allowance.limit:

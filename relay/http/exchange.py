@@ -7,7 +7,7 @@ import itertools
 import logging
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -37,6 +37,8 @@ NO_STORE: Final = (b"cache-control", b"no-store")
 PIECE_BYTES: Final = 64 * 1024
 #: How long the next piece of an answer may wait for its reader, and how long all of them may take.
 UNREAD_S: Final = 10.0
+# Of these a length would be that of another response (RFC 9110, section 8.6).
+_NO_LENGTH: Final = frozenset((204, 304))
 WHOLE_ANSWER_S: Final = 120.0
 _VISIBLE: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 
@@ -65,6 +67,7 @@ class Exchange:
     __slots__ = (
         "answered",
         "body_ended",
+        "body_read_bytes",
         "closing",
         "code",
         "common_headers",
@@ -107,6 +110,8 @@ class Exchange:
         self.trouble: Mapping[str, str] | None = None
         #: Whether the request's body has been read to its end.
         self.body_ended = False
+        #: How much of it has come in, and has not been charged yet.
+        self.body_read_bytes = 0
         #: Where it belongs in a trace, if traces are on.
         self.trace: Trace | None = None
         #: Whether the connection ends with this answer.
@@ -114,38 +119,44 @@ class Exchange:
 
     async def answer(self, status: int, body: bytes, *headers: Header) -> None:
         """Send a whole answer. A large one that nobody reads is given up, and its connection with it."""
+        await self._begin(status, len(body), headers)
+        if len(body) <= PIECE_BYTES:
+            await self.send({"type": "http.response.body", "body": body})
+        elif self.party is None:
+            await self._send_pieces(_pieces(body), len(body))
+        else:
+            async with self.party.sending():
+                # Not before: who reads no answer runs out of turns, and of nothing that others need.
+                self.end_turn()
+                await self._send_pieces(_pieces(body), len(body))
+
+    async def answer_pieces(self, status: int, pieces: Iterable[bytes], size: int, *headers: Header) -> None:
+        """Send what is kept in pieces already, which are not copied: whoever keeps them bounds who reads them."""
+        await self._begin(status, size, headers)
+        if self.method == "HEAD":
+            await self.send({"type": "http.response.body", "body": b""})
+        else:
+            await self._send_pieces(pieces, size)
+
+    async def _begin(self, status: int, size: int, headers: Sequence[Header]) -> None:
         self.answered = status
         fields = [(b"x-request-id", self.request_id), *self.common_headers, *self.limit_headers, *headers]
-        if status != 204:
-            fields.append((b"content-length", b"%d" % len(body)))
+        if status not in _NO_LENGTH:
+            fields.append((b"content-length", b"%d" % size))
         if self.closing:
             fields.append((b"connection", b"close"))
         await self.send({"type": "http.response.start", "status": status, "headers": fields})
-        if len(body) > PIECE_BYTES:
-            await self._send_large(body)
-            return
-        await self.send({"type": "http.response.body", "body": body})
 
-    async def _send_large(self, body: bytes) -> None:
-        if self.party is None:
-            await self._send_in_pieces(body)
-            return
-        async with self.party.sending():
-            # Not before: who reads no answer runs out of turns, and of nothing that others need.
-            self.end_turn()
-            await self._send_in_pieces(body)
-
-    async def _send_in_pieces(self, body: bytes) -> None:
-        rest = memoryview(body)
+    async def _send_pieces(self, pieces: Iterable[bytes], unsent: int) -> None:
         try:
             async with asyncio.timeout(WHOLE_ANSWER_S):
-                while rest:
-                    piece, rest = bytes(rest[:PIECE_BYTES]), rest[PIECE_BYTES:]
+                for piece in pieces:
+                    unsent -= len(piece)
                     async with asyncio.timeout(UNREAD_S):
-                        await self.send({"type": "http.response.body", "body": piece, "more_body": bool(rest)})
+                        await self.send({"type": "http.response.body", "body": piece, "more_body": unsent > 0})
         except TimeoutError:
             # Shorter than it said, so the server closes the connection.
-            _log.info("answer_not_read", extra={"request_id": self.request_id.decode("ascii"), "unsent": len(rest)})
+            _log.info("answer_not_read", extra={"request_id": self.request_id.decode("ascii"), "unsent": unsent})
 
     def hold(self, size: int) -> None:
         """Count `size` bytes more of the body.
@@ -195,6 +206,11 @@ class Exchange:
             headers.append((b"www-authenticate", _CHALLENGES[kind.code]))
         self.closing = self.closing or error.close
         await self.answer(kind.status, msgspec.json.encode(body), JSON, *headers)
+
+
+def _pieces(body: bytes) -> Iterator[bytes]:
+    view = memoryview(body)
+    return (bytes(view[begin : begin + PIECE_BYTES]) for begin in range(0, len(body), PIECE_BYTES))
 
 
 def of(scope: Scope) -> Exchange:

@@ -27,6 +27,8 @@ from relay.telemetry.metrics import Metrics
 if TYPE_CHECKING:
     from relay.telemetry.traces import Tracer
 
+# What a body may have been read for in vain. Not 409: that one was valid, and a retry of an event is what we ask for.
+_CHARGED: Final = frozenset((400, 404, 408, 413, 415, 422))
 _LOOPBACK: Final = frozenset((b"localhost", b"127.0.0.1", b"[::1]"))
 # All of it is loopback (RFC 1122, section 3.2.1.3), and nobody's name server answers for a number.
 _LOOPBACK_NUMBER: Final = re.compile(rb"127(?:\.[0-9]{1,3}){3}")
@@ -190,8 +192,15 @@ class Front:
         if exchange.answered:
             return
         self._traffic.refused(error.kind.code)
+        await self._charge_body(exchange, error)
         await exchange.fail(error)
         await drop_rest(exchange, SLOW_DROPPED_S if error.close else DROPPED_S)
+        await self._charge_body(exchange, error)
+
+    async def _charge_body(self, exchange: Exchange, error: ApiError) -> None:
+        """Charge what has come in of a rejected body, or what has been dropped of it since."""
+        if self._door is not None and error.kind.status in _CHARGED:
+            await self._door.charge_refused(exchange)
 
 
 def _is_for_loopback(scope: Scope) -> bool:

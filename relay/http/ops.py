@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from relay.http import schemas
+from relay.http.client import Clients
 from relay.http.front import Front
 from relay.http.journal import Journal
 from relay.http.operations import Operation
+from relay.http.static import Strangers
 from relay.http.system import GetHealth, GetLive, GetMetrics
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
@@ -23,6 +25,12 @@ def ops(cell: Cell, metrics: Metrics, journal: Journal, metrics_token: str | Non
     operations = (
         Operation("GET", "/health", GetHealth(cell), success={200: schemas.Health}, key=False),
         Operation("GET", "/health/live", GetLive(), success={200: schemas.Health}, key=False),
-        Operation("GET", "/metrics", GetMetrics(metrics, metrics_token), success={200: None}, key=False),
+        Operation(
+            "GET",
+            "/metrics",
+            GetMetrics(metrics, Strangers(Clients(())), metrics_token),
+            success={200: None},
+            key=False,
+        ),
     )
     return Front(operations, metrics, journal)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -12,11 +13,12 @@ import relay
 from relay.errors import ApiError
 from relay.http import exchange as exchanges
 from relay.http import schemas
-from relay.http.exchange import JSON, Receive, Scope, Send
+from relay.http.exchange import JSON, PIECE_BYTES, Header, Receive, Scope, Send
 from relay.http.keys import bears
 from relay.http.query import refuse_query
+from relay.http.static import Static, Strangers
 from relay.store import Cell
-from relay.telemetry.metrics import CONTENT_TYPE, Metrics
+from relay.telemetry.metrics import CONTENT_TYPE, OPEN_METRICS_TYPE, Metrics
 
 _HEALTH_TIMEOUT_S: Final = 1.0
 _SWAGGER: Final = Path(__file__).parent / "swagger"
@@ -48,6 +50,11 @@ _POLICY: Final = (
 )
 # A browser takes these for what they are declared as, whatever they look like.
 _NOSNIFF: Final = (b"x-content-type-options", b"nosniff")
+_NO_CACHE: Final = (b"cache-control", b"no-cache")
+_FOR_A_DAY: Final = (b"cache-control", b"max-age=86400")
+_VARY_ACCEPT: Final = (b"vary", b"Accept")
+# How old what `/metrics` shows may be.
+_RENDERED_S: Final = 1.0
 
 
 class GetHealth:
@@ -74,11 +81,41 @@ class GetLive:
         await exchanges.of(scope).answer_json(200, schemas.Health("healthy", relay.__version__))
 
 
-class GetMetrics:
-    """The metrics of this process and of those beside it as Prometheus text."""
+class MetricsPage:
+    """The metrics of this process and of those beside it as text, rendered at most once a second, however many ask.
 
-    def __init__(self, metrics: Metrics, token: str | None) -> None:
+    Args:
+        metrics: of the process.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._rendered: dict[bool, tuple[float, asyncio.Task[bytes]]] = {}
+
+    async def read(self, *, open_metrics: bool) -> bytes:
+        """Return the text, a second old at most, as OpenMetrics or as Prometheus text."""
+        begun, rendering = self._rendered.get(open_metrics, (-_RENDERED_S, None))
+        now = time.monotonic()
+        if rendering is None or (rendering.done() and (now - begun >= _RENDERED_S or rendering.exception())):
+            rendering = asyncio.create_task(self._render(open_metrics), name="metrics")
+            self._rendered[open_metrics] = now, rendering
+        return await asyncio.shield(rendering)
+
+    async def _render(self, open_metrics: bool) -> bytes:
+        text = bytearray()
+        for piece in self._metrics.pieces(open_metrics=open_metrics):
+            text += piece
+            # Other requests need not wait for the whole.
+            await asyncio.sleep(0)
+        return bytes(text)
+
+
+class GetMetrics:
+    """The metrics of this process and of those beside it, as Prometheus text or OpenMetrics."""
+
+    def __init__(self, metrics: Metrics, strangers: Strangers, token: str | None) -> None:
+        self._page = MetricsPage(metrics)
+        self._strangers = strangers
         self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,26 +123,34 @@ class GetMetrics:
         if self._token is not None and not bears(exchange, self._token):
             raise ApiError("invalid_metrics_token")
         refuse_query(scope)
-        text = bytearray()
-        for piece in self._metrics.pieces():
-            text += piece
-            # Other requests need not wait for the whole.
-            await asyncio.sleep(0)
-        await exchange.answer(200, bytes(text), (b"content-type", CONTENT_TYPE))
+        open_metrics = _asks_for_open_metrics(exchange.headers.get(b"accept"))
+        text = await self._page.read(open_metrics=open_metrics)
+        kind = (b"content-type", OPEN_METRICS_TYPE if open_metrics else CONTENT_TYPE)
+        if len(text) <= PIECE_BYTES:
+            await exchange.answer(200, text, kind, _VARY_ACCEPT)
+            return
+        with self._strangers.sending(scope):
+            await exchange.answer(200, text, kind, _VARY_ACCEPT)
+
+
+def _asks_for_open_metrics(accept: bytes | None) -> bool:
+    """Return whether an `Accept` header names OpenMetrics, which only programs do that want it."""
+    if accept is None:
+        return False
+    return any(
+        part.partition(b";")[0].strip() == b"application/openmetrics-text" for part in accept.lower().split(b",")
+    )
 
 
 class GetOpenApi:
     """The OpenAPI document, made when it is first asked for."""
 
-    def __init__(self, make: Callable[[], bytes]) -> None:
-        self._make = make
-        self._document: bytes | None = None
+    def __init__(self, make: Callable[[], bytes], strangers: Strangers) -> None:
+        self._document = Static(make, strangers, JSON, _NOSNIFF, _NO_CACHE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refuse_query(scope)
-        if self._document is None:
-            self._document = self._make()
-        await exchanges.of(scope).answer(200, self._document, JSON, _NOSNIFF)
+        await self._document.answer(scope)
 
 
 class GetDocs:
@@ -120,15 +165,21 @@ class GetDocs:
 class GetDocsFile:
     """What the page of Swagger UI loads."""
 
+    def __init__(self, strangers: Strangers) -> None:
+        self._files = {
+            path.name: Static(path.read_bytes, strangers, _type_of(path.name), _NOSNIFF, _FOR_A_DAY)
+            for path in _SWAGGER.iterdir()
+            if _FILE.fullmatch(path.name)
+        }
+        self._files["start.js"] = Static(lambda: _START, strangers, _type_of("start.js"), _NOSNIFF, _FOR_A_DAY)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = exchanges.of(scope)
         refuse_query(scope)
-        name = scope["path_params"]["file"]
-        if name == "start.js":
-            await exchange.answer(200, _START, (b"content-type", b"text/javascript"), _NOSNIFF)
-            return
-        if not _FILE.fullmatch(name) or not (_SWAGGER / name).is_file():
+        file = self._files.get(scope["path_params"]["file"])
+        if file is None:
             raise ApiError("not_found")
-        content = (_SWAGGER / name).read_bytes()
-        kind = (b"content-type", _TYPES[name.rpartition(".")[2]])
-        await exchange.answer(200, content, kind, _NOSNIFF, (b"cache-control", b"max-age=86400"))
+        await file.answer(scope)
+
+
+def _type_of(name: str) -> Header:
+    return (b"content-type", _TYPES[name.rpartition(".")[2]])

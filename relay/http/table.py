@@ -39,6 +39,7 @@ from relay.http.jobs import DeleteJob, GetJob, GetJobs, PostEndpointReplay, Retr
 from relay.http.keys import DeleteKey, GenerateKey, GetKeys, PostKey, RotateKey
 from relay.http.openapi import document
 from relay.http.operations import Operation
+from relay.http.static import Strangers
 from relay.http.stats import GetStats
 from relay.http.system import GetDocs, GetDocsFile, GetHealth, GetLive, GetMetrics, GetOpenApi
 from relay.http.webhook import PostWebhookConfig
@@ -59,6 +60,7 @@ class Rooms:
     cell: Cell
     door: Door
     clients: Clients
+    strangers: Strangers
     bodies: BodyClock
     commit: GroupCommit
     endpoints: Endpoints
@@ -84,9 +86,10 @@ def operations(rooms: Rooms) -> list[Operation]:
     ]
     table.append(
         Operation(
-            "GET", "/openapi.json", GetOpenApi(lambda: document(table)),
+            "GET", "/openapi.json", GetOpenApi(lambda: document(table), rooms.strangers),
             id="getOpenApi", tag="System",
-            success={200: None}, media=("application/json",), key=False, errors=("invalid_request",),
+            success={200: None}, media=("application/json",), key=False,
+            errors=("invalid_request", "too_many_large_responses"),
         )
     )  # fmt: skip
     return table
@@ -321,15 +324,15 @@ def _system(rooms: Rooms) -> list[Operation]:
             success={200: schemas.Health}, key=False, errors=("invalid_request",),
         ),
         Operation(
-            "GET", "/metrics", GetMetrics(rooms.metrics, rooms.settings.metrics_token),
+            "GET", "/metrics", GetMetrics(rooms.metrics, rooms.strangers, rooms.settings.metrics_token),
             id="getMetrics",
-            success={200: None}, media=("text/plain",), key=False, token=True,
-            errors=("invalid_metrics_token", "invalid_request"),
+            success={200: None}, media=("text/plain", "application/openmetrics-text"), key=False, token=True,
+            errors=("invalid_metrics_token", "invalid_request", "too_many_large_responses"),
         ),
         Operation(
             "GET", "/docs", GetDocs(),
             id="getDocs",
             success={200: None}, media=("text/html",), key=False, errors=("invalid_request",),
         ),
-        Operation("GET", "/docs/{file}", GetDocsFile(), success={200: None}, key=False, listed=False),
+        Operation("GET", "/docs/{file}", GetDocsFile(rooms.strangers), success={200: None}, key=False, listed=False),
     ]  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Final
 
 from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.openmetrics.exposition import generate_latest as generate_open_metrics
 
 from relay.telemetry.page import Definition, PageReader
 
@@ -16,6 +17,9 @@ _COMBINE: Final[Mapping[str, Callable[[float, float], float]]] = {
     "max": max,
     "min": min,
 }
+
+# Ends a page of OpenMetrics, and stands there once.
+_END: Final = b"# EOF\n"
 
 #: The numbers of each series, by its label values.
 _Numbers = dict[tuple[str, ...], list[float]]
@@ -34,11 +38,18 @@ class Exposition:
         #: How many pages made no sense the last time.
         self.unreadable = 0
 
-    def render(self) -> Iterator[bytes]:
-        """All metrics as Prometheus text, one after the other, as they are at the first."""
+    def render(self, *, open_metrics: bool = False) -> Iterator[bytes]:
+        """All metrics as Prometheus text or as OpenMetrics, one after the other, as they are at the first."""
         definitions, numbers = self._add_up()
         for name, definition in sorted(definitions.items()):
-            yield generate_latest(_Only(_family(definition, numbers[name])))
+            only = _Only(_family(definition, numbers[name]))
+            if open_metrics:
+                text: bytes = generate_open_metrics(only)  # type: ignore[no-untyped-call]
+                yield text.removesuffix(_END)
+            else:
+                yield generate_latest(only)
+        if open_metrics:
+            yield _END
 
     def _add_up(self) -> tuple[dict[str, Definition], dict[str, _Numbers]]:
         definitions: dict[str, Definition] = {}

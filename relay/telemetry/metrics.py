@@ -20,6 +20,7 @@ _log = logging.getLogger("relay.telemetry")
 
 #: What `/metrics` says it is (Prometheus text exposition format 0.0.4).
 CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
+OPEN_METRICS_TYPE: Final = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 Combine = Literal["sum", "max", "min"]
 #: Upper bounds of times that a caller waits for, in seconds.
@@ -233,10 +234,10 @@ class Metrics:
         """The process ends, and its gauges with it."""
         self.page.leave()
 
-    def pieces(self) -> Iterator[bytes]:
-        """The metrics of all processes of the command as Prometheus text, piece by piece: all of it takes some 5 ms."""
+    def pieces(self, *, open_metrics: bool = False) -> Iterator[bytes]:
+        """The metrics of all processes of the command as text, piece by piece: all of it takes some 5 ms."""
         self.refresh()
-        return self._exposition.render()
+        return self._exposition.render(open_metrics=open_metrics)
 
     def render(self) -> bytes:
         """The same in one piece."""

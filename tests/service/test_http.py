@@ -84,7 +84,7 @@ def assert_error(answer: httpx2.Response | Answer, status: int, code: str) -> No
 
 
 async def requests_answered(api: Api, route: str, status: int) -> float:
-    text = (await api.request("GET", "/metrics")).text
+    text = await api.metrics()
     wanted = {"method": "POST", "route": route, "status": str(status)}
     return sum(
         sample.value
@@ -327,7 +327,9 @@ async def test_sql_is_text_in_every_parameter(tenant: Tenant) -> None:
         for parameter in described["parameters"]:
             if parameter["in"] == "query":
                 answer = await tenant.request(method, path, params={parameter["name"]: SQL})
-                assert answer.status_code == (200 if parameter["name"] in ("type", "dedup_id") else 422)
+                wanted = 200 if parameter["name"] in ("type", "dedup_id") else 422
+                # Of what does not exist no cursor is looked at.
+                assert answer.status_code in ((wanted, 404) if path.endswith("/attempts") else (wanted,))
             if parameter["in"] == "path":
                 answer = await tenant.request(method, path.replace(A_UUID, SQL.replace(" ", "%20")))
                 assert answer.status_code == 404
@@ -464,12 +466,15 @@ async def test_every_answer_to_a_key_costs_one_and_says_what_is_left(api: Api) -
     ]
     assert [answer.status_code for answer in answers] == [200, 201, 400, 413, 415, 422, 404, 404, 405, 201, 409]
     assert {answer.headers["ratelimit-limit"] for answer in answers} == {"1000"}
-    assert {answer.headers["ratelimit-reset"] for answer in answers} <= {"0", "1", "2"}
+    # 400,000 bytes that were read in vain are 97 requests more.
+    assert {answer.headers["ratelimit-reset"] for answer in answers[:3]} <= {"0", "1", "2"}
+    assert {answer.headers["ratelimit-reset"] for answer in answers[5:]} <= {"6", "7", "8"}
     left = [int(answer.headers["ratelimit-remaining"]) for answer in answers]
     # At 1,000 a minute some come back meanwhile.
-    assert all(after >= before - 1 for before, after in itertools.pairwise(left))
+    spent = [before - after for before, after in itertools.pairwise(left)]
+    assert sorted(spent)[-2] <= 1
+    assert 90 <= max(spent) <= 98
     assert left[0] == 999
-    assert left[-1] < 999
 
 
 async def test_a_free_tenant_is_held_to_its_burst_and_its_neighbour_is_not(api: Api) -> None:

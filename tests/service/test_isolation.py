@@ -96,7 +96,7 @@ class Neighbours(NamedTuple):
             Asked(method.upper(), path, described)
             for path, methods in self.document["paths"].items()
             for method, described in methods.items()
-            if described.get("security")
+            if {"ApiKeyAuth": []} in described["security"]
         ]
         return sorted(found, key=lambda asked: asked.method == "DELETE")
 

@@ -220,7 +220,7 @@ async def test_what_is_remembered_of_refused_keys_is_bounded(cell: Cell) -> None
 
 
 async def scraped(api: Api, name: str) -> float:
-    page = (await api.client.get("/metrics")).text
+    page = await api.metrics()
     return sum(float(value) for value in re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", page, re.MULTILINE))
 
 

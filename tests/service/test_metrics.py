@@ -67,10 +67,16 @@ class Page:
 
 async def page_of(port: int) -> Page:
     """What a process says, asked on a new connection: of several behind one port any may answer."""
-    async with httpx2.AsyncClient(trust_env=False, timeout=10) as client:
-        answer = await client.get(f"http://127.0.0.1:{port}/metrics")
-    assert answer.status_code == 200
-    return Page(answer.text)
+    first: str | None = None
+    while True:
+        async with httpx2.AsyncClient(trust_env=False, timeout=10) as client:
+            answer = await client.get(f"http://127.0.0.1:{port}/metrics")
+        assert answer.status_code == 200
+        # It is rendered once a second, and counts its own requests: one that differs was rendered since.
+        if first is not None and answer.text != first:
+            return Page(answer.text)
+        first = first or answer.text
+        await asyncio.sleep(0.05)
 
 
 async def until_page(port: int, holds: Callable[[Page], bool]) -> Page:
