@@ -17,6 +17,7 @@ from relay.telemetry.metrics import Metrics
 from relay.values.sealed import Vault
 from relay.values.uuid7 import bucket
 from tests.conftest import SECRET_KEY
+from tests.flush import flush_of
 
 SECRET = b"0123456789abcdef0123456789abcdef"
 VAULT = Vault([SECRET_KEY])
@@ -87,7 +88,7 @@ class Books:
         """Events, as the API stores them, and the hint that it gives; their ids."""
         ids = [self.cell.clock.new() for _ in range(count)]
         types = ["order.created"] * count
-        await self.cell.fetch("commit_events", [organization_id] * count, ids, types, [payload] * count)
+        await self.cell.fetch("commit_events", *flush_of([organization_id] * count, ids, types, [payload] * count))
         if wake:
             await self.cell.fetch("wake", self.cell.channel("wake"))
         return ids

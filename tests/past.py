@@ -13,6 +13,7 @@ from relay.telemetry.metrics import Metrics
 from relay.upkeep.leader import Leader
 from relay.upkeep.retention import Pace, Retention
 from relay.values.uuid7 import Uuid7Clock, bucket
+from tests.flush import flush_of
 
 TABLES = ("events", "deliveries", "attempts", "acknowledgements")
 QUICK = Pace(interval_s=0.05, waiting_s=0.05, locked_s=0.05, dropped_s=0.0)
@@ -39,7 +40,9 @@ class Past:
         noon = datetime.datetime.combine(day_of(days_ago), datetime.time(12), datetime.UTC)
         clock = Uuid7Clock(lambda: int(noon.timestamp()) * 10**9)
         ids = [clock.new() for _ in range(count)]
-        await self.cell.fetch("commit_events", [organization_id] * count, ids, ["a.b"] * count, [b"1"] * count)
+        await self.cell.fetch(
+            "commit_events", *flush_of([organization_id] * count, ids, ["a.b"] * count, [b"1"] * count)
+        )
         return ids
 
     async def endpoint(self, organization_id: UUID) -> UUID:

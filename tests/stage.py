@@ -12,6 +12,7 @@ from relay.store import Cell
 from relay.values.sealed import Vault
 from relay.values.uuid7 import bucket
 from tests.api import Api, Tenant
+from tests.flush import flush_of
 
 NIL = UUID(int=0)
 NOWHERE = "http://127.0.0.1:9/"
@@ -95,7 +96,9 @@ class Stage:
         """Events, in one commit, as the API stores them."""
         organization_id = UUID(tenant.organization_id)
         ids = [self.cell.clock.new() for _ in range(count)]
-        await self.cell.fetch("commit_events", [organization_id] * count, ids, [type_] * count, [b"1"] * count)
+        await self.cell.fetch(
+            "commit_events", *flush_of([organization_id] * count, ids, [type_] * count, [b"1"] * count)
+        )
         return ids
 
     async def open(self, tenant: Tenant) -> list[asyncpg.Record]:

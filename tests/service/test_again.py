@@ -16,6 +16,7 @@ from relay.values.uuid7 import Uuid7Clock
 from tests.api import Tenant
 from tests.books import SECRET, delivering, until
 from tests.conftest import open_cell
+from tests.flush import flush_of
 from tests.receiver import Receiver, reply
 from tests.stage import NIL, Stage, deliveries, events
 
@@ -108,7 +109,9 @@ async def test_a_replay_of_an_old_event_verifies_in_the_standards_own_library(st
     old = uuid7.shifted(stage.cell.clock.new(), -900.0)
     async with Receiver() as receiver, open_cell(stage.url) as cell:
         await stage.endpoint(tenant, receiver.url)
-        await cell.fetch("commit_events", [UUID(tenant.organization_id)], [old], ["order.created"], [b'{"id": 1}'])
+        await cell.fetch(
+            "commit_events", *flush_of([UUID(tenant.organization_id)], [old], ["order.created"], [b'{"id": 1}'])
+        )
         async with delivering(cell):
             await until(lambda: stage.ended(tenant))
             assert (await replay(tenant, str(old))).json() == {"deliveries": 1}

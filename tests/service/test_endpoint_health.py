@@ -24,6 +24,7 @@ from relay.telemetry.metrics import Metrics
 from relay.upkeep.runner import JobRunner
 from relay.values.uuid7 import floor
 from tests.books import Books, delivering, until
+from tests.flush import flush_of
 from tests.receiver import Received, Receiver, hang, reply
 
 NIL = UUID(int=0)
@@ -159,7 +160,7 @@ async def test_a_result_whose_day_is_gone_costs_only_itself(
 ) -> None:
     organization_id, _ = await books.endpoint("http://127.0.0.1/")
     yesterday = floor(datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1))
-    await cell.fetch("commit_events", [organization_id], [yesterday], ["a"], [b"1"])
+    await cell.fetch("commit_events", *flush_of([organization_id], [yesterday], ["a"], [b"1"]))
     ids = await books.accept(organization_id, 10)
     deliveries = await claimed(cell)
     assert len(deliveries) == 11

@@ -15,6 +15,7 @@ from relay.values.uuid7 import Uuid7Clock
 from tests.api import Tenant
 from tests.books import until
 from tests.conftest import open_cell
+from tests.flush import flush_of
 from tests.stage import NIL, Stage
 from tests.working import attempting, catch_up, followed, over, running, shown
 
@@ -70,7 +71,7 @@ async def test_a_flush_that_commits_long_after_the_change_is_made_up_for(
     transaction = late.transaction()
     await transaction.start()
     await late.fetch(
-        stage.cell.statements["commit_events"], [organization_id], [stage.cell.clock.new()], ["a.b"], [b"1"]
+        stage.cell.statements["commit_events"], *flush_of([organization_id], [stage.cell.clock.new()], ["a.b"], [b"1"])
     )
     if kind == "cancel":
         await stage.forget(endpoint_id)
@@ -187,7 +188,7 @@ async def test_catching_up_waits_for_a_commit_that_is_under_way(stage: Stage, te
     transaction = late.transaction()
     await transaction.start()
     event_id = stage.cell.clock.new()
-    columns = [organization_id], [event_id], ["a"], [b"1"]
+    columns = flush_of([organization_id], [event_id], ["a"], [b"1"])
     await late.fetch(stage.cell.statements["commit_events"], *columns)
     (visible,) = await stage.accept_many(tenant, 1)
     endpoint_id = await stage.endpoint(tenant)

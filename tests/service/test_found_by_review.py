@@ -23,6 +23,7 @@ from relay.telemetry.metrics import Metrics
 from relay.values.uuid7 import Uuid7Clock
 from tests.api import Api
 from tests.conftest import Commands, environment, free_port
+from tests.flush import flush_of
 from tests.proxy import Proxy
 from tests.wire import exchange
 
@@ -77,7 +78,7 @@ async def test_results_leases_and_acknowledgements_of_the_same_deliveries_do_not
     names = ("organization_id", "epoch", "xid", "event_id", "endpoint_id", "claim_token")
     for _ in range(6):
         ids = [cell.clock.new() for _ in range(1000)]
-        await cell.fetch("commit_events", [ORGANIZATION] * 1000, ids, ["t"] * 1000, [b"1"] * 1000)
+        await cell.fetch("commit_events", *flush_of([ORGANIZATION] * 1000, ids, ["t"] * 1000, [b"1"] * 1000))
         await connection.execute("update relay.open set claim_token = $1", token)
         rows = await connection.fetch("select * from relay.open")
         renewed, recorded, n = random.sample(rows, 1000), random.sample(rows, 500), 500

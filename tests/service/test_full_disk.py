@@ -21,6 +21,7 @@ from relay.upkeep.leader import Leader
 from tests.api import Tenant
 from tests.books import until
 from tests.conftest import Commands, open_cell
+from tests.flush import flush_of
 from tests.past import Past, retention
 
 _DISK = "280m"
@@ -191,7 +192,9 @@ async def _fill_a_day(past: Past, disk: Path) -> None:
     while _free_bytes(disk) > goal:
         number += 1
         event_id = type(first)(int=first.int + number)
-        await past.cell.fetch("commit_events", [organization_id], [event_id], ["old"], [_RANDOM.randbytes(200_000)])
+        await past.cell.fetch(
+            "commit_events", *flush_of([organization_id], [event_id], ["old"], [_RANDOM.randbytes(200_000)])
+        )
 
 
 async def _nothing_old_is_open(past: Past) -> bool:

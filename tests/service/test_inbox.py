@@ -17,6 +17,7 @@ from relay.values import cursor
 from relay.values.uuid7 import Uuid7Clock
 from tests.api import Api, Tenant
 from tests.conftest import Commands, Databases, open_cell
+from tests.flush import flush_of
 from tests.proxy import Proxy
 from tests.service.test_group_commit import committing
 
@@ -180,7 +181,7 @@ async def test_an_inbox_holds_only_its_own_events(api: Api, tenant: Tenant) -> N
 
 
 async def insert(connection: asyncpg.Connection, cell: Cell, event_id: UUID) -> None:
-    columns = [ORGANIZATION], [event_id], ["a"], [b"1"]
+    columns = flush_of([ORGANIZATION], [event_id], ["a"], [b"1"])
     await connection.fetch(cell.statements["commit_events"], *columns)
 
 
@@ -266,7 +267,9 @@ async def test_a_request_examines_a_bounded_number_of_rows(cell: Cell, database:
     total = 10_050
     ids = [cell.clock.new() for _ in range(total)]
     types = ["wanted", *["other"] * (total - 2), "wanted"]
-    await connection.fetch(cell.statements["commit_events"], [ORGANIZATION] * total, ids, types, [b"1"] * total)
+    await connection.fetch(
+        cell.statements["commit_events"], *flush_of([ORGANIZATION] * total, ids, types, [b"1"] * total)
+    )
     await connection.close()
     for status in ("pending", "all"):
         for order, expected in (("asc", [ids[0], ids[-1]]), ("desc", [ids[-1], ids[0]])):

@@ -12,6 +12,7 @@ from relay.values import uuid7
 from relay.values.times import read_rfc3339, rfc3339
 from relay.values.uuid7 import Uuid7Clock
 from tests.api import Tenant
+from tests.flush import flush_of
 from tests.stage import Stage, deliveries, events, walk_deliveries
 
 
@@ -81,7 +82,9 @@ async def test_a_span_in_the_past_is_found_at_once(stage: Stage, tenant: Tenant)
         [uuid7.shifted(now, -n) for n in range(900)],
     ):
         count = len(made)
-        await stage.cell.fetch("commit_events", [organization_id] * count, made, ["a"] * count, [b"1"] * count)
+        await stage.cell.fetch(
+            "commit_events", *flush_of([organization_id] * count, made, ["a"] * count, [b"1"] * count)
+        )
     span = Span(uuid7.created_at(old[0]), uuid7.created_at(old[-1]) + datetime.timedelta(seconds=1))
     for order, expected in (("desc", old[::-1]), ("asc", old)):
         query = InboxQuery(organization_id, "all", None, order, 1000, None, "events", span=span)  # type: ignore[arg-type]

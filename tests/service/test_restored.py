@@ -16,6 +16,7 @@ from relay.local.postgres import EmbeddedPostgres
 from relay.store import Cell
 from relay.store.migrations import migrate
 from tests.conftest import open_cell
+from tests.flush import flush_of
 
 ORGANIZATION_ID = UUID("018f1b1e-7c1a-7b1a-8b1a-0123456789ab")
 PROGRAMS = binaries.programs(None, Path(__file__).parent)
@@ -38,7 +39,7 @@ async def accept(cell: Cell, count: int) -> list[UUID]:
     ids = [cell.clock.new() for _ in range(count)]
     for event_id in ids:
         # Each in a transaction of its own: positions that lie apart.
-        await cell.fetch("commit_events", [ORGANIZATION_ID], [event_id], ["a.b"], [b"1"])
+        await cell.fetch("commit_events", *flush_of([ORGANIZATION_ID], [event_id], ["a.b"], [b"1"]))
     return ids
 
 

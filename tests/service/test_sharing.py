@@ -30,6 +30,7 @@ from relay.telemetry.metrics import Metrics
 from relay.values.uuid7 import Uuid7Clock, bucket
 from tests.books import VAULT, Books, settings, until
 from tests.conftest import Commands, environment, open_cell
+from tests.flush import flush_of
 from tests.proxy import Proxy
 from tests.receiver import Received, Receiver, hang, reply
 from tests.sharing import QUICK
@@ -264,7 +265,7 @@ async def test_what_was_claimed_too_late_is_not_sent(
         transaction = locker.transaction()
         await transaction.start()
         await locker.execute("lock table relay.open in access exclusive mode")
-        await locker.fetch(Statements()["commit_events"], organizations, event_ids, ["a"] * 2, [b"1"] * 2)
+        await locker.fetch(Statements()["commit_events"], *flush_of(organizations, event_ids, ["a"] * 2, [b"1"] * 2))
         await until(lambda: books.read("select from pg_stat_activity where wait_event_type = 'Lock'"))
         # While the claim waits, half of it becomes another's, who claims nothing.
         async with Share(cell, list, lambda: None, Metrics(), STEADY) as other:
