@@ -129,7 +129,9 @@ async def _measure(folder: Path, rate: float, seconds: float, days: int, events:
         await connection.execute(_KEYS, organization_id, keys, timeout=600)
         await connection.execute("vacuum analyze", timeout=600)
         await connection.execute("checkpoint", timeout=600)
-        # Where nobody leads `relay serve` would do so itself, and at once.
+        # Days go at once where they were kept for longer before.
+        await connection.execute("update relay.cell set retention_days = 30")
+        # Where nobody leads `relay serve` would do so itself, half a minute after its start.
         await connection.execute(_NOBODY, datetime.timedelta(hours=1))
         relay = Relay("127.0.0.1", free_port())
         env = bed.environment(url, relay.port, RELAY_RETENTION_DAYS="1", RELAY_RETENTION_MAX_DAYS="1")

@@ -39,6 +39,8 @@ _DAYS: Final = 28
 _CHUNK: Final = 250_000
 #: What an empty database holds of the organization whose pages are read.
 _LITTLE: Final = 2_000
+# More than any flush here opens.
+_MOST_DELIVERIES: Final = 1_000_000
 _PAYLOAD: Final = b'{"id":123,"amount":45.6,"note":"' + b"x" * 200 + b'"}'
 #: What is run before anything counts.
 _FIRST: Final = 8
@@ -166,7 +168,13 @@ class Side:
     async def _commit(self, connection: HotConnection, organization_id: UUID, ids: Sequence[UUID]) -> None:
         count = len(ids)
         await connection.fetch(
-            "commit_events", [organization_id] * count, ids, ["order.created"] * count, [_PAYLOAD] * count
+            "commit_events",
+            [organization_id] * count,
+            ids,
+            ["order.created"] * count,
+            [_PAYLOAD] * count,
+            [None] * count,
+            _MOST_DELIVERIES,
         )
 
     def steps(self) -> dict[str, Callable[[Any], Awaitable[object]]]:

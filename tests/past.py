@@ -11,6 +11,7 @@ import asyncpg
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
 from relay.upkeep.leader import Leader
+from relay.upkeep.plausible import PlausibleTime
 from relay.upkeep.retention import Pace, Retention
 from relay.values.uuid7 import Uuid7Clock, bucket
 from tests.flush import flush_of
@@ -90,6 +91,14 @@ class Past:
 
 
 def retention(
-    cell: Cell, leader: Leader, metrics: Metrics | None = None, *, days: int = 1, max_days: int = 3
+    cell: Cell,
+    leader: Leader,
+    metrics: Metrics | None = None,
+    *,
+    days: int = 1,
+    max_days: int = 3,
+    agreed_s: float = 0.0,
+    pace: Pace = QUICK,
 ) -> Retention:
-    return Retention(cell, leader, days=days, max_days=max_days, metrics=metrics or Metrics(), pace=QUICK)
+    trust = PlausibleTime(cell, agreed_s=agreed_s)
+    return Retention(cell, leader, trust, days=days, max_days=max_days, metrics=metrics or Metrics(), pace=pace)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -146,6 +147,10 @@ class Cell:
     def channel(self, name: str) -> str:
         """The notification channel `name` of this cell; cells of one database do not hear each other."""
         return f"{self.schema}_{name}"
+
+    def now(self) -> datetime.datetime:
+        """The time that ids are made from: PostgreSQL's, as it is believed."""
+        return datetime.datetime.fromtimestamp(self.clock.now_ns() / 1e9, datetime.UTC)
 
     def connections(self) -> Connections:
         """How many connections there are now."""

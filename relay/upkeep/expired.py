@@ -10,6 +10,7 @@ from typing import Final
 from relay.store import Cell, StoreError
 from relay.telemetry.metrics import Metrics
 from relay.upkeep.leader import Leader
+from relay.upkeep.plausible import PlausibleTime
 from relay.values.background import Background
 
 _log = logging.getLogger("relay.upkeep")
@@ -32,13 +33,15 @@ class ExpiredKeys(Background):
     Args:
         cell: whose.
         leader: whether it is for us to do.
+        trust: whether the time can be trusted with it.
         window_s: how long keys are good.
         metrics: counts.
     """
 
-    def __init__(self, cell: Cell, leader: Leader, *, window_s: float, metrics: Metrics) -> None:
+    def __init__(self, cell: Cell, leader: Leader, trust: PlausibleTime, *, window_s: float, metrics: Metrics) -> None:
         self._cell = cell
         self._leader = leader
+        self._trust = trust
         self._interval_s = min(max(window_s * _SPARE, _SHORTEST_S), _LONGEST_S)
         self._removed = metrics.counter("relay_retention_keys_removed", "Keys of deduplication removed.")
 
@@ -46,6 +49,7 @@ class ExpiredKeys(Background):
         """Walk again and again."""
         while True:
             await self._leader.until_it_leads()
+            await self._trust.until_trusted()
             try:
                 await self._walk()
             except StoreError as reason:
@@ -56,7 +60,7 @@ class ExpiredKeys(Background):
         page = 0
         while self._leader.leads:
             begun = time.monotonic()
-            row = await self._cell.fetch_row("forget_dedup_keys", page, _PAGES)
+            row = await self._cell.fetch_row("forget_dedup_keys", page, _PAGES, self._cell.now())
             assert row is not None  # noqa: S101 - it always gives one
             took_s = time.monotonic() - begun if row["forgotten"] else 0.0
             self._removed.add(row["forgotten"])

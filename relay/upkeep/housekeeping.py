@@ -11,6 +11,7 @@ from relay.store import Cell
 from relay.telemetry.metrics import Metrics
 from relay.upkeep.expired import ExpiredKeys
 from relay.upkeep.leader import Leader
+from relay.upkeep.plausible import PlausibleTime
 from relay.upkeep.retention import Retention
 from relay.upkeep.tidy import Tidy
 
@@ -27,13 +28,19 @@ class Housekeeping:
 
     def __init__(self, cell: Cell, settings: Settings, metrics: Metrics, *, patience_s: float = 0.0) -> None:
         leader = Leader(cell, "retention", patience_s=patience_s)
+        trust = PlausibleTime(cell)
         self._services = (
             leader,
             Retention(
-                cell, leader, days=settings.retention_days, max_days=settings.retention_max_days, metrics=metrics
+                cell,
+                leader,
+                trust,
+                days=settings.retention_days,
+                max_days=settings.retention_max_days,
+                metrics=metrics,
             ),
-            ExpiredKeys(cell, leader, window_s=settings.dedup_window_s, metrics=metrics),
-            Tidy(cell, leader),
+            ExpiredKeys(cell, leader, trust, window_s=settings.dedup_window_s, metrics=metrics),
+            Tidy(cell, leader, trust),
         )
         self._stack = AsyncExitStack()
 

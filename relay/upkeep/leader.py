@@ -29,7 +29,8 @@ class Leader(Background):
         cell: whose.
         duty: what for.
         lease_s: after how long without a sign of life another process leads.
-        patience_s: how long a lease must have ended before this process takes it, so that others come first.
+        patience_s: how long a lease must have ended before this process takes it, and how long this process must have
+            been there, so that others come first.
     """
 
     def __init__(self, cell: Cell, duty: str, *, lease_s: float = _LEASE_S, patience_s: float = 0.0) -> None:
@@ -54,6 +55,7 @@ class Leader(Background):
 
     async def run(self) -> None:
         """Renew the lease, or try to get it."""
+        await asyncio.sleep(self._patience_s)
         while True:
             await self._ask()
             await asyncio.sleep(self._lease_s / 3)

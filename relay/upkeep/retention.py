@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import logging
+from collections import deque
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -12,7 +13,9 @@ from relay.store import Cell, DiskFull, StoreError
 from relay.telemetry.metrics import Metrics
 from relay.upkeep.leader import Leader
 from relay.upkeep.losses import Losses
+from relay.upkeep.plausible import PlausibleTime
 from relay.values.background import Background
+from relay.values.uuid7 import steady_ns
 
 _log = logging.getLogger("relay.upkeep")
 
@@ -22,6 +25,8 @@ _PARENTS: Final = ("events", "deliveries", "acknowledgements", "attempts")
 _FIRST_ID: Final = UUID(int=0)
 # Whoever holds locks at both ends of so long holds them for long.
 _WATCHED_S: Final = 0.1
+# So many days go in an hour.
+_DAYS_AT_ONCE: Final = 2
 _DROP_TRIES: Final = 20
 _DROP_PAUSE_S: Final = 0.25
 # What was dropped is unlinked before the statement returns, and a day may be a hundred gigabytes.
@@ -36,12 +41,14 @@ class Pace(NamedTuple):
         waiting_s: until the next look at a day with open deliveries.
         locked_s: until the next try at a day that somebody reads, and after a failure.
         dropped_s: after each drop: with every one of them every statement on the table is planned anew.
+        patience_s: in so long no more than two days go.
     """
 
     interval_s: float = 60.0
     waiting_s: float = 600.0
     locked_s: float = 5.0
     dropped_s: float = 0.5
+    patience_s: float = 3600.0
 
 
 PACE: Final = Pace()
@@ -60,6 +67,9 @@ class Retention(Background):
     """Drops each day once all of it is older than `days`. One with open deliveries waits for them until all of it is
     older than `max_days`; then they are lost, counted and said. Only the leader does it.
 
+    A clock that is wrong must not take what cannot be brought back: nothing goes while the time is not trusted, and no
+    more than two days go in an hour, oldest first. Whoever has lowered `days` wants room: then all that is due goes.
+
     All of it goes over the one connection that is always open, so it works where no other can be opened.
 
     It never stands in anybody's way for long: a drop needs the table for itself for milliseconds and waits for that for
@@ -68,6 +78,7 @@ class Retention(Background):
     Args:
         cell: whose.
         leader: whether it is for us to do.
+        trust: whether the time can be trusted with it.
         days: how long events are kept.
         max_days: how long those with open deliveries are.
         metrics: counts.
@@ -75,10 +86,19 @@ class Retention(Background):
     """
 
     def __init__(
-        self, cell: Cell, leader: Leader, *, days: int, max_days: int, metrics: Metrics, pace: Pace = PACE
+        self,
+        cell: Cell,
+        leader: Leader,
+        trust: PlausibleTime,
+        *,
+        days: int,
+        max_days: int,
+        metrics: Metrics,
+        pace: Pace = PACE,
     ) -> None:
         self._cell = cell
         self._leader = leader
+        self._trust = trust
         self._days = days
         self._max_days = max_days
         self._pace = pace
@@ -87,6 +107,9 @@ class Retention(Background):
         self._unswept: list[_Day] = []
         self._swept = False
         self._standing = 0
+        self._is_trusted = True
+        # When the last days went, by a clock that nobody sets.
+        self._went_ns: deque[int] = deque(maxlen=_DAYS_AT_ONCE)
         self._dropped = metrics.counter("relay_retention_partitions_dropped", "Partitions dropped.")
         self._held_off = metrics.counter(
             "relay_retention_drops_put_off", "Drops put off because somebody held the table."
@@ -95,6 +118,11 @@ class Retention(Background):
             "relay_retention_partitions_overdue",
             "Days whose time is over and which are still there: somebody reads them, or their deliveries are open.",
             lambda: self._standing if leader.leads else 0,
+        )
+        metrics.gauge(
+            "relay_retention_time_doubted",
+            "1 while days are over by PostgreSQL's clock, and that is not trusted enough to drop them.",
+            lambda: int(leader.leads and not self._is_trusted),
         )
         metrics.gauge("relay_retention_leader", "Whether this process drops days.", lambda: int(leader.leads))
 
@@ -111,19 +139,43 @@ class Retention(Background):
 
     async def _look(self) -> float:
         """Drop what can be dropped; how long to rest then."""
-        days = [_Day(**row) for row in await self._cell.fetch_steadily("expired_days", self._days, self._max_days)]
+        rows = await self._cell.fetch_steadily("expired_days", self._days, self._max_days, self._cell.now())
+        days = [_Day(**row) for row in rows]
         self._standing = len(days)
         rest_s = self._pace.interval_s
+        trusted = await self._trust.is_trusted()
+        self._is_trusted = trusted or not days
+        if not self._is_trusted:
+            _log.warning("retention_waits_for_trusted_time", extra={"days": len(days), "oldest": str(days[0].day)})
+            return rest_s
+        is_lowered = await self._is_lowered()
         for day in days:
             if not self._leader.leads:
                 return 0.0
+            if not (is_lowered or self._may_go()):
+                _log.info("days_go_slowly", extra={"days": self._standing})
+                return rest_s
             if not day.is_overdue and await self._losses.has_deliveries(day.low, day.high):
                 _log.info("day_waits_for_deliveries", extra={"day": str(day.day)})
                 rest_s = max(rest_s, self._pace.waiting_s)
             elif not await self._end(day):
                 rest_s = self._pace.locked_s
         await self._sweep()
+        if not self._standing:
+            await self._cell.fetch_steadily("note_kept_days", self._days)
         return rest_s
+
+    async def _is_lowered(self) -> bool:
+        """Whether days are kept for less than when there was last nothing to drop."""
+        (row,) = await self._cell.fetch_steadily("kept_days")
+        return row["retention_days"] is not None and self._days < row["retention_days"]
+
+    def _may_go(self) -> bool:
+        """Whether another day may go now."""
+        return (
+            len(self._went_ns) < _DAYS_AT_ONCE
+            or steady_ns() - self._went_ns[0] >= self._pace.patience_s * 1_000_000_000
+        )
 
     async def _end(self, day: _Day) -> bool:
         """Drop a day; False when somebody holds it."""
@@ -150,6 +202,7 @@ class Retention(Background):
                         self._losses.count("dead_letter", organization_id, number)
                 await asyncio.sleep(self._pace.dropped_s)
         self._standing -= 1
+        self._went_ns.append(steady_ns())
         _log.info("day_dropped", extra={"day": str(day.day)})
         return True
 

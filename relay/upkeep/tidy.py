@@ -8,6 +8,7 @@ from typing import Final
 
 from relay.store import Cell, StoreError
 from relay.upkeep.leader import Leader
+from relay.upkeep.plausible import PlausibleTime
 from relay.values.background import Background
 
 _log = logging.getLogger("relay.upkeep")
@@ -23,16 +24,19 @@ class Tidy(Background):
     Args:
         cell: whose.
         leader: whether it is for us to do.
+        trust: whether the time can be trusted with it.
     """
 
-    def __init__(self, cell: Cell, leader: Leader) -> None:
+    def __init__(self, cell: Cell, leader: Leader, trust: PlausibleTime) -> None:
         self._cell = cell
         self._leader = leader
+        self._trust = trust
 
     async def run(self) -> None:
         """Delete them again and again."""
         while True:
             await self._leader.until_it_leads()
+            await self._trust.until_trusted()
             for name in ("forget_jobs", "forget_answers", "forget_keys", "forget_key_changes"):
                 try:
                     await self._forget(name)
@@ -41,5 +45,7 @@ class Tidy(Background):
             await asyncio.sleep(_INTERVAL_S)
 
     async def _forget(self, name: str) -> None:
-        while (row := await self._cell.fetch_row(name, _BATCH)) is not None and row["forgotten"] == _BATCH:
-            continue
+        forgotten = _BATCH
+        while forgotten == _BATCH:
+            row = await self._cell.fetch_row(name, _BATCH, self._cell.now())
+            forgotten = row["forgotten"] if row is not None else 0

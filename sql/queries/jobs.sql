@@ -827,12 +827,12 @@ from moved as m;
 
 -- name: forget_jobs
 -- Delete up to $1 jobs that are older than a week and have ended.
--- $1 batch int
+-- $1 batch int, $2 now timestamptz as it is believed
 -- gives: forgotten int8
 with old as materialized (
     select j.organization_id, j.id
     from relay.jobs as j
-    where j.status <> 'running' and j.id < relay.uuid7_floor(now() - interval '7 days')
+    where j.status <> 'running' and j.id < relay.uuid7_floor(least(now(), $2::timestamptz) - interval '7 days')
     order by j.id
     limit $1::int
     for update skip locked
@@ -848,12 +848,12 @@ from forgotten;
 
 -- name: forget_answers
 -- Delete up to $1 answers whose Idempotency-Keys have run out.
--- $1 batch int
+-- $1 batch int, $2 now timestamptz as it is believed
 -- gives: forgotten int8
 with old as materialized (
     select a.organization_id, a.key
     from relay.answers as a
-    where a.expires_at <= now()
+    where a.expires_at <= least(now(), $2::timestamptz)
     order by a.expires_at
     limit $1::int
     for update skip locked
@@ -861,7 +861,7 @@ with old as materialized (
 forgotten as (
     delete from relay.answers as a
     using old as o
-    where a.organization_id = o.organization_id and a.key = o.key and a.expires_at <= now()
+    where a.organization_id = o.organization_id and a.key = o.key and a.expires_at <= least(now(), $2::timestamptz)
     returning a.key
 )
 select count(*) as forgotten

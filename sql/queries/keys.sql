@@ -277,12 +277,12 @@ where k.organization_id = d.organization_id and k.id = d.id;
 -- name: forget_keys
 -- Delete up to $1 keys that ended two days ago. Nobody asks for them any more: ids are never given out twice. What rotates
 -- its keys without a pause leaves 300,000 of them, which no page and no count walks over.
--- $1 batch int
+-- $1 batch int, $2 now timestamptz as it is believed
 -- gives: forgotten int8
 with ended as materialized (
     select k.organization_id, k.id
     from relay.api_keys as k
-    where k.expires_at < now() - interval '2 days'
+    where k.expires_at < least(now(), $2::timestamptz) - interval '2 days'
     limit $1::int
     for update skip locked
 ),
@@ -298,7 +298,7 @@ from forgotten;
 -- name: forget_key_changes
 -- Delete up to $1 of the oldest changes of keys, an hour after they were made. Processes look twice a second; one that was
 -- stopped for longer reads all its keys again.
--- $1 batch int
+-- $1 batch int, $2 now timestamptz as it is believed
 -- gives: forgotten int8
 with oldest as materialized (
     select version, changed_at
@@ -309,7 +309,7 @@ with oldest as materialized (
 forgotten as (
     delete from relay.key_changes as c
     using oldest as o
-    where c.version = o.version and o.changed_at < now() - interval '1 hour'
+    where c.version = o.version and o.changed_at < least(now(), $2::timestamptz) - interval '1 hour'
     returning c.version
 )
 select count(*) as forgotten

@@ -23,8 +23,9 @@ where duty = $1::text and process_id = $2::uuid;
 
 -- name: expired_days
 -- Days that still have a partition and ended $1 days ago or before, oldest first, with the bounds on the ids of their
--- events. `is_overdue` where they ended $2 days ago or before: then nothing is waited for any more.
--- $1 days int, $2 max_days int
+-- events. `is_overdue` where they ended $2 days ago or before: then nothing is waited for any more. What is over is so by
+-- PostgreSQL's clock and by the one that this process believes.
+-- $1 days int, $2 max_days int, $3 now timestamptz as it is believed
 -- gives: day date, low uuid, high uuid, is_overdue bool
 with children as materialized (
     select c.relname as name
@@ -46,10 +47,33 @@ select
     d.day,
     relay.uuid7_floor(d.day::timestamp at time zone 'UTC') as low,
     relay.uuid7_floor((d.day + 1)::timestamp at time zone 'UTC') as high,
-    ((d.day + 1 + $2::int)::timestamp at time zone 'UTC') <= now() as is_overdue
+    ((d.day + 1 + $2::int)::timestamp at time zone 'UTC') <= least(now(), $3::timestamptz) as is_overdue
 from days as d
-where ((d.day + 1 + $1::int)::timestamp at time zone 'UTC') <= now()
+where ((d.day + 1 + $1::int)::timestamp at time zone 'UTC') <= least(now(), $3::timestamptz)
 order by d.day;
+
+-- name: events_are_recent
+-- Whether there are events of yesterday, today or tomorrow: their ids were made by clocks that others believe.
+-- gives: are_recent bool
+select exists (
+    select
+    from relay.events as e
+    where e.id >= relay.uuid7_floor(date_trunc('day', now() at time zone 'UTC') at time zone 'UTC' - interval '1 day')
+        and e.id < relay.uuid7_floor(date_trunc('day', now() at time zone 'UTC') at time zone 'UTC' + interval '2 days')
+) as are_recent;
+
+-- name: kept_days
+-- How long events were kept when retention last had nothing left to drop; null at first.
+-- gives: retention_days int4
+select c.retention_days
+from relay.cell as c;
+
+-- name: note_kept_days
+-- Events are kept for so long, and there is nothing left to drop.
+-- $1 retention_days int
+update relay.cell
+set retention_days = $1::int
+where retention_days is distinct from $1::int;
 
 -- name: first_day
 -- The least id that an event may have: where the oldest partition begins, or null without any.
@@ -244,20 +268,20 @@ select relay.drop_partition($1::text, $2::date) as outcome;
 -- Delete the keys of deduplication that have run out from $2 pages of the table, and say how many pages it has. It is
 -- walked from end to end, in the order of its pages: an index on `expires_at` would cost ingest 4% (measured with a key
 -- on every event, 300 a flush), and deleting through it takes three times as long. What ingest is taking at this moment
--- is left alone.
--- $1 first_page int8, $2 pages int8
+-- is left alone. What has run out has done so by PostgreSQL's clock and by the one that this process believes.
+-- $1 first_page int8, $2 pages int8, $3 now timestamptz as it is believed
 -- gives: forgotten int8, pages int8
 with old as materialized (
     select d.ctid as place
     from relay.dedup as d
     where d.ctid >= format('(%s,0)', $1::int8)::tid
         and d.ctid < format('(%s,0)', $1::int8 + $2::int8)::tid
-        and d.expires_at <= now()
+        and d.expires_at <= least(now(), $3::timestamptz)
     for update skip locked
 ),
 forgotten as (
     delete from relay.dedup as d
-    where d.ctid = any(array(select place from old)) and d.expires_at <= now()
+    where d.ctid = any(array(select place from old)) and d.expires_at <= least(now(), $3::timestamptz)
     returning d.key
 )
 select

@@ -16,6 +16,7 @@ from relay.delivery.loop import DeliveryLoop
 from relay.telemetry.metrics import Metrics
 from relay.upkeep.batches import OPENED
 from relay.upkeep.leader import Leader
+from relay.upkeep.plausible import PlausibleTime
 from relay.upkeep.tidy import Tidy
 from relay.values import uuid7
 from relay.values.sealed import Vault
@@ -523,6 +524,9 @@ async def test_what_has_served_its_time_is_deleted(stage: Stage, tenant: Tenant)
 
     # The API's process leads already where it is about days.
     await stage.read("insert into relay.leaders (duty) values ('tidying')")
-    async with Leader(stage.cell, "tidying") as leader, Tidy(stage.cell, leader):
+    async with (
+        Leader(stage.cell, "tidying") as leader,
+        Tidy(stage.cell, leader, PlausibleTime(stage.cell, agreed_s=0.0)),
+    ):
         await until(is_tidy)
     await stage.read("delete from relay.jobs where organization_id = $1", organization_id)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -16,10 +18,12 @@ from relay.store import Cell
 from relay.telemetry.metrics import Metrics
 from relay.upkeep.expired import ExpiredKeys
 from relay.upkeep.leader import Leader
+from relay.upkeep.plausible import PlausibleTime
 from relay.upkeep.retention import Retention
+from relay.values.uuid7 import steady_ns
 from tests.books import delivering, until
 from tests.conftest import Commands, open_cell
-from tests.past import TABLES, Past, day_of, retention
+from tests.past import QUICK, TABLES, Past, day_of, retention
 from tests.working import running
 
 
@@ -31,9 +35,9 @@ async def past(cell: Cell, database: str) -> AsyncIterator[Past]:
 
 
 @asynccontextmanager
-async def retaining(past: Past, metrics: Metrics | None = None, **days: int) -> AsyncIterator[Retention]:
+async def retaining(past: Past, metrics: Metrics | None = None, **changes: Any) -> AsyncIterator[Retention]:
     """The cell's only leader, dropping days."""
-    async with Leader(past.cell, "retention") as leader, retention(past.cell, leader, metrics, **days) as begun:
+    async with Leader(past.cell, "retention") as leader, retention(past.cell, leader, metrics, **changes) as begun:
         yield begun
 
 
@@ -314,6 +318,10 @@ async def test_who_need_not_lead_lets_others_come_first(database: str) -> None:
         await connection.execute("update relay.leaders set leased_until = now() - interval '3601 s'")
         await connection.close()
         async with Leader(one, "retention", lease_s=0.3, patience_s=3600.0) as patient:
+            # It has just come, and others may be about to.
+            assert (await one.fetch("lead", "retention", one.clock.new(), 0.3, 3600.0)) != []
+            assert not patient.leads
+        async with Leader(one, "retention", lease_s=30.0, patience_s=0.5) as patient:
             await patient.until_it_leads()
 
 
@@ -337,7 +345,7 @@ async def test_keys_that_have_run_out_are_removed_and_the_others_stay(past: Past
 
     async with (
         Leader(past.cell, "retention") as leader,
-        ExpiredKeys(past.cell, leader, window_s=86400.0, metrics=metrics),
+        ExpiredKeys(past.cell, leader, PlausibleTime(past.cell, agreed_s=0.0), window_s=86400.0, metrics=metrics),
     ):
         await until(removed)
     (row,) = await past.read("select count(*) as n, min(expires_at) > now() as good from relay.dedup")
@@ -348,6 +356,8 @@ async def test_relay_deliver_drops_days_by_itself(past: Past, database: str, com
     organization_id = past.cell.clock.new()
     await past.accept(organization_id, 12)
     await past.accept(organization_id, 2)
+    # So that the time is trusted.
+    await past.accept(organization_id, 0)
     await commands.deliver(database, RELAY_RETENTION_DAYS="5")
     await gone(past, 12)
     assert await past.stands(2)
@@ -357,6 +367,88 @@ async def test_relay_serve_drops_days_where_no_delivery_process_has_led_for_a_wh
     past: Past, database: str, commands: Commands
 ) -> None:
     await past.accept(past.cell.clock.new(), 12)
+    await past.accept(past.cell.clock.new(), 0)
     await past.read("update relay.leaders set leased_until = now() - interval '31 s'")
     await commands.serve(database, RELAY_RETENTION_DAYS="5")
-    await gone(past, 12)
+    # Until then a delivery process that starts beside it could have led.
+    await until(lambda: past.is_gone(12), timeout_s=60.0)
+
+
+async def old_days(past: Past, *days_ago: int) -> None:
+    """Days of which nothing is open."""
+    organization_id = past.cell.clock.new()
+    await past.endpoint(organization_id)
+    for each in days_ago:
+        await past.end(await past.accept(organization_id, each))
+
+
+async def test_two_days_go_in_an_hour_the_oldest_first(past: Past) -> None:
+    await old_days(past, 9, 8, 7, 6, 5, 0)
+    metrics = Metrics()
+    async with retaining(past, metrics):
+        await gone(past, 9)
+        await gone(past, 8)
+        await until(lambda: _is(shown(metrics, "relay_retention_partitions_overdue") == 3))
+        assert [await past.stands(each) for each in (7, 6, 5, 0)] == [True] * 4
+    # And two more in the next.
+    async with retaining(past, pace=QUICK._replace(patience_s=0.2)):
+        await gone(past, 5)
+    assert await past.stands(0)
+
+
+async def test_who_lowers_the_retention_for_room_is_not_made_to_wait(past: Past) -> None:
+    await old_days(past, 9, 8, 7, 6, 5, 0)
+
+    async def kept() -> int | None:
+        days: int | None = (await past.read("select retention_days from relay.cell"))[0]["retention_days"]
+        return days
+
+    async with retaining(past, days=30, max_days=37):
+        await until(lambda: _equals(kept, 30))
+    async with retaining(past, days=4, max_days=4):
+        for each in (9, 8, 7, 6, 5):
+            await gone(past, each)
+        await until(lambda: _equals(kept, 4))
+    assert await past.stands(0)
+
+
+async def _equals(read: Callable[[], Awaitable[int | None]], wanted: int) -> bool:
+    return await read() == wanted
+
+
+async def test_nothing_goes_while_nothing_says_that_the_time_is_right(past: Past) -> None:
+    await old_days(past, 9)
+    metrics = Metrics()
+    async with retaining(past, metrics, agreed_s=3600.0):
+        await until(lambda: _is(shown(metrics, "relay_retention_time_doubted") == 1))
+        assert await past.stands(9)
+        # An event of today says so.
+        await old_days(past, 0)
+        await gone(past, 9)
+        assert shown(metrics, "relay_retention_time_doubted") == 0
+
+
+async def test_nothing_goes_by_a_clock_that_has_just_stepped(past: Past) -> None:
+    await old_days(past, 9, 0)
+    # As if PostgreSQL's clock had been a day behind for long, until now.
+    past.cell.server_clock.look(past.cell.server_clock.seen_ns - 86_400 * 10**9, steady_ns() - 1000 * 10**9)
+    await past.cell.refresh()
+    metrics = Metrics()
+    async with retaining(past, metrics):
+        await until(lambda: _is(shown(metrics, "relay_retention_time_doubted") == 1))
+        assert await past.stands(9)
+
+
+async def test_what_is_over_is_so_by_the_clock_that_is_believed_too(past: Past) -> None:
+    await old_days(past, 9, 5)
+    three_days_ago = past.cell.now() - datetime.timedelta(days=3)
+    rows = await past.cell.fetch("expired_days", 4, 20, three_days_ago)
+    assert [row["day"] for row in rows if row["day"] >= day_of(9)] == [day_of(9)]
+    organization_id = past.cell.clock.new()
+    await past.read(
+        "insert into relay.dedup (organization_id, kind, key, event_id, digest, expires_at)"
+        " values ($1, 'd', 'k', $1, '', now() - interval '1 hour')",
+        organization_id,
+    )
+    assert (await past.cell.fetch("forget_dedup_keys", 0, 100, three_days_ago))[0]["forgotten"] == 0
+    assert (await past.cell.fetch("forget_dedup_keys", 0, 100, past.cell.now()))[0]["forgotten"] == 1
