@@ -71,6 +71,7 @@ class Settings:
     retry_schedule: tuple[float, ...]
     max_attempts: int | None
     rates: Mapping[str, Rate]
+    max_endpoints: Mapping[str, int]
     redis_url: str | None
     cors_origins: tuple[str, ...]
     trusted_proxies: tuple[Network, ...]
@@ -105,6 +106,7 @@ def default_data_dir(environ: Mapping[str, str]) -> str:
     return str(Path(home) / "relay")
 
 
+_TIER_ENDPOINTS: Final = {"free": 10, "pro": 50, "business": 500, "enterprise": 500}
 _TIER_RATES: Final = {"free": 100, "pro": 1_000, "business": 10_000, "enterprise": 100_000}
 
 SETTINGS: Final = (
@@ -190,6 +192,16 @@ SETTINGS: Final = (
         for tier, rate in _TIER_RATES.items()
     ),
     *(
+        Setting(
+            f"RELAY_MAX_ENDPOINTS_{tier.upper()}",
+            f"endpoints_{tier}",
+            str(most),
+            integer(0, 10_000),
+            "a number to 10000",
+        )
+        for tier, most in _TIER_ENDPOINTS.items()
+    ),
+    *(
         Setting(f"RELAY_RATE_BURST_{tier.upper()}", f"burst_{tier}", "", integer(1, 10**9), "a number from 1")
         for tier in TIERS
     ),
@@ -237,9 +249,10 @@ def load(environ: Mapping[str, str]) -> Settings:
             f"which is {values['retention_days']}"
         )
     rates = {tier: Rate(values[f"rate_{tier}"], values[f"burst_{tier}"] or values[f"rate_{tier}"]) for tier in TIERS}
+    max_endpoints = {tier: values[f"endpoints_{tier}"] for tier in TIERS}
     for tier in TIERS:
-        del values[f"rate_{tier}"], values[f"burst_{tier}"]
-    return Settings(rates=rates, **values)
+        del values[f"rate_{tier}"], values[f"burst_{tier}"], values[f"endpoints_{tier}"]
+    return Settings(rates=rates, max_endpoints=max_endpoints, **values)
 
 
 def describe(settings: Settings) -> list[tuple[str, str]]:
@@ -250,6 +263,8 @@ def describe(settings: Settings) -> list[tuple[str, str]]:
 def _shown(setting: Setting, settings: Settings) -> str:
     kind, _, tier = setting.field.partition("_")
     if tier in TIERS:
+        if kind == "endpoints":
+            return str(settings.max_endpoints[tier])
         rate = settings.rates[tier]
         return str(rate.per_minute if kind == "rate" else rate.burst)
     value = getattr(settings, setting.field)

@@ -44,9 +44,25 @@ KINDS: Final[Mapping[str, Kind]] = {
             "Without this key nobody could manage your organization any more: make another first, without an end, or "
             "rotate it.",
         ),
+        Kind(
+            "too_many_endpoints",
+            409,
+            "Your organization has as many endpoints as its tier may have; delete one first.",
+        ),
+        Kind(
+            "too_many_filters",
+            409,
+            "The filters of an organization's endpoints take at most 262,144 bytes; use fewer, or prefixes such as "
+            "`order.*`.",
+        ),
         Kind("body_too_large", 413, "The body is larger than this route takes."),
         Kind("payload_too_large", 413, "The payload is larger than 262,144 bytes."),
         Kind("batch_too_large", 413, "A batch holds at most 1,000 events."),
+        Kind(
+            "batch_opens_too_many",
+            413,
+            "A batch opens at most 20,000 deliveries, one for each event and endpoint; send fewer events at once.",
+        ),
         Kind("unsupported_media_type", 415, "Send the body as application/json."),
         Kind("unsupported_encoding", 415, "Compressed bodies are not taken; send the body without Content-Encoding."),
         Kind("misdirected_host", 421, "This server answers only to loopback names until RELAY_ADMIN_TOKEN is set."),
@@ -102,6 +118,7 @@ class ApiError(Exception):
     Args:
         code: a row of `KINDS`.
         details: for 422, what is wrong where.
+        sentence: in the place of the table's, where figures are known.
         extra: further members of the answer's body, such as the first id of a duplicate.
         retry_after_s: whole seconds for `Retry-After`; 503 has 1 without it.
         headers: further headers, such as `Allow`.
@@ -112,7 +129,8 @@ class ApiError(Exception):
         code: str,
         *,
         details: Sequence[Detail] = (),
-        extra: Mapping[str, str] | None = None,
+        sentence: str | None = None,
+        extra: Mapping[str, str | int] | None = None,
         retry_after_s: int | None = None,
         headers: Sequence[tuple[bytes, bytes]] = (),
         close: bool = False,
@@ -120,6 +138,7 @@ class ApiError(Exception):
         super().__init__(code)
         self.kind = KINDS[code]
         self.details = tuple(details)
+        self.sentence = sentence or self.kind.sentence
         self.extra = extra or {}
         self.retry_after_s = retry_after_s if retry_after_s or self.kind.status != 503 else 1
         self.headers = tuple(headers)

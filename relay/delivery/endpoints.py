@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 from uuid import UUID
 
 import msgspec
 
 from relay.delivery.members import CatchUp, Members, Scheme
-from relay.errors import ApiError, invalid
+from relay.errors import ApiError
 from relay.store import Cell, Row
 from relay.store.answers import kept_answer
 from relay.values import cursor, ed25519, signature, uuid7
 from relay.values.cursor import Position
 from relay.values.sealed import Vault
 
-#: An organization has at most this many endpoints; the statements say the same number.
-MAX_ENDPOINTS: Final = 500
+#: What the filters of an organization's endpoints may take together.
+MAX_FILTER_BYTES: Final = 256 * 1024
 # A job to catch up ends with the events of this long after its creation: what was accepted by a process that did not
 # see the endpoint yet is among them.
 _CATCH_UP_AFTER: Final = datetime.timedelta(seconds=2)
@@ -65,13 +65,25 @@ class Endpoints:
     Args:
         cell: where they are.
         vault: seals secrets and header values.
+        most: how many endpoints an organization may have, by tier; what is beyond that stays.
         due: called when something may have become due.
+        changed: called with an organization when it got an endpoint or lost one.
     """
 
-    def __init__(self, cell: Cell, vault: Vault, *, due: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        cell: Cell,
+        vault: Vault,
+        *,
+        most: Mapping[str, int],
+        due: Callable[[], None],
+        changed: Callable[[UUID], None],
+    ) -> None:
         self._cell = cell
         self._vault = vault
+        self._most = most
         self._due = due
+        self._changed = changed
 
     def now(self) -> datetime.datetime:
         """The time as PostgreSQL has it."""
@@ -97,16 +109,16 @@ class Endpoints:
         return await self._cell.fetch_row("endpoint_by_id", organization_id, endpoint_id)
 
     async def create(
-        self, organization_id: UUID, members: Members, scheme: Scheme, catch_up: CatchUp | None
+        self, organization_id: UUID, tier: str, members: Members, scheme: Scheme, catch_up: CatchUp | None
     ) -> tuple[Written, str | None]:
-        """Make an endpoint.
+        """Make an endpoint of an organization that has this tier.
 
         Returns:
             It, and its symmetric secret as text; a private key is shown to nobody.
 
         Raises:
-            ApiError: `invalid_request` past the limit, `idempotency_key_reused`, or `endpoint_not_found` where the
-                request is the repeat of one whose endpoint has been deleted.
+            ApiError: `too_many_endpoints`, `too_many_filters`, `idempotency_key_reused`, or `endpoint_not_found` where
+                the request is the repeat of one whose endpoint has been deleted.
             CannotOpen: a repeat, and the secret was sealed under a key that is not given.
         """
         endpoint_id = self._cell.clock.new()
@@ -132,14 +144,19 @@ class Endpoints:
             ed25519.public_key(secret) if scheme == "v1a" else None,
             *job,
             *self._kept(catch_up, endpoint_id, job.job_id),
+            self._most[tier],
+            MAX_FILTER_BYTES,
         )
         if row is None:
             repeated = await self._repeated(organization_id, catch_up)
             if repeated is None:
-                raise too_many()
+                counted = await self._cell.fetch_row("endpoint_counts", [organization_id])
+                full = counted is None or counted["endpoints"] >= self._most[tier]
+                raise self._too_many_endpoints(tier) if full else ApiError("too_many_filters")
             row = repeated.endpoint
             secret = await self._secret_of(organization_id, row["id"])
             return repeated, signature.written(secret) if row["signature"] == "v1" else None
+        self._changed(organization_id)
         if job.job_id is not None:
             self._due()
         return Written(row, job.job_id, replayed=False), signature.written(secret) if scheme == "v1" else None
@@ -150,7 +167,7 @@ class Endpoints:
         """Change what is given of an endpoint; None when the organization has no such.
 
         Raises:
-            ApiError: `idempotency_key_reused`, or `endpoint_not_found` as `create`.
+            ApiError: `too_many_filters`, `idempotency_key_reused`, or `endpoint_not_found` as `create`.
         """
         job = self._job(catch_up)
         row = await self._cell.fetch_row(
@@ -171,9 +188,13 @@ class Endpoints:
             self._cell.clock.new(),
             *job,
             *self._kept(catch_up, endpoint_id, job.job_id),
+            MAX_FILTER_BYTES,
         )
         if row is None:
-            return await self._repeated(organization_id, catch_up)
+            repeated = await self._repeated(organization_id, catch_up)
+            if repeated is None and members.event_types and await self.read(organization_id, endpoint_id) is not None:
+                raise ApiError("too_many_filters")
+            return repeated
         if members.enabled or job.job_id is not None:
             self._due()
         return Written(row, job.job_id, replayed=False)
@@ -181,6 +202,7 @@ class Endpoints:
     async def delete(self, organization_id: UUID, endpoint_id: UUID) -> bool:
         """Delete an endpoint; False when the organization has no such."""
         row = await self._cell.fetch_row("delete_endpoint", organization_id, endpoint_id, self._cell.clock.new())
+        self._changed(organization_id)
         return row is not None
 
     async def rotate(self, organization_id: UUID, endpoint_id: UUID) -> Rotated | None:
@@ -198,25 +220,37 @@ class Endpoints:
         shown = signature.written(secret) if row["signature"] == "v1" else None
         return Rotated(shown, row["public_key"], row["old_secret_until"])
 
-    async def set_default(self, organization_id: UUID, url: str) -> tuple[UUID, bytes]:
+    async def set_default(self, organization_id: UUID, tier: str, url: str) -> tuple[UUID, bytes]:
         """Point the organization's default endpoint at a URL; its secret stays when it has one.
 
         Returns:
             The endpoint's id and its signing secret.
 
         Raises:
-            ApiError: `invalid_request` past the limit.
+            ApiError: `too_many_endpoints`.
             CannotOpen: the secret there is was sealed under a key that is not given.
         """
         endpoint_id = self._cell.clock.new()
         seal = self._vault.seal(signature.new_secret(), endpoint_id.bytes)
         row = await self._cell.fetch_row(
-            "set_default_endpoint", organization_id, endpoint_id, uuid7.bucket(endpoint_id), url, seal
+            "set_default_endpoint",
+            organization_id,
+            endpoint_id,
+            uuid7.bucket(endpoint_id),
+            url,
+            seal,
+            self._most[tier],
         )
         if row is None:
-            raise too_many()
+            raise self._too_many_endpoints(tier)
+        self._changed(organization_id)
         kept: UUID = row["id"]
         return kept, self._vault.open(row["secret_seal"], kept.bytes)
+
+    def _too_many_endpoints(self, tier: str) -> ApiError:
+        most = self._most[tier]
+        sentence = f"Your organization has {most} endpoints or more, and its tier allows no further; delete one first."
+        return ApiError("too_many_endpoints", sentence=sentence)
 
     def _headers(self, members: Members, endpoint_id: UUID) -> tuple[Sequence[str] | None, bytes | None]:
         """Names to show, and the seal of names and values."""
@@ -257,8 +291,3 @@ class Endpoints:
         if row is None:
             raise ApiError("endpoint_not_found")
         return self._vault.open(row["secret_seal"], endpoint_id.bytes)
-
-
-def too_many() -> ApiError:
-    """The organization has as many endpoints as it may."""
-    return invalid("body", f"At most {MAX_ENDPOINTS} endpoints an organization; delete one first.")

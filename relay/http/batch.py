@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Final
 
@@ -59,17 +58,14 @@ class PostBatch:
         for item in items:
             if isinstance(item, ApiError):
                 self._commit.reject(item.kind.code)
-        valid = [
-            (item, None if key is None else f"{key}#{place}")
-            for place, item in enumerate(items)
-            if not isinstance(item, ApiError)
-        ]
-        futures = self._commit.join_batch(tenant.organization_id, valid, exchange.trace) if valid else []
-        outcomes = await asyncio.gather(*futures, return_exceptions=True)
+        places = [place for place, item in enumerate(items) if not isinstance(item, ApiError)]
+        valid = [item for item in items if not isinstance(item, ApiError)]
+        keys = [None] * len(valid) if key is None else [f"{key}#{place}" for place in places]
+        outcomes = await self._commit.join_batch(tenant.organization_id, valid, keys, exchange.trace) if valid else []
         await exchange.answer_json(200, BatchResponse(results_of(items, outcomes)))
 
 
-def results_of(items: Sequence[Item], outcomes: Sequence[Outcome | BaseException]) -> list[BatchResult]:
+def results_of(items: Sequence[Item], outcomes: Sequence[Outcome | ApiError]) -> list[BatchResult]:
     """The result of each item: its error, or the next of the outcomes.
 
     Raises:

@@ -83,7 +83,9 @@ class PostEndpoint:
         asked: schemas.EndpointCreate = decode(body, _new)
         members = members_of(asked, self._allowed)
         catch_up = _catch_up(scope, exchange, body, asked, self._endpoints.now(), self._window_s)
-        made, secret = await self._endpoints.create(tenant.organization_id, members, asked.signature, catch_up)
+        made, secret = await self._endpoints.create(
+            tenant.organization_id, tenant.tier, members, asked.signature, catch_up
+        )
         shown = schemas.EndpointCreated(**_members(made.endpoint), job_id=_job(made), secret=secret)
         await exchange.answer_json(201, shown, NO_STORE, *_replayed(made))
 

@@ -190,7 +190,7 @@ class Exchange:
         kind = error.kind
         self.code = kind.code
         body: dict[str, object] = {
-            "error": kind.sentence,
+            "error": error.sentence,
             "code": kind.code,
             "request_id": self.request_id.decode("ascii"),
             **error.extra,

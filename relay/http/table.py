@@ -115,7 +115,10 @@ def _events(rooms: Rooms) -> list[Operation]:
             id="createEvents",
             success={200: schemas.BatchResponse}, body=schemas.EventBatch,
             body_types=("application/json", "application/x-ndjson"),
-            errors=("batch_too_large", "batch_over_limit", "invalid_idempotency_key", "queue_full", "commit_unknown"),
+            errors=(
+                "batch_too_large", "batch_opens_too_many", "batch_over_limit", "invalid_idempotency_key", "queue_full",
+                "commit_unknown",
+            ),
             headers={"Idempotency-Key": "1 to 255 visible ASCII characters: item n has the key `<header>#n`, from 0."},
         ),
         Operation(
@@ -223,7 +226,7 @@ def _endpoints(rooms: Rooms) -> list[Operation]:
             "POST", "/api/webhook/config", PostWebhookConfig(door, bodies, endpoints, allowed),
             id="setWebhook",
             success={200: schemas.WebhookConfigResponse}, body=schemas.WebhookConfig,
-            errors=("invalid_url", "commit_unknown"),
+            errors=("invalid_url", "too_many_endpoints", "commit_unknown"),
         ),
         Operation(
             "GET", "/api/endpoints", GetEndpoints(door, endpoints),
@@ -235,7 +238,8 @@ def _endpoints(rooms: Rooms) -> list[Operation]:
             "POST", "/api/endpoints", PostEndpoint(door, bodies, endpoints, allowed, window_s),
             id="createEndpoint",
             success={201: endpoint_schemas.EndpointCreated}, body=endpoint_schemas.EndpointCreate,
-            errors=("endpoint_not_found", "invalid_url", *_AGAIN), headers=idempotency.DESCRIBED_WITH_CATCH_UP,
+            errors=("endpoint_not_found", "invalid_url", "too_many_endpoints", "too_many_filters", *_AGAIN),
+            headers=idempotency.DESCRIBED_WITH_CATCH_UP,
         ),
         Operation(
             "GET", "/api/endpoints/{id}", GetEndpoint(door, endpoints),
@@ -246,7 +250,8 @@ def _endpoints(rooms: Rooms) -> list[Operation]:
             "PATCH", "/api/endpoints/{id}", PatchEndpoint(door, bodies, endpoints, allowed, window_s),
             id="updateEndpoint",
             success={200: endpoint_schemas.EndpointUpdated}, body=endpoint_schemas.EndpointUpdate,
-            errors=("endpoint_not_found", "invalid_url", *_AGAIN), headers=idempotency.DESCRIBED_WITH_CATCH_UP,
+            errors=("endpoint_not_found", "invalid_url", "too_many_filters", *_AGAIN),
+            headers=idempotency.DESCRIBED_WITH_CATCH_UP,
         ),
         Operation(
             "DELETE", "/api/endpoints/{id}", DeleteEndpoint(door, endpoints),

@@ -36,7 +36,7 @@ class PostWebhookConfig:
         refuse_query(scope)
         asked: schemas.WebhookConfig = decode(await self._bodies.read(exchange, SMALL_BODY_BYTES), _config)
         check_webhook_url(asked.webhook_url, self._allowed, "webhook_url")
-        endpoint_id, secret = await self._endpoints.set_default(tenant.organization_id, asked.webhook_url)
+        endpoint_id, secret = await self._endpoints.set_default(tenant.organization_id, tenant.tier, asked.webhook_url)
         await exchange.answer_json(
             200,
             schemas.WebhookConfigResponse(success=True, endpoint_id=str(endpoint_id), secret=signature.written(secret)),

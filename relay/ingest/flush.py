@@ -1,4 +1,4 @@
-"""One flush: the events that are committed together, and what the statement needs to know of them."""
+"""Events that wait for their commit, and what the statement needs to know of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from relay.errors import ApiError
-from relay.ingest.filters import filters_matching
 from relay.ingest.outcome import Accepted, Duplicate, KeyReused, Outcome, Replayed
 from relay.ingest.parse import PostedEvent
 
@@ -21,18 +20,29 @@ Key = tuple[UUID, str, str]
 
 
 class Waiting:
-    """An event that waits for its commit. Its id is made before the first try, so a second try is the same event."""
+    """An event that waits for its commit. Its id is made before the first try, so a second try is the same event.
+
+    Args:
+        organization_id: whose it is.
+        event_id: made for it.
+        event: as it was posted.
+        idempotency_key: for it alone; a dedup_id of its own comes first.
+        future: ends with its outcome, for one that came alone.
+        batch: the batch that it came with otherwise.
+        trace: of the request that brought it.
+    """
 
     __slots__ = (
+        "batch",
         "dedup_id",
         "digest",
-        "ends_unit",
         "event_id",
         "failed",
         "first",
         "future",
         "key",
         "organization_id",
+        "outcome",
         "payload",
         "size",
         "trace",
@@ -45,7 +55,8 @@ class Waiting:
         event_id: UUID,
         event: PostedEvent,
         idempotency_key: str | None,
-        future: asyncio.Future[Outcome],
+        future: asyncio.Future[Outcome] | None,
+        batch: Batch | None = None,
         trace: Trace | None = None,
     ) -> None:
         self.organization_id = organization_id
@@ -57,12 +68,11 @@ class Waiting:
         self.size = len(self.payload) + 512
         self.dedup_id = event.dedup_id
         self.future = future
-        #: Of the request that brought it.
+        self.batch = batch
         self.trace = trace
+        self.outcome: Outcome | ApiError | None = None
         self.key: Key | None = None
         self.digest = b""
-        #: Whether a flush may end after it: a batch is never split over two.
-        self.ends_unit = True
         #: Who holds its key in the end, and the digest of that event: what those who follow it share.
         self.first: tuple[UUID, bytes] | None = None
         #: The code that it was answered with.
@@ -74,37 +84,20 @@ class Waiting:
         if self.key is not None:
             self.digest = _digest(event.type, self.payload)
 
-    def row(self) -> tuple[UUID, UUID, str, bytes, str | None, str | None, str | None, bytes, str | None]:
-        """What is stored, in the order of the statements' parameters; the last four are for its key and its trace."""
-        _, kind, key = self.key or (None, None, None)
-        traceparent = None if self.trace is None else self.trace.traceparent
-        filters = filters_matching(self.type)
-        return (
-            self.organization_id,
-            self.event_id,
-            self.type,
-            self.payload,
-            filters,
-            kind,
-            key,
-            self.digest,
-            traceparent,
-        )
+    @property
+    def ended(self) -> bool:
+        """Whether its outcome is known, or its client is gone."""
+        return self.outcome is not None or (self.future is not None and self.future.done())
 
     def accept(self) -> None:
         """Answer the request: committed."""
         self.first = (self.event_id, self.digest)
         self._end(Accepted(self.event_id))
 
-    def _end(self, outcome: Outcome) -> None:
-        if not self.future.done():
-            self.future.set_result(outcome)
-
     def fail(self, code: str) -> None:
         """Answer the request with an error."""
         self.failed = code
-        if not self.future.done():
-            self.future.set_exception(ApiError(code))
+        self._end(ApiError(code))
 
     def lost_to(self, first_id: UUID, first_digest: bytes) -> None:
         """Answer the request whose key was another event's before."""
@@ -117,13 +110,63 @@ class Waiting:
         else:
             self._end(KeyReused(first_id) if differs else Replayed(first_id))
 
+    def _end(self, outcome: Outcome | ApiError) -> None:
+        if self.outcome is not None:
+            return
+        self.outcome = outcome
+        if self.batch is not None:
+            self.batch.one_ended()
+        elif self.future is not None and not self.future.done():
+            if isinstance(outcome, ApiError):
+                self.future.set_exception(outcome)
+            else:
+                self.future.set_result(outcome)
+
+
+class Batch:
+    """Events that came with one request and are committed together.
+
+    One future for all of them: one for each would cost as much as parsing them.
+
+    Args:
+        organization_id: whose it is.
+        future: ends with the last of its events.
+    """
+
+    __slots__ = ("_left", "events", "future", "organization_id", "size")
+
+    def __init__(self, organization_id: UUID, future: asyncio.Future[None]) -> None:
+        self.organization_id = organization_id
+        self.future = future
+        self.events: Sequence[Waiting] = ()
+        #: About how many bytes it holds while it waits.
+        self.size = 0
+        self._left = 0
+
+    def hold(self, events: Sequence[Waiting]) -> None:
+        """Take in all of its events."""
+        self.events = events
+        self.size = sum([event.size for event in events])
+        self._left = len(events)
+
+    def one_ended(self) -> None:
+        """Count one more outcome."""
+        self._left -= 1
+        if not self._left and not self.future.done():
+            self.future.set_result(None)
+
+    def fail(self, error: ApiError) -> None:
+        """Answer the request with one error for the whole of it."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
 
 def _digest(type_: str, payload: bytes) -> bytes:
     name = type_.encode()
     return hashlib.blake2b(b"%d:%s%s" % (len(name), name, payload), digest_size=16).digest()
 
 
-def part_followers(events: Sequence[Waiting]) -> tuple[list[Waiting], dict[Key, list[Waiting]]]:
+def part_followers(events: Sequence[Waiting]) -> tuple[Sequence[Waiting], dict[Key, list[Waiting]]]:
     """Part the events of a flush into those that go into the statement, and those whose key is among them already.
 
     One statement cannot insert the same key twice; who follows shares the fate of the first.

@@ -26,6 +26,10 @@ class Measures:
             "relay_flush_events", "Events in a flush.", (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
         ).of()
         self._times = metrics.histogram("relay_flush_duration_seconds", "Time of a flush.", WAITS_S).of()
+        wide = metrics.counter(
+            "relay_wide_batches", "Batches that could open many deliveries, by outcome: written, refused.", "outcome"
+        )
+        self.wide_written, self.wide_refused = wide.of("written"), wide.of("refused")
         metrics.gauge("relay_ingest_queue_events", "Events that wait for their commit.", events)
         metrics.gauge("relay_ingest_queue_bytes", "Bytes that wait for their commit.", octets)
 

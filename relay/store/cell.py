@@ -37,8 +37,8 @@ _STEADY_TIMEOUT_S: Final = 130.0
 # A pooler that has no connection left lets us wait, by default for two minutes.
 _PROBE_TIMEOUT_S: Final = 5.0
 _CONFLICT_TRIES: Final = 5
-# Flush, wake-up, clock, keys, their verification, health and listener (or claims, leases, results, share, clock, health
-# and two listeners) each own one connection; the pool has what is left.
+# Flush, wide batches, wake-up, clock, keys, their verification, health and listener (or claims, leases, results, share,
+# clock, health and two listeners) each own one connection; the pool has what is left.
 _OWNED_CONNECTIONS: Final = 8
 
 

@@ -1,13 +1,17 @@
 -- name: set_default_endpoint
 -- Point the organization's default endpoint at a URL, making it with its secret the first time; the secret stays when
 -- the URL changes, and a disabled one stays disabled. Events that were accepted before and still wait for an
--- acknowledgement keep waiting for one. No row when it would be one endpoint too many.
--- $1 organization_id uuid, $2 endpoint_id uuid, $3 bucket int2, $4 url text, $5 secret_seal bytea
+-- acknowledgement keep waiting for one. No row when it would be one endpoint too many: the organization is locked, so
+-- that requests that race pass no limit.
+-- $1 organization_id uuid, $2 endpoint_id uuid, $3 bucket int2, $4 url text, $5 secret_seal bytea, $6 most endpoints int
 -- gives: id uuid, secret_seal bytea
 with counted as materialized (
-    select count(*) < 500 or bool_or(is_default) as room
-    from relay.endpoints
-    where organization_id = $1::uuid
+    select
+        o.endpoints < $6::int
+        or exists (select from relay.endpoints as e where e.organization_id = $1::uuid and e.is_default) as room
+    from relay.organizations as o
+    where o.id = $1::uuid
+    for update of o
 )
 insert into relay.endpoints as e (organization_id, id, bucket, url, secret_seal, is_default)
 select $1::uuid, $2::uuid, $3::int2, $4::text, $5::bytea, true
@@ -18,22 +22,26 @@ set url = excluded.url, version = e.version + 1, updated_at = now()
 returning e.id, e.secret_seal;
 
 -- name: create_endpoint
--- A new endpoint, perhaps with a job that catches up and the answer to a repeat. No row when the organization has 500
--- already (requests that race may pass that by a few), or when the Idempotency-Key was used before: `answer_kept`
--- tells.
+-- A new endpoint, perhaps with a job that catches up and the answer to a repeat. No row when the organization has as
+-- many already as it may, or too many bytes of filters with these, or when the Idempotency-Key was used before:
+-- `answer_kept` tells. The organization is locked, so that requests that race pass no limit.
 -- $1 organization_id uuid, $2 endpoint_id uuid, $3 bucket int2, $4 url text, $5 description text, $6 event_types text[],
 -- $7 event_prefixes text[], $8 enabled bool, $9 header_names text[], $10 headers_seal bytea,
 -- $11 rate_limit_per_second int, $12 max_in_flight int, $13 timeout_s float8, $14 retry_schedule float8[],
 -- $15 signature text, $16 secret_seal bytea, $17 public_key text, $18 catch_up_job_id uuid or null, $19 since uuid,
--- $20 until uuid, $21 idempotency key text or null, $22 digest bytea, $23 answer bytea, $24 window_s float8
+-- $20 until uuid, $21 idempotency key text or null, $22 digest bytea, $23 answer bytea, $24 window_s float8,
+-- $25 most endpoints int, $26 most filter_bytes int
 -- gives: id uuid, url text, description text, event_types text[], header_names text[],
 -- enabled bool, rate_limit_per_second int4, max_in_flight int4, timeout_s float8, retry_schedule float8[],
 -- signature text, public_key text, is_default bool, disabled_reason text, disabled_at timestamptz,
 -- failing_since timestamptz, broken_since timestamptz, created_at timestamptz, updated_at timestamptz
 with counted as materialized (
-    select count(*) < 500 as room
-    from relay.endpoints
-    where organization_id = $1::uuid
+    select
+        o.endpoints < $25::int
+        and (cardinality($6::text[]) = 0 or o.filter_bytes + relay.filter_bytes($6::text[]) <= $26::int) as room
+    from relay.organizations as o
+    where o.id = $1::uuid
+    for update
 ),
 answered as (
     insert into relay.answers as a (organization_id, key, digest, answer, expires_at)
@@ -72,29 +80,41 @@ from made;
 
 -- name: change_endpoint
 -- Change what was given of an endpoint. Disabling and enabling leave its deliveries to a job, which is made here so that
--- neither is without the other; enabling also forgets what was wrong with it. No row when there is no such endpoint, or
--- when the Idempotency-Key was used before: `answer_kept` tells. `coalesce` where null is no value, else $3 tells a
--- null that was given from none.
+-- neither is without the other; enabling also forgets what was wrong with it. No row when there is no such endpoint, when
+-- its filters would be longer than they are and too long for the organization, which is locked first then, or when the
+-- Idempotency-Key was used before: `answer_kept` tells. `coalesce` where null is no value, else $3 tells a null that was
+-- given from none.
 -- $1 organization_id uuid, $2 endpoint_id uuid, $3 members text[] that were given, $4 url text, $5 description text,
 -- $6 event_types text[], $7 event_prefixes text[], $8 enabled bool, $9 header_names text[], $10 headers_seal bytea,
 -- $11 rate_limit_per_second int, $12 max_in_flight int, $13 timeout_s float8, $14 retry_schedule float8[],
 -- $15 switch_job_id uuid, $16 catch_up_job_id uuid or null, $17 since uuid, $18 until uuid,
--- $19 idempotency key text or null, $20 digest bytea, $21 answer bytea, $22 window_s float8
+-- $19 idempotency key text or null, $20 digest bytea, $21 answer bytea, $22 window_s float8, $23 most filter_bytes int
 -- gives: id uuid, url text, description text, event_types text[], header_names text[],
 -- enabled bool, rate_limit_per_second int4, max_in_flight int4, timeout_s float8, retry_schedule float8[],
 -- signature text, public_key text, is_default bool, disabled_reason text, disabled_at timestamptz,
 -- failing_since timestamptz, broken_since timestamptz, created_at timestamptz, updated_at timestamptz
-with found as materialized (
-    select e.id, e.enabled
+with room as materialized (
+    select o.filter_bytes
+    from relay.organizations as o
+    where o.id = $1::uuid and $6::text[] is not null
+    for update
+),
+found as materialized (
+    select
+        e.id,
+        e.enabled,
+        $6::text[] is null
+        or (select filter_bytes from room) + relay.filter_bytes($6::text[]) - relay.filter_bytes(e.event_types) <= $23::int
+        or relay.filter_bytes($6::text[]) <= relay.filter_bytes(e.event_types) as fits
     from relay.endpoints as e
     where e.organization_id = $1::uuid and e.id = $2::uuid
-    for update
+    for update of e
 ),
 answered as (
     insert into relay.answers as a (organization_id, key, digest, answer, expires_at)
     select $1::uuid, $19::text, $20::bytea, $21::bytea, now() + $22::float8 * interval '1 second'
     from found
-    where $19::text is not null
+    where fits and $19::text is not null
     on conflict (organization_id, key) do update
     set digest = excluded.digest, answer = excluded.answer, expires_at = excluded.expires_at
     where a.expires_at <= now()
@@ -124,6 +144,7 @@ changed as (
     from found as f
     where e.organization_id = $1::uuid
         and e.id = f.id
+        and f.fits
         and ($19::text is null or exists (select from answered))
     returning
         e.id, e.url, e.description, e.event_types, e.header_names, e.enabled,
@@ -212,13 +233,21 @@ from relay.endpoints
 where organization_id = $1::uuid and id = $2::uuid;
 
 -- name: delete_endpoint
--- Delete an endpoint; the job made with it cancels what is open for it.
+-- Delete an endpoint; the job made with it cancels what is open for it. The organization, which counts its endpoints, is
+-- locked first, as those lock it that make and change them.
 -- $1 organization_id uuid, $2 endpoint_id uuid, $3 job_id uuid
 -- gives: id uuid
-with gone as (
-    delete from relay.endpoints
-    where organization_id = $1::uuid and id = $2::uuid
-    returning id
+with organization as materialized (
+    select o.id
+    from relay.organizations as o
+    where o.id = $1::uuid
+    for update
+),
+gone as (
+    delete from relay.endpoints as e
+    using organization as o
+    where e.organization_id = o.id and e.id = $2::uuid
+    returning e.id
 ),
 cancelling as (
     insert into relay.jobs (organization_id, id, kind, endpoint_id)

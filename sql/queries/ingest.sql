@@ -4,7 +4,7 @@
 -- is sent: ids are new then, and looking for each of them costs a tenth. Endpoints are found by the filters that match a
 -- type, which are sent along because PostgreSQL would take as long to cut them as to look for them. Inserts read CTEs
 -- only and the join stands in a materialized one: Citus mis-plans the other way round. Gives how many deliveries are
--- due: whether somebody should be woken. Past $6 deliveries it ends with SQLSTATE 54000 before it writes any of them.
+-- due: whether somebody should be woken. Past $6 deliveries it ends with SQLSTATE 54R01 before it writes any of them.
 -- $1 organization_id uuid[], $2 event_id uuid[], $3 type text[], $4 payload bytea[], $5 filters text[] that match the
 -- type, joined by U+001F, or nulls where there are many, $6 most deliveries int
 -- gives: due int8
@@ -260,3 +260,21 @@ from unnest($1::uuid[], $2::text[], $3::text[]) as k (organization_id, kind, key
 inner join relay.dedup as d
     on d.organization_id = k.organization_id and d.kind = k.kind and d.key = k.key
 where d.expires_at > now();
+
+-- name: endpoint_counts
+-- How many endpoints organizations have, as a trigger counts them.
+-- $1 organization_id uuid[]
+-- gives: id uuid, endpoints int4
+select id, endpoints
+from relay.organizations
+where id = any($1::uuid[]);
+
+-- name: count_deliveries
+-- How many deliveries a batch would open, counted once for each of its types.
+-- $1 organization_id uuid, $2 type text[], $3 events int[] of each, $4 filters text[] that match it
+-- gives: deliveries int8
+select coalesce(sum(i.events), 0)::int8 as deliveries
+from unnest($2::text[], $3::int[], $4::text[]) as i (type, events, filters)
+inner join relay.subscriptions as s
+    on s.organization_id = $1::uuid
+    and s.filter = any(coalesce(string_to_array(i.filters, E'\x1f'), relay.filters_matching(i.type)));

@@ -189,11 +189,15 @@ async def attempts(cell: Cell, worst: Worst) -> object:
 
 
 async def endpoints(cell: Cell, worst: Worst) -> object:
-    return await Endpoints(cell, cast(Any, None), due=lambda: None).page(worst.organization_id, None, 1000)
+    return await Endpoints(cell, cast(Any, None), most={}, due=lambda: None, changed=lambda _: None).page(
+        worst.organization_id, None, 1000
+    )
 
 
 async def endpoint(cell: Cell, worst: Worst) -> object:
-    return await Endpoints(cell, cast(Any, None), due=lambda: None).read(worst.organization_id, worst.endpoints[0])
+    return await Endpoints(cell, cast(Any, None), most={}, due=lambda: None, changed=lambda _: None).read(
+        worst.organization_id, worst.endpoints[0]
+    )
 
 
 async def job(cell: Cell, worst: Worst) -> object:

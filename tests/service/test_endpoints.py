@@ -390,8 +390,8 @@ async def test_an_organization_has_500_endpoints_at_most(served: Served, tenant:
     members = {"url": URL, "catch_up_since": "2026-01-01T00:00:00Z"}
     for headers in ({}, {"Idempotency-Key": "not-spent"}):
         answer = await tenant.post("/api/endpoints", json=members, headers=headers)
-        assert_error(answer, 422, "invalid_request")
-        assert "500" in answer.json()["details"][0]["message"]
+        assert_error(answer, 409, "too_many_endpoints")
+        assert "500" in answer.json()["error"]
     assert (await tenant.post("/api/webhook/config", json={"webhook_url": URL})).status_code == 200
     assert len((await tenant.get("/api/endpoints", params={"limit": 1000})).json()["endpoints"]) == 500
     await tenant.request("DELETE", f"/api/endpoints/{(await ids(tenant))[0]}")
@@ -399,7 +399,67 @@ async def test_an_organization_has_500_endpoints_at_most(served: Served, tenant:
     made = await tenant.post("/api/endpoints", json=members, headers={"Idempotency-Key": "not-spent"})
     assert made.status_code == 201
     refused = await tenant.post("/api/webhook/config", json={"webhook_url": URL})
-    assert_error(refused, 422, "invalid_request")
+    assert_error(refused, 409, "too_many_endpoints")
+
+
+async def test_requests_that_race_pass_no_limit_on_endpoints(served: Served) -> None:
+    tenant = await served.api.tenant("free")
+    answers = await asyncio.gather(
+        *(tenant.post("/api/endpoints", json={"url": URL}) for _ in range(16)),
+        *(tenant.post("/api/webhook/config", json={"webhook_url": URL}) for _ in range(4)),
+    )
+    assert 409 in {answer.status_code for answer in answers} <= {200, 201, 409}
+    assert len((await tenant.get("/api/endpoints")).json()["endpoints"]) == 10
+
+
+async def test_what_is_beyond_the_limit_stays(served: Served) -> None:
+    tenant = await served.api.tenant("pro")
+    kept = [await make(tenant) for _ in range(12)]
+    await served.connection.execute(
+        "update relay.organizations set tier = 'free' where id = $1", UUID(tenant.organization_id)
+    )
+    await served.connection.execute("update relay.cell set keys_version = keys_version + 1")
+    async with asyncio.timeout(10):
+        while (await tenant.get("/api/endpoints")).headers["ratelimit-limit"] != "100":
+            await asyncio.sleep(0.05)
+    answer = await tenant.post("/api/endpoints", json={"url": URL})
+    assert_error(answer, 409, "too_many_endpoints")
+    assert "10 endpoints" in answer.json()["error"]
+    assert len((await tenant.get("/api/endpoints")).json()["endpoints"]) == len(kept)
+    assert (
+        await tenant.request("PATCH", f"/api/endpoints/{kept[0]['id']}", json={"enabled": False})
+    ).status_code == 200
+
+
+def filters(letter: str, count: int = 100) -> list[str]:
+    """Filters of 255 bytes each."""
+    return [f"{letter}{number:03}{'x' * 251}" for number in range(count)]
+
+
+async def test_the_filters_of_an_organization_take_256_kib_at_most(served: Served, tenant: Tenant) -> None:
+    # 1,028 filters of 255 bytes fit.
+    made = [await make(tenant, event_types=filters(letter)) for letter in "abcdefghij"]
+    racing = await asyncio.gather(
+        *(tenant.post("/api/endpoints", json={"url": URL, "event_types": filters(letter, 20)}) for letter in "klmn")
+    )
+    assert sorted(answer.status_code for answer in racing) == [201, 409, 409, 409]
+    refused = next(answer for answer in racing if answer.status_code == 409)
+    assert_error(refused, 409, "too_many_filters")
+    added = next(answer for answer in racing if answer.status_code == 201).json()
+    path = f"/api/endpoints/{added['id']}"
+    members = {"event_types": filters("o", 29), "catch_up_since": "2026-01-01T00:00:00Z"}
+    for headers in ({}, {"Idempotency-Key": "not-spent-on-filters"}):
+        assert_error(await tenant.request("PATCH", path, json=members, headers=headers), 409, "too_many_filters")
+    assert (await tenant.request("PATCH", path, json={"event_types": filters("o", 28)})).status_code == 200
+    # What takes none passes, and so does what takes less.
+    assert (await make(tenant))["event_types"] == []
+    assert (await tenant.request("PATCH", path, json={"event_types": filters("p", 5)})).status_code == 200
+    await tenant.request("DELETE", f"/api/endpoints/{made[0]['id']}")
+    members = {"event_types": filters("o", 100), "catch_up_since": "2026-01-01T00:00:00Z"}
+    answer = await tenant.request("PATCH", path, json=members, headers={"Idempotency-Key": "not-spent-on-filters"})
+    assert answer.status_code == 200
+    missing = await tenant.request("PATCH", f"/api/endpoints/{made[0]['id']}", json={"event_types": filters("q")})
+    assert_error(missing, 404, "endpoint_not_found")
 
 
 CATCH_UP = {"url": URL, "catch_up_since": "2026-01-02T03:04:05.5+01:00"}

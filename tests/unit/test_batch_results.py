@@ -26,7 +26,7 @@ GONE, UNKNOWN = ApiError("database_unavailable"), ApiError("commit_unknown")
         ([GONE, ACCEPTED], "commit_unknown"),
     ],
 )
-def test_nothing_was_stored_is_said_only_where_nothing_was(outcomes: list[Outcome | BaseException], code: str) -> None:
+def test_nothing_was_stored_is_said_only_where_nothing_was(outcomes: list[Outcome | ApiError], code: str) -> None:
     items = parse_array(b'[{"type":"a","payload":1},{"type":"a","payload":1}]')
     with pytest.raises(ApiError) as raised:
         results_of(items, outcomes)

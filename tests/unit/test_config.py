@@ -45,6 +45,7 @@ BAD = {
     "RELAY_METRICS_TOKEN": ["hunter2 hunter2"],
     "RELAY_LOG_LEVEL": ["loud", "INFO"],
     "RELAY_SCHEMA": ["Relay", "pg_relay", "a-b", "1a", 'a"b', "a" * 42],
+    **{f"RELAY_MAX_ENDPOINTS_{tier}": ["-1", "10001", "some"] for tier in ("FREE", "PRO", "BUSINESS", "ENTERPRISE")},
     **{f"RELAY_RATE_{what}_{tier}": ["0", "-1", "many"]
        for what in ("LIMIT", "BURST") for tier in ("FREE", "PRO", "BUSINESS", "ENTERPRISE")},
 }  # fmt: skip
