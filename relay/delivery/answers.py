@@ -12,6 +12,7 @@ from typing import Final
 import aiohttp
 
 from relay.delivery.guard import Blocked
+from relay.delivery.resolver import Hung
 
 #: A receiver may put off the next attempt this long.
 LONGEST_RETRY_AFTER_S: Final = 3600.0
@@ -50,6 +51,24 @@ def error_class(error: BaseException) -> ErrorClass:
             return ErrorClass.CONNECT
         case _:
             return ErrorClass.PROTOCOL
+
+
+def detail(error: BaseException) -> bytes | None:
+    """Return what the owner of an endpoint should know beyond the class of an error, stored in place of a response."""
+    match error:
+        case aiohttp.ClientConnectorError(os_error=Blocked(address=str(address))):
+            return f"{address} is not an address that webhooks may reach.".encode()
+        case _:
+            return None
+
+
+def rest_s(error: BaseException) -> float | None:
+    """Return how long to put off the next attempt after an error: a name whose servers hang is not asked at once."""
+    match error:
+        case aiohttp.ClientConnectorDNSError(os_error=Hung(rest_s=float(left_s))):
+            return left_s
+        case _:
+            return None
 
 
 def retry_after_s(value: str, now: datetime.datetime) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from relay.delivery.allowance import Ending
@@ -16,6 +17,7 @@ from relay.delivery.measures import Measures
 from relay.delivery.recorder import Recorder, Result
 from relay.delivery.request import Target
 from relay.delivery.sender import Answer, Post, Sender
+from relay.delivery.shortage import Shortage
 from relay.delivery.slots import Slots
 from relay.delivery.verdict import ending_of, is_gone, result_of
 
@@ -61,6 +63,12 @@ class Attempts:
         self._tracer = tracer
         self._stopping = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
+        self._short_until = -inf
+
+    @property
+    def is_short(self) -> bool:
+        """Whether this process lately lacked what every attempt needs, so that claiming more would be in vain."""
+        return asyncio.get_running_loop().time() < self._short_until
 
     def begin(self, delivery: Claimed, endpoint: Endpoint) -> None:
         """Attempt this, for which a slot has been taken."""
@@ -89,6 +97,10 @@ class Attempts:
                 await self._leave_alone(delivery)
             else:
                 ending = await self._attempt(delivery, endpoint, endpoint.target, probe=probe)
+        except Shortage as shortage:
+            self._short_until = asyncio.get_running_loop().time() + (shortage.pause_s if shortage.is_general else 0.0)
+            _log.warning("delivery_not_sent", extra={"lacking": shortage.lacking, "endpoint_id": str(endpoint.id)})
+            self._leases.put_off(held, shortage.pause_s)
         except Exception:
             # A mistake in here, not the receiver's: its lease runs out, and it is attempted again.
             _log.exception(

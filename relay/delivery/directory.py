@@ -154,6 +154,7 @@ class Directory:
             keys=Keys(present, self._old_key(row), row["old_secret_until"]),
             headers={name: value for name, value in headers.items() if name.lower() not in RESERVED},
             timeout_s=row["timeout_s"] or self._settings.delivery_timeout_s,
+            organization_id=row["organization_id"],
         )
 
     def _old_key(self, row: Row) -> Key | None:

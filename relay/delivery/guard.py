@@ -12,11 +12,16 @@ from relay.values.addresses import Network, is_permitted
 
 
 class Blocked(OSError):
-    """The guard refuses the address."""
+    """The guard rejects an address.
 
-    def __init__(self) -> None:
+    Args:
+        address: the one that was about to be connected to.
+    """
+
+    def __init__(self, address: str) -> None:
         # One text for all addresses: aiohttp passes on a single exception where all of them say the same.
         super().__init__(errno.EACCES, "the address is not one that webhooks may reach")
+        self.address = address
 
 
 class Guard:
@@ -44,12 +49,12 @@ class Guard:
         return is_permitted(address, self._allowed)
 
     def __call__(self, addr_info: tuple[Any, Any, Any, Any, Any]) -> socket.socket:
-        """A socket for this address.
+        """Return a socket for this address.
 
         Raises:
             Blocked: it may not be reached.
         """
         family, type_, protocol, _, sockaddr = addr_info
         if not self.permits(sockaddr):
-            raise Blocked
+            raise Blocked(str(sockaddr[0]))
         return socket.socket(family, type_, protocol)

@@ -35,6 +35,9 @@ class Leases:
         self._free = asyncio.Lock()
         self._lease_s = lease_s
         self._held: set[Held] = set()
+        # Not sent, and how long each is to rest.
+        self._unsent: list[tuple[Held, float]] = []
+        self._putting_off: asyncio.Task[None] | None = None
         #: Runs until this is left; it ends by itself only where there is a mistake in here.
         self.task: asyncio.Task[None] | None = None
 
@@ -60,6 +63,27 @@ class Leases:
         except StoreError as reason:
             _log.warning("claims_not_released", extra={"claims": len(claims), "reason": str(reason)})
 
+    def put_off(self, claim: Held, pause_s: float) -> None:
+        """Give this back with others, to rest for so long; where that fails its lease runs out."""
+        self._unsent.append((claim, pause_s))
+        if self._putting_off is None:
+            self._putting_off = asyncio.create_task(self._put_off_all(), name="put off claims")
+
+    async def _put_off_all(self) -> None:
+        try:
+            while self._unsent:
+                batch, self._unsent = self._unsent[:_BATCH], self._unsent[_BATCH:]
+                claims, pauses = [claim for claim, _ in batch], [pause_s for _, pause_s in batch]
+                self.drop(claims)
+                async with self._free:
+                    await self._connection.fetch("put_off_claims", *columns(claims), pauses, timeout_s=_RELEASE_S)
+        except StoreError as reason:
+            _log.warning("claims_not_released", extra={"claims": len(self._unsent), "reason": str(reason)})
+            self.drop(claim for claim, _ in self._unsent)
+            self._unsent = []
+        finally:
+            self._putting_off = None
+
     async def __aenter__(self) -> Self:
         self.task = asyncio.create_task(self._run(), name="leases")
         return self
@@ -70,6 +94,8 @@ class Leases:
         if self.task is not None:
             self.task.cancel()
             await asyncio.wait((self.task,))
+        if self._putting_off is not None:
+            await asyncio.wait((self._putting_off,), timeout=_RELEASE_S)
         if self._held:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_RELEASE_S):

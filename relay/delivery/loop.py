@@ -25,6 +25,7 @@ from relay.delivery.pinging import Pinging
 from relay.delivery.recorder import Recorder, Result
 from relay.delivery.sender import Sender
 from relay.delivery.share import PACE, Pace, Share
+from relay.delivery.shortage import most_connections
 from relay.delivery.slots import Offer, Slots
 from relay.store import Cell, StoreError
 from relay.telemetry.metrics import Metrics
@@ -70,7 +71,8 @@ class DeliveryLoop:
     ) -> None:
         self._cell = cell
         self._most_unrecorded = settings.max_in_flight
-        self._slots = Slots(settings.max_in_flight, Tolerance(settings.breaker_failures, settings.breaker_window_s))
+        most = min(settings.max_in_flight, most_connections())
+        self._slots = Slots(most, Tolerance(settings.breaker_failures, settings.breaker_window_s))
         self._measures = Measures(metrics, self._slots)
         claiming = cell.owned_connection()
         self._claimer = Claimer(claiming, settings.lease_s, lost=self._measures.lost)
@@ -168,7 +170,7 @@ class DeliveryLoop:
         more = True
         while more and not self._stopping.is_set():
             self._held_up = self._recorder.failing or self._recorder.backlog >= self._most_unrecorded
-            if self._held_up:
+            if self._held_up or self._attempts.is_short:
                 return
             turf, offer = self._share.turf, self._slots.offer(asyncio.get_running_loop().time())
             if offer is None or not turf.spans:

@@ -8,9 +8,12 @@ from types import TracebackType
 from typing import Final
 from uuid import UUID
 
+import msgspec
+
 from relay.delivery.directory import Directory
 from relay.delivery.pings import LONGEST_S
 from relay.delivery.sender import Post, Sender
+from relay.delivery.shortage import Shortage
 from relay.store import Cell, StoreError
 from relay.values.background import Background
 
@@ -96,7 +99,7 @@ class Pinging(Background):
             endpoint = await self._directory.find(self._cell, organization_id, endpoint_id)
             if endpoint is None or endpoint.target is None:
                 return
-            target = endpoint.target._replace(timeout_s=min(endpoint.target.timeout_s, LONGEST_S))
+            target = msgspec.structs.replace(endpoint.target, timeout_s=min(endpoint.target.timeout_s, LONGEST_S))
             answer = await self._sender.send(Post(target, id_, _TYPE, _PAYLOAD, 1))
             await self._cell.fetch(
                 "answer_ping",
@@ -108,5 +111,5 @@ class Pinging(Background):
                 answer.error_class,
                 answer.response,
             )
-        except StoreError as reason:
+        except (StoreError, Shortage) as reason:
             _log.warning("ping_not_answered", extra={"endpoint_id": str(endpoint_id), "reason": str(reason)})

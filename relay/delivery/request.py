@@ -1,8 +1,9 @@
-"""The request of one attempt: body and signed headers."""
+"""The request of one attempt: signed headers and body, in the bytes that are sent."""
 
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -10,13 +11,13 @@ from uuid import UUID
 
 import orjson
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec import Struct
 
-from relay import __version__
 from relay.values.ed25519 import sign_v1a
 from relay.values.signature import sign_v1
-from relay.values.uuid7 import created_at
 
-_USER_AGENT: Final = f"relay/{__version__}"
+_EPOCH: Final = datetime.datetime(1970, 1, 1)
+_ENDS_LINE: Final = re.compile(r"[\r\n\0]")
 _VISIBLE: Final = frozenset(range(0x21, 0x7F)) - {ord("%")}
 
 #: Names, in lower case, that an endpoint's own headers cannot have: ours, and those that HTTP needs for itself.
@@ -40,63 +41,107 @@ class Keys(NamedTuple):
     old_until: datetime.datetime | None = None
 
 
-class Target(NamedTuple):
-    """What the requests to an endpoint have in common; `timeout_s` is for one up to the head of its answer."""
+class Target(Struct, frozen=True, eq=False):
+    """What the requests to one version of an endpoint have in common.
+
+    Args:
+        url: as it was configured, and as it is sent.
+        keys: what signs.
+        headers: the endpoint's own.
+        timeout_s: of one attempt, up to the head of its response.
+        organization_id: whose endpoint it is, which its look-ups and connections count for.
+    """
 
     url: str
     keys: Keys
     headers: Mapping[str, str]
     timeout_s: float
+    organization_id: UUID = UUID(int=0)
+
+
+class Message(NamedTuple):
+    """The part of a request that differs between attempts: header lines up to the blank one, and the body in parts."""
+
+    lines: bytes
+    body: tuple[bytes, ...]
 
 
 @lru_cache(maxsize=1024)
 def header_of_type(type_: str) -> str:
-    """An event's type as a header value: bytes outside visible ASCII, and `%` itself, percent-encoded."""
+    """Return an event's type as a header value: bytes outside visible ASCII, and `%` itself, percent-encoded."""
     return "".join(chr(byte) if byte in _VISIBLE else f"%{byte:02X}" for byte in type_.encode())
 
 
-def body_of(event_id: UUID, type_: str, payload: bytes) -> bytes:
-    """The body: the payload stands in it byte for byte."""
-    at = created_at(UUID(int=event_id.int)).replace(tzinfo=None).isoformat(timespec="microseconds")
-    return b'{"event_id":"%b","type":%b,"timestamp":"%bZ","data":%b}' % (
-        str(event_id).encode(),
-        orjson.dumps(type_),
-        at.encode(),
-        payload,
-    )
-
-
-def headers_of(
-    event_id: UUID, type_: str, number: int, at: datetime.datetime, keys: Keys, body: bytes
-) -> dict[str, str]:
-    """The headers of ours, signed as Standard Webhooks asks.
+def message_of(
+    event_id: UUID,
+    type_: str,
+    payload: bytes,
+    number: int,
+    at: datetime.datetime,
+    keys: Keys,
+    traceparent: str | None = None,
+) -> Message:
+    """Return what one attempt sends, signed as Standard Webhooks asks. The payload stands in it byte for byte.
 
     Args:
         event_id: also the message's id, the same in all attempts.
         type_: the event's type.
+        payload: the event's, which is not copied.
         number: the attempt's, from 1.
         at: the attempt's time.
         keys: the endpoint's.
-        body: what is signed.
+        traceparent: where the attempt belongs in a trace.
+
+    Raises:
+        ValueError: a header would end its line.
     """
     id_ = str(event_id)
     timestamp_s = int(at.timestamp())
+    body = (_start_of_body(event_id.int, id_, type_), payload, b"}")
     signature = _sign(keys.present, id_, timestamp_s, body)
     if keys.old is not None and keys.old_until is not None and at < keys.old_until:
         signature += " " + _sign(keys.old, id_, timestamp_s, body)
-    return {
-        "Content-Type": "application/json",
-        "User-Agent": _USER_AGENT,
-        "webhook-id": id_,
-        "webhook-timestamp": str(timestamp_s),
-        "webhook-signature": signature,
-        "X-Event-ID": id_,
-        "X-Event-Type": header_of_type(type_),
-        "X-Delivery-Attempt": str(number),
-    }
+    traced = "" if traceparent is None else header_line("traceparent", traceparent)
+    lines = (
+        f"webhook-id: {id_}\r\nwebhook-timestamp: {timestamp_s}\r\nwebhook-signature: {signature}\r\n"
+        f"X-Event-ID: {id_}\r\nX-Event-Type: {header_of_type(type_)}\r\nX-Delivery-Attempt: {number}\r\n"
+        f"{traced}Content-Length: {len(body[0]) + len(payload) + 1}\r\n\r\n"
+    )
+    return Message(lines.encode("ascii"), body)
 
 
-def _sign(key: Key, id_: str, timestamp_s: int, body: bytes) -> str:
+def header_line(name: str, value: str) -> str:
+    """Return a header as it is sent.
+
+    Raises:
+        ValueError: it would end its line, or is empty.
+    """
+    if not name or _ENDS_LINE.search(name) or _ENDS_LINE.search(value) or ":" in name:
+        raise ValueError("a header cannot hold a line break or a null")
+    return f"{name}: {value}\r\n"
+
+
+def _start_of_body(event: int, id_: str, type_: str) -> bytes:
+    # The event's time, as `created_at` reads it from the id.
+    seconds, milliseconds = divmod(event >> 80, 1000)
+    micros = milliseconds * 1000 + ((event >> 64) & 0xFFF) * 1000 // 4096
+    return b'{"event_id":"%b","type":%b,"timestamp":"%b.%06dZ","data":' % (
+        id_.encode("ascii"),
+        _json_of_type(type_),
+        _second(seconds),
+        micros,
+    )
+
+
+_json_of_type = lru_cache(maxsize=1024)(orjson.dumps)
+
+
+@lru_cache(maxsize=64)
+def _second(seconds: int) -> bytes:
+    return (_EPOCH + datetime.timedelta(seconds=seconds)).isoformat().encode("ascii")
+
+
+def _sign(key: Key, id_: str, timestamp_s: int, body: tuple[bytes, ...]) -> str:
     if isinstance(key, bytes):
-        return sign_v1(key, id_, timestamp_s, body)
-    return sign_v1a(key, id_, timestamp_s, body)
+        return sign_v1(key, id_, timestamp_s, *body)
+    return sign_v1a(key, id_, timestamp_s, *body)

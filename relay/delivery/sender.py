@@ -13,12 +13,16 @@ from typing import Final, NamedTuple, Self
 from uuid import UUID
 
 import aiohttp
-from yarl import URL
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
-from relay.delivery.answers import ErrorClass, error_class, retry_after_s
+from relay.delivery.answers import ErrorClass, detail, error_class, rest_s, retry_after_s
 from relay.delivery.guard import Guard
-from relay.delivery.request import Target, body_of, headers_of
-from relay.delivery.wire import begin_exchange, died_unheard, open_session, total_timeout
+from relay.delivery.request import Target, message_of
+from relay.delivery.resolver import Asker, Resolver, asking
+from relay.delivery.route import route_to
+from relay.delivery.shortage import Shortage, most_connections, shortage_in
+from relay.delivery.wire import Unheard, Wire
 
 _log = logging.getLogger("relay.delivery")
 
@@ -26,7 +30,10 @@ _log = logging.getLogger("relay.delivery")
 RESPONSE_BYTES: Final = 1024
 # How long the first KiB of a body may take after its head has come, which has already decided the attempt.
 _BODY_WAIT_S: Final = 0.5
-_EXPECTED: Final = (aiohttp.ClientError, OSError, ValueError, RuntimeError)
+_EXPECTED: Final = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError, RuntimeError)
+# As many as endpoints are remembered.
+_ROUTES: Final = 10_000
+_ENDED_FOR_SHORTAGE: Final = 100
 
 
 class Post(NamedTuple):
@@ -41,7 +48,10 @@ class Post(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What came of an attempt; without `error_class` it was delivered."""
+    """What came of an attempt; without `error_class` it was delivered.
+
+    `response` is the first KiB of the body, or what there is to say instead where no response came.
+    """
 
     at: datetime.datetime
     latency_s: float
@@ -52,100 +62,88 @@ class Answer(NamedTuple):
 
 
 class Sender:
-    """Posts deliveries through one pooled session.
+    """Posts deliveries.
 
     Args:
         guard: decides which addresses may be reached.
         now: the clock that attempts are stamped with.
+        resolver: knows the addresses of names; None: the system's.
     """
 
-    _session: aiohttp.ClientSession
-    # Keeps no connection, so never meets a dead one.
-    _fresh: aiohttp.ClientSession
+    _wire: Wire
 
-    def __init__(self, guard: Guard, *, now: Callable[[], datetime.datetime]) -> None:
+    def __init__(
+        self, guard: Guard, *, now: Callable[[], datetime.datetime], resolver: Callable[[], Resolver] = Resolver
+    ) -> None:
         self._guard = guard
         self._now = now
+        self._resolver = resolver
+        self._route = lru_cache(maxsize=_ROUTES)(route_to)
 
     async def __aenter__(self) -> Self:
-        self._session = open_session(self._guard, keep=True)
-        self._fresh = open_session(self._guard, keep=False)
+        self._wire = Wire(self._guard, most_connections(), self._resolver())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._session.close()
-        await self._fresh.close()
+        await self._wire.close()
 
     async def send(self, post: Post) -> Answer:
-        """Make one attempt; a receiver can do nothing that raises here."""
-        at = self._now()
-        begun = time.perf_counter()
-        body = body_of(post.event_id, post.type, post.payload)
-        target = post.target
-        headers = headers_of(post.event_id, post.type, post.number, at, target.keys, body)
-        if post.traceparent is not None:
-            headers["traceparent"] = post.traceparent
-        if target.headers:
-            headers = {**target.headers, **headers}
+        """Make one attempt. A receiver can do nothing that raises here.
+
+        Raises:
+            Shortage: nothing was sent, for lack of something of ours.
+        """
+        at, begun, target = self._now(), time.perf_counter(), post.target
         try:
-            response = await self._post(target, headers, body, begun)
+            route = self._route(target)
+            message = message_of(post.event_id, post.type, post.payload, post.number, at, target.keys, post.traceparent)
+            async with asyncio.timeout(target.timeout_s) as limit:
+                asking.set(Asker(target.organization_id, limit))
+                try:
+                    reply = await self._wire.post(route, message)
+                except Unheard:
+                    reply = await self._wire.post(route, message, fresh=True)
+        except Shortage:
+            raise
         except Exception as error:
-            if not isinstance(error, _EXPECTED):
-                _log.warning("attempt_raised", extra={"error": type(error).__name__}, exc_info=error)
-            return Answer(at, time.perf_counter() - begun, error_class=error_class(error))
+            return self._failed(error, at, time.perf_counter() - begun)
         latency_s = time.perf_counter() - begun
-        read = await _first_kib(response)
-        if 200 <= response.status <= 299:
-            return Answer(at, latency_s, response.status, None, read)
-        put_off = response.headers.get("Retry-After")
-        wait_s = None if put_off is None else retry_after_s(put_off, at)
-        return Answer(at, latency_s, response.status, ErrorClass.HTTP, read, wait_s)
-
-    async def _post(self, target: Target, headers: dict[str, str], body: bytes, begun: float) -> aiohttp.ClientResponse:
-        url = _url(target.url)
-        timeout = _timeout(target.timeout_s)
-        begin_exchange()
         try:
-            return await self._session.post(url, data=body, headers=headers, allow_redirects=False, timeout=timeout)
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-            # The receiver has closed a kept connection while the request was on its way.
-            if not died_unheard():
-                raise
-        left_s = max(target.timeout_s - (time.perf_counter() - begun), 0.001)
-        return await self._fresh.post(
-            url, data=body, headers=headers, allow_redirects=False, timeout=total_timeout(left_s)
-        )
+            read = await _first_kib(reply.content)
+        finally:
+            self._wire.give_back(reply)
+        if 200 <= reply.status <= 299:
+            return Answer(at, latency_s, reply.status, None, read)
+        put_off = reply.headers.get("Retry-After")
+        wait_s = None if put_off is None else retry_after_s(put_off, at)
+        return Answer(at, latency_s, reply.status, ErrorClass.HTTP, read, wait_s)
+
+    def _failed(self, error: Exception, at: datetime.datetime, latency_s: float) -> Answer:
+        if (shortage := shortage_in(error)) is not None:
+            # They are worth less than what cannot be sent.
+            self._wire.end_idle(_ENDED_FOR_SHORTAGE)
+            raise shortage from error
+        if not isinstance(error, _EXPECTED):
+            _log.warning("attempt_raised", extra={"error": type(error).__name__}, exc_info=error)
+        return Answer(at, latency_s, None, error_class(error), detail(error), rest_s(error))
 
 
-_timeout = lru_cache(maxsize=1024)(total_timeout)
-
-
-@lru_cache(maxsize=4096)
-def _url(text: str) -> URL:
-    url = URL(text)
-    if url.scheme not in ("http", "https"):
-        raise aiohttp.NonHttpUrlClientError(url)
-    return url
-
-
-async def _first_kib(response: aiohttp.ClientResponse) -> bytes:
-    content = response.content
+async def _first_kib(content: StreamReader) -> bytes:
+    if content is EMPTY_PAYLOAD:
+        return b""
     try:
-        # Most answers are short and have come with their head.
+        # Most responses are short and have come with their head.
         read = content.read_nowait(RESPONSE_BYTES)
         if not content.at_eof() and len(read) < RESPONSE_BYTES:
             read = await _wait_for_more(content, bytearray(read))
     except (aiohttp.ClientError, OSError):
         read = b""
-    # A connection that is still ours here has more to come, or has not taken our whole body.
-    if response.connection is not None:
-        response.close()
     return read
 
 
-async def _wait_for_more(content: aiohttp.StreamReader, read: bytearray) -> bytes:
+async def _wait_for_more(content: StreamReader, read: bytearray) -> bytes:
     try:
         async with asyncio.timeout(_BODY_WAIT_S):
             while len(read) < RESPONSE_BYTES and not content.at_eof():

@@ -4,121 +4,276 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from contextvars import ContextVar
-from typing import Any, Final
+import re
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from math import inf
+from typing import Final, NamedTuple, cast
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import RawResponseMessage
+from aiohttp.streams import StreamReader
 
 from relay.delivery.guard import Guard
+from relay.delivery.request import Message
 from relay.delivery.resolver import Resolver
+from relay.delivery.responses import MAX_INTERIM, ResponseParser, is_interim
+from relay.delivery.route import Route
+from relay.delivery.shortage import Shortage
 
-# Node closes idle connections after 5 s, gunicorn after 2 s: one that is kept longer is more often dead than alive.
-_KEEP_ALIVE_S: Final = 4.0
-_DNS_CACHE_S: Final = 10
-# aiohttp rounds timeouts above this up to whole seconds.
-_NEVER_ROUND: Final = 1e9
-# What is read ahead of us; more than a KiB of an answer is never used.
+# Node closes idle connections after 5 s, gunicorn after 2 s: one that is kept longer is more often dead than alive,
+# unless the receiver says how long it keeps it. Then it is ours to end it first.
+_KEEP_S: Final = 4.0
+_KEEP_AT_MOST_S: Final = 60.0
+_KEEP_MARGIN_S: Final = 1.0
+_SWEEP_S: Final = 1.0
+_KEEP_ALIVE: Final = re.compile(r"(?:^|[,;\s])timeout\s*=\s*\"?([0-9]{1,6})", re.IGNORECASE | re.ASCII)
+# Connecting has no time limit of its own: that of the attempt holds for all of it.
+_NO_LIMIT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
+# What comes before the request is out waits, this much of it.
 _READ_AHEAD_BYTES: Final = 2048
-# Interim answers (RFC 9110, section 15.2) before the answer. aiohttp takes them without end and as fast as they come:
-# four connections full of them stopped everything else for 3 s and took 400 MB.
-_MOST_INTERIM: Final = 10
+# A body up to this goes out in one piece with its head; a larger one is not copied.
+_COPIED_BYTES: Final = 16_384
 
-_exchange: ContextVar[_Connection | None] = ContextVar("exchange", default=None)
+
+class Reply(NamedTuple):
+    """The head of a response, its body as far as it has come, and the connection until that is given back."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: StreamReader
+    connection: Connection
+
+
+class Unheard(Exception):
+    """A kept connection died before a byte of the response had come: the receiver had closed it."""
 
 
 class _Connection(ResponseHandler):
-    """A connection that knows how far its exchange has come, and takes nothing that was not asked for.
-
-    It knows whether it was kept from an earlier exchange, and whether it has been answered on.
-    """
+    """A connection that knows how far its exchange has come, and takes nothing that was not asked for."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
-        self.exchanges = 0
+        self._read_bufsize = _READ_AHEAD_BYTES
+        #: Whether it was kept from an earlier exchange, and how long at most, while it is idle.
+        self.is_kept = False
+        self.keep_until = inf
+        #: Whether a byte of the response has come.
         self.heard = False
+        self._responses: ResponseParser | None = None
         self._interim = 0
         self._answered = False
 
-    def set_response_params(self, **params: Any) -> None:
-        """An exchange begins; aiohttp calls it in the task of the request."""
-        self.exchanges += 1
+    def begin(self) -> None:
+        """Begin an exchange; what a receiver said before it was asked is the start of its response."""
+        self.keep_until = inf
         self.heard = False
         self._interim = 0
         self._answered = False
-        _exchange.set(self)
-        super().set_response_params(**params)
+        if self._responses is None:
+            self._responses = ResponseParser(self, self._loop)
+            self._parser = self._responses  # type: ignore[assignment]
+            self._drain_tail()
+        else:
+            self._responses.begin()
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing has come that was not asked for."""
+        return self._responses is not None and self._responses.is_at_rest
+
+    def is_connected(self) -> bool:
+        """Return whether it can be used, as aiohttp's pool asks before it does."""
+        return super().is_connected() and self._loop.time() < self.keep_until
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of the answer, or none when reading goes on after a pause."""
+        """Take bytes of the response, or none when reading goes on after a pause."""
         if data:
             self.heard = True
             if self._answered and (self._payload is None or self._payload.is_eof()):
-                # Nothing was asked: it would be kept without end, and be taken for the answer to the next request.
+                # Nothing was asked: it would be kept without end, and be taken for the response to the next request.
                 self.abort()
                 return
         super().data_received(data)
 
-    def feed_data(self, data: tuple[RawResponseMessage, aiohttp.StreamReader], size: int = 0) -> None:
-        """The head of an interim answer or of the answer; aiohttp calls it within `data_received`."""
+    def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
+        """Take the head of an interim response or of the response; aiohttp calls it within `data_received`."""
         if self._answered or self.is_eof():
             self.force_close()
             return
-        self._answered = not 100 <= data[0].code <= 199 or data[0].code == 101
+        self._answered = not is_interim(data[0].code)
         if not self._answered:
             self._interim += 1
-            if self._interim > _MOST_INTERIM:
+            if self._interim > MAX_INTERIM:
                 if self.transport is not None:
                     self.transport.close()
-                self.set_exception(HttpProcessingError(message="too many interim answers"))
+                self.set_exception(HttpProcessingError(message="too many interim responses"))
                 return
         super().feed_data(data, size)
 
 
-def open_session(guard: Guard, *, keep: bool) -> aiohttp.ClientSession:
-    """A session without limits of its own (slots bound what is on the wire, each request has its timeout), without
-    cookies, decompression, proxies.
+class Wire:
+    """Posts through aiohttp's connector: its pool, TLS and parser, without its session.
+
+    A session merges headers, jars cookies, follows redirects and starts a task and a timer for each request, which
+    took more than half of the CPU time of a delivery, and none of which a webhook has a use for. There is no limit of
+    connections to a host: slots bound what is on the wire.
 
     Args:
         guard: makes the sockets.
-        keep: whether connections are kept for the next request.
+        most: connections that may be open at once, kept ones included.
+        resolver: knows the addresses of names; None: the system's.
     """
-    connector = aiohttp.TCPConnector(
-        limit=0,
-        limit_per_host=0,
-        keepalive_timeout=_KEEP_ALIVE_S if keep else None,
-        force_close=not keep,
-        ttl_dns_cache=_DNS_CACHE_S,
-        resolver=Resolver(),
-        socket_factory=guard,
-        timeout_ceil_threshold=_NEVER_ROUND,
+
+    def __init__(self, guard: Guard, most: int, resolver: Resolver | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._most = most
+        resolver = resolver or Resolver()
+        self._pool = self._connector(guard, resolver, keep=True)
+        # Keeps no connection, so never meets a dead one.
+        self._fresh = self._connector(guard, resolver, keep=False)
+        self._busy = 0
+        # Kept connections, the one that has been idle longest first.
+        self._idle: OrderedDict[_Connection, None] = OrderedDict()
+        self._sweeping: asyncio.TimerHandle | None = None
+
+    def _connector(self, guard: Guard, resolver: Resolver, *, keep: bool) -> aiohttp.TCPConnector:
+        connector = aiohttp.TCPConnector(
+            limit=0,
+            limit_per_host=0,
+            # How long each is really kept is decided here; see `_sweep`.
+            keepalive_timeout=_KEEP_AT_MOST_S if keep else None,
+            force_close=not keep,
+            use_dns_cache=False,
+            resolver=resolver,
+            socket_factory=guard,
+        )
+        # A test breaks when this private name no longer has an effect.
+        connector._factory = functools.partial(_Connection, self._loop)  # type: ignore[assignment]
+        return connector
+
+    @property
+    def idle(self) -> int:
+        """How many connections are kept for the next request."""
+        return len(self._idle)
+
+    async def close(self) -> None:
+        """End all connections."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        self._idle.clear()
+        await self._pool.close()
+        await self._fresh.close()
+
+    async def post(self, route: Route, message: Message, *, fresh: bool = False) -> Reply:
+        """Post, and wait for the head of the response, as long as the caller does.
+
+        Args:
+            route: where to.
+            message: what.
+            fresh: whether on a new connection that is not kept.
+
+        Raises:
+            Unheard: the receiver had closed a kept connection.
+            Shortage: there are too many connections.
+            Exception: there is no response.
+        """
+        if self._busy >= self._most:
+            raise Shortage("connections")
+        if self._busy + len(self._idle) >= self._most:
+            self.end_idle(1)
+        self._busy += 1
+        try:
+            return await self._exchange(route, message, self._fresh if fresh else self._pool)
+        except BaseException:
+            self._busy -= 1
+            raise
+
+    async def _exchange(self, route: Route, message: Message, connector: aiohttp.TCPConnector) -> Reply:
+        held = await connector.connect(route.origin, [], _NO_LIMIT)
+        connection = cast(_Connection, held.protocol)
+        self._idle.pop(connection, None)
+        try:
+            transport = connection.transport
+            if transport is None:
+                raise aiohttp.ClientConnectionError("the connection ended before the request was sent")
+            connection.begin()
+            close = b"Connection: close\r\n" if connector.force_close else b""
+            _write(transport, route.start + close + message.lines, message.body)
+            head, content = await connection.read()
+            while is_interim(head.code):
+                head, content = await connection.read()
+        except BaseException as error:
+            # What of the request has not been taken is not worth waiting for.
+            connection.abort()
+            held.close()
+            if connection.is_kept and not connection.heard and _is_broken(error):
+                raise Unheard from error
+            raise
+        return Reply(head.code, head.headers, content, held)
+
+    def give_back(self, reply: Reply) -> None:
+        """Keep the connection of a response, or close it: there is more to come, or our body was not taken."""
+        self._busy -= 1
+        held = reply.connection
+        connection, transport = cast(_Connection, held.protocol), held.transport
+        if transport is None:
+            held.close()
+        elif transport.get_write_buffer_size():
+            connection.abort()
+            held.close()
+        elif not reply.content.is_eof() or not connection.is_at_rest:
+            held.close()
+        else:
+            self._keep(held, connection, reply.headers.get("Keep-Alive"))
+
+    def _keep(self, held: Connection, connection: _Connection, keep_alive: str | None) -> None:
+        keep_s = _KEEP_S if keep_alive is None else kept_s(keep_alive)
+        connection.is_kept = True
+        connection.keep_until = self._loop.time() + keep_s
+        held.release()
+        if not connection.is_connected():
+            return
+        self._idle[connection] = None
+        if self._sweeping is None:
+            self._sweeping = self._loop.call_later(_SWEEP_S, self._sweep)
+
+    def _sweep(self) -> None:
+        """Close the connections whose time is over, which aiohttp's pool then passes over."""
+        for connection in [connection for connection in self._idle if not connection.is_connected()]:
+            del self._idle[connection]
+            connection.close()
+        self._sweeping = self._loop.call_later(_SWEEP_S, self._sweep) if self._idle else None
+
+    def end_idle(self, count: int) -> None:
+        """Close up to so many kept connections, those that have been idle longest."""
+        for _ in range(min(count, len(self._idle))):
+            connection, _ = self._idle.popitem(last=False)
+            connection.close()
+
+
+def _write(transport: asyncio.Transport, head: bytes, body: Sequence[bytes]) -> None:
+    if sum(map(len, body)) <= _COPIED_BYTES:
+        transport.write(b"".join((head, *body)))
+    else:
+        transport.writelines((head, *body))
+
+
+def _is_broken(error: BaseException) -> bool:
+    """Return whether this says that a connection has ended. uvloop raises RuntimeError where a transport is closing."""
+    return isinstance(error, (aiohttp.ClientConnectionError, OSError, RuntimeError)) and not isinstance(
+        error, TimeoutError
     )
-    # The one private name used here; a test breaks when it no longer has an effect.
-    connector._factory = functools.partial(_Connection, asyncio.get_running_loop())  # type: ignore[assignment]
-    return aiohttp.ClientSession(
-        connector=connector,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=total_timeout(None),
-        skip_auto_headers=("Accept", "Accept-Encoding"),
-        auto_decompress=False,
-        trust_env=False,
-        read_bufsize=_READ_AHEAD_BYTES,
-    )
 
 
-def total_timeout(timeout_s: float | None) -> aiohttp.ClientTimeout:
-    """A timeout over all of a request, to the fraction of a second; None when each request brings its own."""
-    return aiohttp.ClientTimeout(total=timeout_s, ceil_threshold=_NEVER_ROUND)
-
-
-def begin_exchange() -> None:
-    """Forget the connection of this task's last exchange."""
-    _exchange.set(None)
-
-
-def died_unheard() -> bool:
-    """Whether this task's last exchange was on a kept connection and no byte of an answer came."""
-    connection = _exchange.get()
-    return connection is not None and connection.exchanges > 1 and not connection.heard
+@functools.lru_cache(maxsize=256)
+def kept_s(keep_alive: str) -> float:
+    """Return how long to keep a connection whose receiver says `Keep-Alive: timeout=` (RFC 2068, section 19.7.1.1)."""
+    said = _KEEP_ALIVE.search(keep_alive)
+    if said is None:
+        return _KEEP_S
+    seconds = float(said[1])
+    return min(max(seconds - _KEEP_MARGIN_S, seconds / 2), _KEEP_AT_MOST_S)

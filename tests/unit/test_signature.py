@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import hmac
 
 import pytest
 from cryptography.exceptions import InvalidSignature
@@ -46,6 +47,13 @@ def test_a_new_secret_is_as_long_as_both_schemes_ask_and_no_two_are_alike() -> N
     secrets = {new_secret() for _ in range(100)}
     assert len(secrets) == 100
     assert {len(secret) for secret in secrets} == {32}
+
+
+@given(st.binary(min_size=1, max_size=200), st.lists(st.binary(max_size=300), max_size=4))
+def test_v1_is_hmac_of_any_key_and_of_a_body_in_any_parts(secret: bytes, parts: list[bytes]) -> None:
+    content = f"{ID}.1700000000.".encode() + b"".join(parts)
+    expected = base64.b64encode(hmac.digest(secret, content, "sha256")).decode()
+    assert sign_v1(secret, ID, 1_700_000_000, *parts) == f"v1,{expected}"
 
 
 @given(BODIES)

@@ -13,20 +13,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from relay.delivery.request import Keys, body_of, header_of_type, headers_of
+from relay.delivery.request import Keys, header_of_type, message_of
 from relay.values.ed25519 import private_key
 from relay.values.signature import written
 from relay.values.uuid7 import Uuid7Clock, created_at
 
 SECRET = b"0123456789abcdef0123456789abcdef"
+NOW = datetime.datetime.now(datetime.UTC)
 TYPES = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=255)
+
+
+def sent(
+    event_id: UUID, type_: str, payload: bytes, keys: Keys, at: datetime.datetime = NOW, traceparent: str | None = None
+) -> tuple[dict[str, str], bytes]:
+    """The headers and the body of a message, read as a receiver reads them."""
+    message = message_of(event_id, type_, payload, 1, at, keys, traceparent)
+    lines = message.lines.decode("ascii")
+    assert lines.endswith("\r\n\r\n")
+    headers = dict(line.split(": ", 1) for line in lines.removesuffix("\r\n\r\n").split("\r\n"))
+    body = b"".join(message.body)
+    assert int(headers["Content-Length"]) == len(body)
+    return headers, body
+
+
+def body_of(event_id: UUID, type_: str, payload: bytes) -> bytes:
+    return sent(event_id, type_, payload, Keys(SECRET))[1]
 
 
 def test_the_reference_library_accepts_the_signature_and_refuses_another_body() -> None:
     event_id = Uuid7Clock().new()
-    body = body_of(event_id, "order.created", b'{"a": 1}')
-    now = datetime.datetime.now(datetime.UTC)
-    headers = headers_of(event_id, "order.created", 1, now, Keys(SECRET), body)
+    headers, body = sent(event_id, "order.created", b'{"a": 1}', Keys(SECRET))
     webhook = Webhook(written(SECRET))
     assert webhook.verify(body.decode(), headers)["data"] == {"a": 1}
     with pytest.raises(WebhookVerificationError):
@@ -73,13 +89,11 @@ def test_what_is_visible_ascii_stays_readable_in_the_header() -> None:
 
 def test_the_secret_before_signs_too_until_its_time_is_over() -> None:
     event_id, old = Uuid7Clock().new(), b"old secret of thirty-two bytes.."
-    body = body_of(event_id, "order.created", b"1")
-    now = datetime.datetime.now(datetime.UTC)
-    keys = Keys(SECRET, old, now)
-    before = headers_of(event_id, "order.created", 1, now - datetime.timedelta(microseconds=1), keys, body)
+    keys = Keys(SECRET, old, NOW)
+    before, body = sent(event_id, "order.created", b"1", keys, NOW - datetime.timedelta(microseconds=1))
     for secret in (SECRET, old):
         assert Webhook(written(secret)).verify(body.decode(), before) is not None
-    at_the_end = headers_of(event_id, "order.created", 1, now, keys, body)
+    at_the_end, _ = sent(event_id, "order.created", b"1", keys)
     assert at_the_end["webhook-signature"].count("v1,") == 1
     with pytest.raises(WebhookVerificationError):
         Webhook(written(old)).verify(body.decode(), at_the_end)
@@ -87,9 +101,20 @@ def test_the_secret_before_signs_too_until_its_time_is_over() -> None:
 
 def test_ed25519_signs_what_the_public_key_verifies() -> None:
     event_id, key = Uuid7Clock().new(), private_key(SECRET)
-    body = body_of(event_id, "order.created", b"1")
-    headers = headers_of(event_id, "order.created", 1, datetime.datetime.now(datetime.UTC), Keys(key), body)
+    headers, body = sent(event_id, "order.created", b"1", Keys(key))
     scheme, _, signature = headers["webhook-signature"].partition(",")
     assert scheme == "v1a"
     signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
     key.public_key().verify(base64.b64decode(signature), signed)
+
+
+def test_the_payload_is_signed_and_sent_without_a_copy_of_it() -> None:
+    payload = b"1" * 100_000
+    assert message_of(Uuid7Clock().new(), "a", payload, 1, NOW, Keys(SECRET)).body[1] is payload
+
+
+def test_a_trace_is_passed_on_and_cannot_add_a_header() -> None:
+    event_id, traceparent = Uuid7Clock().new(), f"00-{1:032x}-{2:016x}-01"
+    assert sent(event_id, "a", b"1", Keys(SECRET), NOW, traceparent)[0]["traceparent"] == traceparent
+    with pytest.raises(ValueError, match="line break"):
+        message_of(event_id, "a", b"1", 1, NOW, Keys(SECRET), "00\r\nX-Other: b")
