@@ -13,7 +13,7 @@ import orjson
 
 from relay.delivery.breaker import Breaker
 from relay.delivery.directory import Endpoint
-from relay.store import Cell, StoreError
+from relay.store import Cell, DatabaseUnavailable, StoreError
 from relay.telemetry.metrics import Metrics
 from relay.values.background import Background
 from relay.values.times import rfc3339
@@ -27,6 +27,8 @@ _MOST_NOTES: Final = 10_000
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 2.0
 _WAKE_TIMEOUT_S: Final = 2.0
+# The type of the event that tells an organization.
+_DISABLED: Final = "relay.endpoint.disabled"
 
 
 class _Verdict:
@@ -142,7 +144,12 @@ class Health(Background):
             self._cell.clock.new(),
             self._cell.clock.new(),
             orjson.dumps(payload),
+            _DISABLED,
         )
+        if row is not None and row["disabled"] is None:
+            await self._cell.renew_epoch()
+            # Once more, after a pause.
+            raise DatabaseUnavailable("PostgreSQL was started anew")
         if row is None or not row["disabled"]:
             return
         self._disabled.add(1, verdict.reason)

@@ -105,6 +105,15 @@ async def read_page(cell: Cell, query: InboxQuery) -> Page:
         StoreError: the database does not answer.
     """
     start = query.start()
+    page = await _read_page(cell, query, start)
+    if page.events or query.cursor is None or query.order == "desc" or not await cell.is_ahead(start):
+        return page
+    # What was committed where the cursor comes from is gone, and all that came instead is of the present epoch.
+    cell.found_ahead()
+    return await _read_page(cell, query, Position(cell.epoch, 0, cursor.FIRST.event_id))
+
+
+async def _read_page(cell: Cell, query: InboxQuery, start: Position) -> Page:
     if query.wants_all:
         return await _read_all(cell, query, start)
     rows = await _read(cell, query, start)

@@ -16,10 +16,11 @@ from asyncpg.pgproto import pgproto
 
 from relay.store import errors
 from relay.store.backends import CANCEL_TIMEOUT_S, BackendLimit
-from relay.store.connection import CONNECT_TIMEOUT_S, PLAN_EACH, Connection, HotConnection, Opener, Row
+from relay.store.connection import CONNECT_TIMEOUT_S, PLAN_EACH, RENEW_TIMEOUT_S, Connection, HotConnection, Opener, Row
 from relay.store.listener import Listener
 from relay.store.server_clock import ServerClock, Step
 from relay.store.statements import Statements
+from relay.values.cursor import Position
 from relay.values.uuid7 import Uuid7Clock, steady_ns
 
 _log = logging.getLogger("relay.store")
@@ -78,13 +79,15 @@ class Cell:
         self.id = ""
         #: The age of the oldest transaction that may still write: so far behind are readers that go forward.
         self.oldest_write_s = 0.0
+        # Readers that go forward stop here, or further on by now.
+        self._horizon = -1, 0
+        #: Called when a reader came with a cursor of a history that is gone.
+        self.found_ahead: Callable[[], None] = _nothing
         #: The age of the oldest transaction with a snapshot: every version of a row that it may see is kept.
         self.oldest_snapshot_s = 0.0
         #: Whether the server answered when it was last asked, which it is every 10 s.
         self.answers = False
-        self._opener = Opener(
-            url, application, pooled=False, lifetime_s=lifetime_s, enter=self.statements["enter_cell"]
-        )
+        self._opener = Opener(url, application, pooled=False, lifetime_s=lifetime_s, statements=self.statements)
         self._direct = Opener(direct_url or url, application, pooled=False, lifetime_s=lifetime_s)
         #: How many connections the pool may have.
         self.most_pooled = max(1, connections - _OWNED_CONNECTIONS)
@@ -258,6 +261,32 @@ class Cell:
         async with self._heart_free:
             return await self._heart.fetch(name, *args, timeout_s=timeout_s)
 
+    async def renew_epoch(self) -> None:
+        """Raise the epoch, if the server behind the connections is not the one that it stands for.
+
+        Raises:
+            StoreError: it is not raised: the server does not answer, or a write of events goes on for too long.
+        """
+        (row,) = await self.fetch_steadily("renew_epoch", timeout_s=RENEW_TIMEOUT_S)
+        _log.info("epoch_renewed", extra={"epoch": row["epoch"]})
+
+    async def is_ahead(self, position: Position) -> bool:
+        """Whether no reader of this database can have come to a position: it is of a history that is gone.
+
+        Raises:
+            StoreError: the database does not answer.
+        """
+        if position[:2] < self._horizon:
+            return False
+        (row,) = await self.fetch("horizon")
+        self._horizon = row["epoch"], row["xid"]
+        return position[:2] >= self._horizon
+
+    @property
+    def epoch(self) -> int:
+        """The epoch at the last look at the horizon."""
+        return self._horizon[0]
+
     async def refresh(self) -> None:
         """Read this cell's id and clock from the server.
 
@@ -266,6 +295,8 @@ class Cell:
         """
         (row,) = await self.fetch_steadily("enter_cell", timeout_s=5.0)
         self.id = row["id"]
+        if not row["is_current"]:
+            await self.renew_epoch()
         self.answers = True
         offset_ns = min([await self._compare_clocks() for _ in range(_COMPARISONS)])[1]
         before_ns = self.server_clock.believed_ns
@@ -316,6 +347,10 @@ class Cell:
         for owned in self._owned:
             if isinstance(owned, HotConnection):
                 await owned.close()
+
+
+def _nothing() -> None:
+    pass
 
 
 async def _behind_pooler(opener: Opener) -> bool:

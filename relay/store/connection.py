@@ -18,6 +18,8 @@ _log = logging.getLogger("relay.store")
 
 # A new connection must come, or be refused, well within the second in which waiting requests want their 503.
 CONNECT_TIMEOUT_S: Final = 0.8
+#: A new epoch waits for the writes under way.
+RENEW_TIMEOUT_S: Final = 4.0
 _CONFLICT_TRIES: Final = 5
 # A 201 stands on synchronous_commit, whatever the server or the role has as its default. Our statements touch few rows
 # through an index, whatever the planner thinks of fresh tables, and compiling one to machine code costs more than
@@ -88,14 +90,20 @@ class Opener:
         application: what `pg_stat_activity` shows.
         pooled: a transaction pooler stands in front, so no session state: no prepared statements, no settings.
         lifetime_s: the age at which a connection is replaced.
-        enter: a statement that every new connection runs first: it makes sure of the server behind it.
+        statements: of a cell: every new connection makes sure that its epoch stands for the server behind it.
     """
 
     def __init__(
-        self, url: str, application: str, *, pooled: bool, lifetime_s: float, enter: str | None = None
+        self,
+        url: str,
+        application: str,
+        *,
+        pooled: bool,
+        lifetime_s: float,
+        statements: Mapping[str, str] | None = None,
     ) -> None:
         self.url = url
-        self.enter = enter
+        self._statements = statements
         self.application = application
         self.pooled = pooled
         self.lifetime_s = lifetime_s
@@ -144,13 +152,16 @@ class Opener:
             raise errors.connecting(error) from None
 
     async def on_open(self, connection: asyncpg.Connection) -> None:
-        """Run the first statement of a new connection."""
-        if self.enter is not None:
-            try:
-                await connection.fetch(self.enter, timeout=CONNECT_TIMEOUT_S)
-            except asyncpg.InternalClientError:
-                # The server said goodbye before we asked anything, for which asyncpg has neither a state nor an error.
-                raise asyncpg.InterfaceError("the connection ended as soon as it was open") from None
+        """Run the first statements of a new connection."""
+        if self._statements is None:
+            return
+        try:
+            row = await connection.fetchrow(self._statements["enter_cell"], timeout=CONNECT_TIMEOUT_S)
+            if row is not None and not row["is_current"]:
+                await connection.fetch(self._statements["renew_epoch"], timeout=RENEW_TIMEOUT_S)
+        except asyncpg.InternalClientError:
+            # The server said goodbye before we asked anything, for which asyncpg has neither a state nor an error.
+            raise asyncpg.InterfaceError("the connection ended as soon as it was open") from None
 
     def is_old(self, connection: Any) -> bool:
         """Whether a connection of ours has reached the age at which it is replaced."""

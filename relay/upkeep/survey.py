@@ -141,6 +141,10 @@ def watch_cell(cell: Cell, metrics: Metrics) -> None:
     for step in Step:
         steps.of(step.value)
     cell.on_clock_step = lambda step: steps.add(1, step.value)
+    cell.found_ahead = metrics.counter(
+        "relay_cursors_ahead",
+        "Pages asked for with a cursor from beyond all that was ever committed here: of a history that is gone.",
+    ).add
     metrics.gauge(
         "relay_oldest_write_transaction_seconds",
         "Age of the oldest transaction that may still write: so far behind are readers that go forward.",

@@ -327,11 +327,17 @@ where organization_id = $1::uuid and id = $2::uuid and enabled;
 
 -- name: disable_endpoint
 -- Disable an endpoint that we have given up, while it still has the URL that was judged: with a job that holds its
--- deliveries, and an event that tells the organization, pushed to its other endpoints. Said twice it is done once.
+-- deliveries, and an event that tells the organization, pushed to its other endpoints. Said twice it is done once. Null
+-- where the epoch does not stand for the server below: nothing was done.
 -- $1 organization_id uuid, $2 endpoint_id uuid, $3 url text, $4 reason text, $5 at timestamptz, $6 job_id uuid,
--- $7 event_id uuid, $8 payload bytea
+-- $7 event_id uuid, $8 payload bytea, $9 type text
 -- gives: disabled int8
-with disabled as (
+with here as materialized (
+    select epoch, relay.stamp() as xid
+    from relay.cell
+    where started_at = pg_postmaster_start_time()
+),
+disabled as (
     update relay.endpoints
     set
         enabled = false,
@@ -339,7 +345,7 @@ with disabled as (
         disabled_at = $5::timestamptz,
         updated_at = now(),
         version = version + 1
-    where organization_id = $1::uuid and id = $2::uuid and url = $3::text and enabled
+    where organization_id = $1::uuid and id = $2::uuid and url = $3::text and enabled and exists (select from here)
     returning organization_id, id
 ),
 holding as (
@@ -349,14 +355,9 @@ holding as (
 ),
 stored as (
     insert into relay.events (organization_id, id, epoch, xid, type, payload)
-    select
-        organization_id,
-        $7::uuid,
-        (select epoch from relay.cell),
-        relay.stamp(),
-        'relay.endpoint.disabled',
-        $8::bytea
-    from disabled
+    select d.organization_id, $7::uuid, h.epoch, h.xid, $9::text, $8::bytea
+    from disabled as d
+    cross join here as h
     returning organization_id, id, epoch, xid, type
 ),
 targets as materialized (
@@ -379,5 +380,5 @@ opened as (
         case when enabled then now() end
     from targets
 )
-select count(*) as disabled
+select case when exists (select from here) then count(*) end as disabled
 from disabled;

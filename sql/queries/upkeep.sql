@@ -5,26 +5,27 @@
 select set_config('plan_cache_mode', $1::text, false);
 
 -- name: enter_cell
--- Say which cell this is and raise its epoch when the server below is not the one of the last time, or has another
--- history: its transaction ids have nothing to do with those in the positions written so far.
--- gives: id text, epoch int4
-with here as materialized (
-    select system_identifier, relay.timeline() as timeline
-    from pg_control_system()
-),
-entered as (
-    update relay.cell
-    set epoch = relay.cell.epoch + 1, system_identifier = here.system_identifier, timeline = here.timeline
-    from here
-    where (relay.cell.system_identifier, relay.cell.timeline) <> (here.system_identifier, here.timeline)
-    returning relay.cell.id, relay.cell.epoch
-)
-select id, epoch
-from entered
-union all
-select id, epoch
-from relay.cell
-where not exists (select from entered);
+-- Say which cell this is, and whether its epoch stands for the server below: not the one of the last time, or started anew,
+-- its transaction ids may have nothing to do with those in the positions written so far.
+-- gives: id text, epoch int4, is_current bool
+select
+    c.id,
+    c.epoch,
+    (c.started_at, c.system_identifier, c.timeline)
+    = (pg_postmaster_start_time(), s.system_identifier, relay.timeline()) as is_current
+from relay.cell as c
+cross join pg_control_system() as s;
+
+-- name: renew_epoch
+-- Raise the epoch if it does not stand for the server below; gives the one there is then.
+-- gives: epoch int4
+select relay.renew_epoch() as epoch;
+
+-- name: horizon
+-- Where readers that go forward stop: every position below has been committed, or never will be.
+-- gives: epoch int4, xid int8
+select epoch, relay.horizon() as xid
+from relay.cell;
 
 -- name: server_clock
 -- PostgreSQL's clock, by which ids are made, and how old the oldest transaction is that may still write: it holds back

@@ -324,6 +324,32 @@ async def test_a_410_from_a_url_that_is_no_more_the_endpoints_disables_nothing(
     assert [row["status_code"] for row in await books.attempts()] == [410, 200]
 
 
+async def test_an_endpoint_is_disabled_also_where_the_server_was_started_anew(
+    cell: Cell, books: Books, receiver: Receiver
+) -> None:
+    organization_id, _ = await books.endpoint(receiver.url)
+    go_on = asyncio.Event()
+
+    async def late(request: Received, writer: asyncio.StreamWriter) -> bool:
+        await go_on.wait()
+        return await reply(410)(request, writer)
+
+    receiver.script = late
+    async with delivering(cell):
+        await books.accept(organization_id)
+        await receiver.until(1)
+        # As every connection finds it that a pooler has kept through a restart.
+        await books.read("update relay.cell set started_at = '-infinity'")
+        go_on.set()
+        disabled = "select 1 from relay.endpoints where not enabled"
+        await until(lambda: books.read(disabled))
+    (news,) = await books.read(
+        "select e.epoch, c.epoch as present from relay.events e, relay.cell c where e.type like 'relay%'"
+    )
+    (first,) = await books.read("select epoch from relay.events where type not like 'relay%'")
+    assert news["epoch"] == news["present"] > first["epoch"]
+
+
 async def test_an_endpoint_that_does_nothing_but_fail_is_disabled(cell: Cell, books: Books, receiver: Receiver) -> None:
     organization_id, endpoint_id = await books.endpoint(receiver.url)
     well, _ = await books.endpoint(receiver.url)

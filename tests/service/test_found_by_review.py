@@ -183,7 +183,9 @@ async def test_a_server_that_greets_and_says_goodbye_at_once_is_away() -> None:
     async with server:
         url = f"postgresql://relay:x@127.0.0.1:{server.sockets[0].getsockname()[1]}/relay"
         with pytest.raises(DatabaseUnavailable):
-            await Opener(url, "relay tests", pooled=False, lifetime_s=60.0, enter="select 1").open()
+            await Opener(
+                url, "relay tests", pooled=False, lifetime_s=60.0, statements={"enter_cell": "select 1"}
+            ).open()
 
 
 async def test_host_may_be_a_name(commands: Commands, database: str) -> None:

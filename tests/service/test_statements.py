@@ -76,6 +76,17 @@ async def test_every_statement_explains_itself_and_is_used() -> None:
         assert f'"{statement.name}"' in code, f"nobody calls {statement.name}"
 
 
+def test_another_schema_changes_names_of_tables_and_no_other_text() -> None:
+    names = re.compile(r"(?:to_regclass|pg_relation_size|format)\(\s*$|^::regclass")
+    files = [*(sql_folder() / "queries").glob("*.sql"), *(sql_folder() / "migrations").glob("*.sql")]
+    for path in files:
+        text = re.sub(r"--.*", "", path.read_text(encoding="utf-8"))
+        for literal in re.finditer(r"'[^']*'", text):
+            if in_schema(literal[0], "another") != literal[0] and "%I" not in literal[0]:
+                around = text[: literal.start()], text[literal.end() :]
+                assert any(names.search(each) for each in around), f"{path.name}: {literal[0]} is not a name of a table"
+
+
 async def test_every_column_that_code_reads_is_given_by_some_statement() -> None:
     given = {name for statement in statements() for name, _ in said_columns(statement.comment)}
     for path in Path(relay.__file__).parent.rglob("*.py"):
