@@ -8,7 +8,7 @@ import secrets
 import shutil
 import socket
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from signal import SIGINT, SIGKILL, SIGQUIT, SIGTERM
@@ -76,11 +76,14 @@ class Postgres15:
     Args:
         home: its folder, made; the server's user can enter the folders above.
         settings: of the command line.
+        env: what the server's environment has besides.
     """
 
-    def __init__(self, home: Path, settings: Sequence[str]) -> None:
+    def __init__(self, home: Path, settings: Sequence[str], env: Mapping[str, str] | None = None) -> None:
         self._home = home
         self._settings = settings
+        # Not that of what starts it, which does so as another user.
+        self._env = ["/usr/bin/env", *(f"{name}={value}" for name, value in (env or {}).items())]
         self._password = secrets.token_urlsafe(16)
         self._process: Process | None = None
 
@@ -104,7 +107,7 @@ class Postgres15:
         assert await made.wait() == 0
         options = ["listen_addresses=", f"unix_socket_directories={self._home}", *self._settings]
         self._process = await launch(
-            [str(POSTGRESQL_15 / "postgres"), "-D", cluster, *(f"--{option}" for option in options)],
+            [*self._env, str(POSTGRESQL_15 / "postgres"), "-D", cluster, *(f"--{option}" for option in options)],
             env={"LC_ALL": "C.UTF-8"},
             user=user,
             death_signal=SIGINT,
