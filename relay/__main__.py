@@ -33,6 +33,12 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
 }
 
 
+_EPILOG: Final = (
+    "Settings are environment variables: `relay config` prints those in force, and the page docs/settings.md of the "
+    "repository and of the source archive says what each is."
+)
+
+
 class Commands(click.Group):
     """A click group that knows its commands by name and imports one when it is asked for."""
 
@@ -48,13 +54,25 @@ class Commands(click.Group):
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that `args` names; a mistyped one's error names the nearest."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.NoSuchCommand as unknown:
+            # click knows the commands that are imported alone.
+            raise click.NoSuchCommand(unknown.command_name, possibilities=COMMANDS, ctx=ctx) from None
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
+@click.group(
+    cls=Commands, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True
+)
 @click.version_option(__version__, message="relay %(version)s")
 @click.pass_context
 def relay(ctx: click.Context) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import pwd
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
 
 from relay.values.addresses import Network
 from relay.values.setting_text import (
@@ -107,6 +110,7 @@ def default_data_dir(environ: Mapping[str, str]) -> str:
 
 
 _TIER_ENDPOINTS: Final = {"free": 10, "pro": 50, "business": 500, "enterprise": 500}
+_PREFIX: Final = "RELAY_"
 _TIER_RATES: Final = {"free": 100, "pro": 1_000, "business": 10_000, "enterprise": 100_000}
 
 SETTINGS: Final = (
@@ -241,6 +245,11 @@ def load(environ: Mapping[str, str]) -> Settings:
         except ValueError:
             shown = "the value given" if setting.secret else repr(text)
             raise BadSetting(f"{setting.variable}: {shown} is not {setting.allowed}") from None
+        if setting.parse is postgres_url and _names_no_user(text, environ):
+            raise BadSetting(
+                f"{setting.variable}: it names no user, and the user id {os.geteuid()} has no name on this machine: "
+                "write postgresql://USER@host/database"
+            )
     if not environ.get("RELAY_RETENTION_MAX_DAYS", "").strip():
         values["retention_max_days"] = max(values["retention_max_days"], values["retention_days"] + _GRACE_DAYS)
     if values["retention_max_days"] < values["retention_days"]:
@@ -253,6 +262,35 @@ def load(environ: Mapping[str, str]) -> Settings:
     for tier in TIERS:
         del values[f"rate_{tier}"], values[f"burst_{tier}"], values[f"endpoints_{tier}"]
     return Settings(rates=rates, max_endpoints=max_endpoints, **values)
+
+
+def _names_no_user(url: str, environ: Mapping[str, str]) -> bool:
+    """Whether PostgreSQL's user would be called as ours, which has no name, as in a container with an id of its own."""
+    parts = urlsplit(url)
+    named = (parts.username, *parse_qs(parts.query).get("user", ()), environ.get("PGUSER"))
+    if any(named) or any(environ.get(name) for name in ("LOGNAME", "USER", "LNAME", "USERNAME")):
+        return False
+    try:
+        pwd.getpwuid(os.geteuid())
+    except KeyError:
+        return True
+    return False
+
+
+def unknown(environ: Mapping[str, str]) -> dict[str, str | None]:
+    """Return the variables with our prefix that are no settings, each with the name of the nearest one."""
+    names = {setting.variable for setting in SETTINGS}
+    # Compared without the prefix, which would make anything near.
+    bare = {name.removeprefix(_PREFIX): name for name in names}
+    # Kubernetes tells each container of each service: of one called relay by RELAY_SERVICE_HOST, RELAY_PORT and more.
+    services = [name.removesuffix("SERVICE_HOST") for name in environ if name.endswith("_SERVICE_HOST")]
+    of_services = tuple(f"{service}{part}" for service in services for part in ("SERVICE_", "PORT"))
+    found: dict[str, str | None] = {}
+    for name in sorted(environ):
+        if name.startswith(_PREFIX) and name not in names and not name.startswith(of_services):
+            nearest = difflib.get_close_matches(name.removeprefix(_PREFIX), bare, n=1)
+            found[name] = bare[nearest[0]] if nearest else None
+    return found
 
 
 def describe(settings: Settings) -> list[tuple[str, str]]:

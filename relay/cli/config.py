@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 
-from relay.config import describe, load
+from relay.cli.settings import read_settings
+from relay.config import describe
 
 
 @click.command()
 def config() -> None:
     """Print the settings in force as NAME=value, secrets masked."""
-    for name, value in describe(load(os.environ)):
+    for name, value in describe(read_settings()):
         click.echo(f"{name}={value}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from relay.cli.exits import FAILED, NOT_FOUND, UNREACHABLE, USAGE, Stop
-from relay.config import Settings, load
+from relay.cli.settings import read_settings
+from relay.config import Settings
 from relay.local.failures import Unable
 from relay.local.running import find
 from relay.telemetry import logs
@@ -27,7 +27,7 @@ def settings_at_hand() -> Settings:
     Raises:
         Stop: no database is given, and none runs.
     """
-    settings = load(os.environ)
+    settings = read_settings()
     if settings.database_url is not None:
         return settings
     try:

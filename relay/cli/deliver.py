@@ -16,8 +16,9 @@ import uvloop
 
 from relay.cli.exits import FAILED, UNREACHABLE, USAGE, Stop
 from relay.cli.listening import host_of, http_server, raise_open_files_limit, require_free, room_for, say_ready
+from relay.cli.settings import read_settings
 from relay.cli.tracing import tracer_of
-from relay.config import Settings, load
+from relay.config import Settings
 from relay.delivery.loop import DeliveryLoop
 from relay.local.supervisor import StopSignals
 from relay.store import Cell, StoreError
@@ -50,7 +51,7 @@ _OPS_WAIT_S: Final = 1.0
 @click.option("--commons", hidden=True, help="Memory to share with the processes beside this one.")
 def deliver(no_ops: bool, ready_fd: int | None, commons: str | None) -> None:
     """Deliver until SIGTERM or SIGINT."""
-    settings = load(os.environ)
+    settings = read_settings()
     logs.set_up(settings.log_level, "deliver")
     raise_open_files_limit()
     if settings.database_url is None:
@@ -64,7 +65,7 @@ def deliver(no_ops: bool, ready_fd: int | None, commons: str | None) -> None:
             f"which needs {_CONNECTIONS} connections",
         )
     if not no_ops:
-        require_free(host_of(settings), settings.ops_port)
+        require_free(host_of(settings), settings.ops_port, "RELAY_OPS_PORT")
     shared = Commons.inherit(commons) if commons else Commons.create(1)
     uvloop.run(_deliver(_within_open_files(settings), settings.database_url, shared, no_ops, ready_fd))
 

@@ -33,8 +33,13 @@ def host_of(settings: Settings) -> str:
     return settings.host or "0.0.0.0"  # noqa: S104 - the documented default of a service in a container
 
 
-def require_free(host: str, port: int) -> None:
+def require_free(host: str, port: int, variable: str) -> None:
     """Stop when the port is in use. Granian listens with SO_REUSEPORT: a second server would silently share it.
+
+    Args:
+        host: where to listen.
+        port: the same.
+        variable: the setting that chooses the port.
 
     Raises:
         Stop: it cannot be listened on.
@@ -45,7 +50,8 @@ def require_free(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
     except OSError as error:
-        raise Stop(FAILED, f"cannot listen on {host} port {port}: {error.strerror}") from None
+        line = f"cannot listen on {host} port {port}: {error.strerror} (HOST and {variable} choose another)"
+        raise Stop(FAILED, line) from None
 
 
 def raise_open_files_limit() -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import os
 
 import click
 
 from relay.cli.exits import FAILED, UNREACHABLE, USAGE, Stop
-from relay.config import load
+from relay.cli.settings import read_settings
 
 
 @click.command()
 def migrate() -> None:
     """Apply the migrations that the database lacks; run again, it does nothing."""
-    settings = load(os.environ)
+    settings = read_settings()
     url = settings.database_direct_url or settings.database_url
     if not url:
         raise Stop(

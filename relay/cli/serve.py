@@ -26,8 +26,9 @@ from relay.cli.listening import (
     say_ready,
     until_it_answers,
 )
+from relay.cli.settings import read_settings
 from relay.cli.tracing import tracer_of
-from relay.config import Settings, load
+from relay.config import Settings, unknown
 from relay.http.front import Front
 from relay.local.children import PythonChild
 from relay.local.failures import Unable
@@ -61,7 +62,7 @@ class _Options:
 @click.option("--commons", hidden=True, help="Memory to share with the processes beside this one.")
 def serve(worker: int | None, loopback_only: bool, ready_fd: int | None, commons: str | None) -> None:
     """Run the API until SIGTERM or SIGINT."""
-    settings = load(os.environ)
+    settings = read_settings()
     logs.set_up(settings.log_level, "serve")
     raise_open_files_limit()
     if settings.database_url is None:
@@ -83,7 +84,7 @@ def serve(worker: int | None, loopback_only: bool, ready_fd: int | None, commons
         raise Stop(USAGE, "REDIS_URL: it needs the Redis client: pip install 'relay-events[redis]'")
     options = _Options(worker, loopback_only, ready_fd, commons)
     if worker is None:
-        require_free(host_of(settings), settings.port)
+        require_free(host_of(settings), settings.port, "PORT")
     several = settings.workers > 1 and worker is None
     uvloop.run(_supervise(settings, options) if several else _serve(settings, options))
 
@@ -95,13 +96,13 @@ async def _supervise(settings: Settings, options: _Options) -> None:
     # They are alike and answer side by side, so they stop side by side.
     supervisor = Supervisor(times=StopTimes(next_after_s=0.0))
     commons = Commons.inherit(options.commons) if options.commons else Commons.create(settings.workers)
+    # They need not say again what is no setting.
+    env = {name: value for name, value in os.environ.items() if name not in unknown(os.environ)}
     arguments = ("relay", "serve", *(("--loopback-only",) if options.loopback_only else ()))
     try:
         for number in range(settings.workers):
             own = ("--worker", str(number + 1), "--commons", commons.for_child(commons.page + number))
-            await supervisor.start(
-                PythonChild(f"api-{number + 1}", (*arguments, *own), env=dict(os.environ), fds=(commons.fd,))
-            )
+            await supervisor.start(PythonChild(f"api-{number + 1}", (*arguments, *own), env=env, fds=(commons.fd,)))
     except Unable as unable:
         await supervisor.stop(signals.now)
         raise Stop(unable.code, unable.line) from None

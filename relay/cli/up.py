@@ -10,13 +10,13 @@ import sys
 import click
 
 from relay.cli.exits import Stop
-from relay.config import load
+from relay.cli.settings import read_settings
 
 
 @click.command()
 def up() -> None:
     """Run PostgreSQL, the API, delivery and a demo receiver on this machine, until Ctrl-C."""
-    settings = load(os.environ)
+    settings = read_settings()
 
     # Imported here: a bad setting need not wait for a server.
     from relay.cli.listening import raise_open_files_limit

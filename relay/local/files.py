@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -11,10 +12,15 @@ from pathlib import Path
 def folder(path: Path, mode: int) -> None:
     """Make `path` with `mode`; one that exists keeps its mode unless it is ours and empty.
 
-    An operator may name a folder that holds other things: its mode is not ours to change.
+    An operator may name a folder that holds other things: its mode is not ours to change. Folders above it that are
+    made too can be entered by whoever may enter `path`, whatever the umask.
     """
+    missing = [parent for parent in path.parents if not parent.exists()]
+    for parent in reversed(missing):
+        parent.mkdir(exist_ok=True)
+        parent.chmod(stat.S_IMODE(parent.stat().st_mode) | (mode & 0o111))
     try:
-        path.mkdir(mode=mode, parents=True)
+        path.mkdir(mode=mode)
     except FileExistsError:
         if path.stat().st_uid != os.geteuid() or any(path.iterdir()):
             return

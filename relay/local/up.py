@@ -13,7 +13,7 @@ from signal import SIGTERM
 from typing import Final, NamedTuple
 
 from relay import __version__
-from relay.config import Settings
+from relay.config import Settings, unknown
 from relay.local.children import PythonChild, launch, module, tell
 from relay.local.data_dir import DataDir
 from relay.local.demo import Api
@@ -78,7 +78,9 @@ async def _run(settings: Settings, environ: Mapping[str, str], supervisor: Super
     address = _address(settings)
     data = await stack.enter_async_context(DataDir(settings.data_dir))
     _probe(address)
-    env = {**environ, "HOST": address.host, "PORT": str(address.port), **_internal(settings)}
+    # The children need not say again what is no setting.
+    known = {name: value for name, value in environ.items() if name not in unknown(environ)}
+    env = {**known, "HOST": address.host, "PORT": str(address.port), **_internal(settings)}
     if not settings.secret_keys:
         env["RELAY_SECRET_KEY"] = data.secret_key()
     commons = Commons.create(1 + settings.workers)

@@ -18,6 +18,8 @@ from typing import Any, Final
 
 from pythonjsonlogger.json import JsonFormatter
 
+from relay.telemetry.colour import RED, YELLOW, painted
+
 _OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _OURS: Final = "relay"
 # Longer than any fact of ours. So a line stays below 4,096 bytes (PIPE_BUF), which a pipe takes in one piece: the
@@ -69,14 +71,25 @@ class JsonLines(JsonFormatter):
 
 
 class ReadableLines(logging.Formatter):
-    """`12:00:01.250 warning listener_reconnects channel=relay_wake`, a traceback indented below."""
+    """`12:00:01.250 warning listener_reconnects channel=relay_wake`, a traceback indented below.
+
+    Args:
+        colours: whether the level of warnings and errors has one.
+    """
+
+    def __init__(self, *, colours: bool = False) -> None:
+        super().__init__()
+        self._colours = colours
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, or the lines of a traceback too, without the last end."""
         fields = _fields(record)
         below = fields.pop("traceback", "")
         stamp = f"{self.formatTime(record, '%H:%M:%S')}.{int(record.msecs):03d}"
-        words = (stamp, record.levelname.lower(), _event(record), *(f"{name}={_word(fields[name])}" for name in fields))
+        level = record.levelname.lower()
+        if self._colours and record.levelno >= logging.WARNING:
+            level = painted(level, YELLOW if record.levelno < logging.ERROR else RED)
+        words = (stamp, level, _event(record), *(f"{name}={_word(fields[name])}" for name in fields))
         return "\n    ".join((" ".join(words), *map(_shown, below.splitlines())))
 
 

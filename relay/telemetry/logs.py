@@ -10,6 +10,7 @@ import threading
 from types import TracebackType
 from typing import Any, Final
 
+from relay.telemetry.colour import is_wanted
 from relay.telemetry.log_lines import JsonLines, ReadableLines
 from relay.telemetry.log_outlet import Outlet
 
@@ -27,7 +28,8 @@ def set_up(level: str, command: str) -> None:
     """
     on_terminal = os.isatty(_STDERR)
     outlet = Outlet(_STDERR, sys.stderr.encoding if on_terminal else "ascii")
-    outlet.setFormatter(ReadableLines() if on_terminal else JsonLines(command))
+    colours = is_wanted(_STDERR, os.environ)
+    outlet.setFormatter(ReadableLines(colours=colours) if on_terminal else JsonLines(command))
     root = logging.getLogger()
     root.handlers[:] = [outlet]
     # logging's own end knows nothing of it once Granian has configured loggers of its own.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -253,3 +254,22 @@ async def test_a_key_from_the_shell_opens_a_running_service(commands: Commands, 
     made = await Shell(database)("create", "--organization", "Shell")
     answer = await api.request("GET", "/api/keys", headers={"X-API-Key": made.said.strip()})
     assert (answer.status_code, answer.json()["organization_name"]) == (200, "Shell")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("arguments", [("list",), ("list", "--json"), ("create", "--organization", "Full")])
+async def test_where_stdout_takes_nothing_one_line_says_so(
+    shell: Shell, shared: str, arguments: tuple[str, ...]
+) -> None:
+    await shell("create", "--organization", "Acme")
+    full = os.open("/dev/full", os.O_WRONLY)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "relay", "keys", *arguments),
+        env=environment(shared, free_port()),
+        stdout=full,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    os.close(full)
+    async with asyncio.timeout(30):
+        _, complained = await process.communicate()
+    assert (process.returncode, complained.decode()) == (1, "relay: cannot write: No space left on device\n")

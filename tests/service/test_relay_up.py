@@ -325,6 +325,24 @@ def test_sigterm_while_it_starts_is_a_clean_stop_too(home: Path) -> None:
         assert not (data / "postgresql" / "cluster").exists()
 
 
+def test_a_data_directory_in_new_folders_is_used_whatever_the_umask(home: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        up = Up(home / "new" / "folders" / "data", free_port())
+    finally:
+        os.umask(before)
+    with up:
+        up.line("curl ")
+        assert up.stop() == 0
+
+
+def test_a_variable_that_is_no_setting_is_told_once_and_not_by_each_child(data: Path) -> None:
+    with Up(data, free_port(), RELAY_WORKERS="2", RELAY_LOG_LEVLE="info") as up:
+        up.line("curl ")
+        assert up.stop() == 0
+        assert up.complaints.count("RELAY_LOG_LEVLE is not a setting") == 1
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com"])  # noqa: S104
 def test_without_an_admin_token_it_listens_to_this_machine_only(tmp_path: Path, host: str) -> None:
     done = refused(tmp_path / "data", free_port(), HOST=host)

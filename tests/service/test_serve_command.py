@@ -60,6 +60,7 @@ async def test_a_port_in_use_is_one_line_and_exit_1_and_is_not_shared(api: Api, 
     code, complained = await refusal(environment(database, api.port))
     assert (code, complained.count("\n")) == (1, 1)
     assert f"port {api.port}" in complained
+    assert "HOST and PORT" in complained
 
 
 async def test_a_database_without_tables_is_one_line_that_names_the_command(databases: Databases) -> None:
