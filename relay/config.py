@@ -66,6 +66,7 @@ class Settings:
     delivery_timeout_s: float
     max_in_flight: int
     queue_mb: int
+    delivery_mb: int
     db_pool_max: int
     db_max_lifetime_s: float
     breaker_failures: int
@@ -147,6 +148,7 @@ SETTINGS: Final = (
     Setting("RELAY_DELIVERY_TIMEOUT_S", "delivery_timeout_s", "10", number(0.1, 300), "seconds from 0.1 to 300"),
     Setting("RELAY_MAX_IN_FLIGHT", "max_in_flight", "1000", integer(1, 100_000), "a number from 1 to 100000"),
     Setting("RELAY_QUEUE_MB", "queue_mb", "32", integer(1, 4096), "a number from 1 to 4096"),
+    Setting("RELAY_DELIVERY_MB", "delivery_mb", "64", integer(4, 65_536), "a number from 4 to 65536"),
     Setting("RELAY_DB_POOL_MAX", "db_pool_max", "50", integer(8, 10_000), "a number from 8 to 10000"),
     Setting("RELAY_DB_MAX_LIFETIME_S", "db_max_lifetime_s", "540", number(1, 86_400), "seconds from 1 to 86400"),
     Setting("RELAY_BREAKER_FAILURES", "breaker_failures", "20", integer(1, 10_000), "a number from 1 to 10000"),

@@ -49,6 +49,9 @@ class Books:
     async def endpoint(self, url: str, seal: bytes | None = None) -> tuple[UUID, UUID]:
         """An organization with this default endpoint; both ids."""
         organization_id, endpoint_id = self.cell.clock.new(), self.cell.clock.new()
+        await self._connection.execute(
+            "insert into relay.organizations (id, name, tier) values ($1, 'a', 'free')", organization_id
+        )
         await self.cell.fetch(
             "set_default_endpoint",
             organization_id,
@@ -56,6 +59,7 @@ class Books:
             bucket(endpoint_id),
             url,
             seal or VAULT.seal(SECRET, endpoint_id.bytes),
+            500,
         )
         return organization_id, endpoint_id
 

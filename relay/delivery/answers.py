@@ -29,6 +29,8 @@ class ErrorClass(StrEnum):
     BLOCKED = "blocked"
     PROTOCOL = "protocol"
     HTTP = "http"
+    #: Not of an answer: the attempts before this one each ended with their process.
+    CRASH = "crash"
 
 
 def error_class(error: BaseException) -> ErrorClass:

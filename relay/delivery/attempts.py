@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import logging
 import random
 from math import inf
 from typing import TYPE_CHECKING, Final
 
-from relay.delivery.allowance import Ending
-from relay.delivery.claims import Claimed
+from relay.delivery.allowance import SLOW_AFTER_S, Ending
+from relay.delivery.claims import Claimed, is_suspect
 from relay.delivery.directory import Endpoint
 from relay.delivery.health import Health
 from relay.delivery.leases import Leases
@@ -18,8 +19,8 @@ from relay.delivery.recorder import Recorder, Result
 from relay.delivery.request import Target
 from relay.delivery.sender import Answer, Post, Sender
 from relay.delivery.shortage import Shortage
-from relay.delivery.slots import Slots
-from relay.delivery.verdict import ending_of, is_gone, result_of
+from relay.delivery.slots import Slot, Slots
+from relay.delivery.verdict import crash_of, ending_of, is_gone, result_of
 
 if TYPE_CHECKING:
     from relay.telemetry.traces import Tracer
@@ -72,10 +73,16 @@ class Attempts:
 
     def begin(self, delivery: Claimed, endpoint: Endpoint) -> None:
         """Attempt this, for which a slot has been taken."""
-        probe = self._slots.is_broken(endpoint.id)
-        task = asyncio.create_task(self._deliver(delivery, endpoint, probe=probe))
+        now = asyncio.get_running_loop().time()
+        slot = self._slots.begin(endpoint.id, delivery.held.event_id, now, suspect=is_suspect(delivery))
+        task = asyncio.create_task(self._deliver(delivery, endpoint, slot))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+
+    def give_up(self, delivery: Claimed, at: datetime.datetime) -> None:
+        """End this without an attempt: those before ended with their process."""
+        self._measures.crashed(delivery.held)
+        self._recorder.add(crash_of(delivery, at))
 
     async def finish(self, timeout_s: float) -> None:
         """Let what is on the wire finish; cut off what does not."""
@@ -89,14 +96,16 @@ class Attempts:
             _log.warning("deliveries_cut_off", extra={"deliveries": len(unfinished)})
             await asyncio.wait(unfinished, timeout=1.0)
 
-    async def _deliver(self, delivery: Claimed, endpoint: Endpoint, *, probe: bool) -> None:
+    async def _deliver(self, delivery: Claimed, endpoint: Endpoint, slot: Slot) -> None:
         held = delivery.held
         ending = Ending.UNSENT
+        loop = asyncio.get_running_loop()
+        slow = loop.call_later(SLOW_AFTER_S, self._slots.outlast, slot) if endpoint.limits.may_last else None
         try:
             if endpoint.target is None:
                 await self._leave_alone(delivery)
             else:
-                ending = await self._attempt(delivery, endpoint, endpoint.target, probe=probe)
+                ending = await self._attempt(delivery, endpoint, endpoint.target, probe=slot.probe)
         except Shortage as shortage:
             self._short_until = asyncio.get_running_loop().time() + (shortage.pause_s if shortage.is_general else 0.0)
             _log.warning("delivery_not_sent", extra={"lacking": shortage.lacking, "endpoint_id": str(endpoint.id)})
@@ -108,9 +117,12 @@ class Attempts:
             )
             self._leases.drop([held])
         finally:
-            now = asyncio.get_running_loop().time()
+            if slow is not None:
+                slow.cancel()
+            now = loop.time()
             chance = random.random()  # noqa: S311 - spreads load, keeps no secret
-            breaker = self._slots.give_back(endpoint.id, ending, now, held.event_id, probe=probe, chance=chance)
+            self._slots.quotas.drop(held.organization_id, held.event_id)
+            breaker = self._slots.give_back(slot, ending, now, chance=chance)
             if ending is not Ending.UNSENT:
                 self._health.attempted(endpoint, breaker, now)
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import uuid
+import os
+import secrets
+import time
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -12,13 +15,17 @@ from msgspec import Struct
 
 from relay.delivery.runs import Span, Turf
 from relay.delivery.slots import Offer
-from relay.store import HotConnection, Row
+from relay.store import HotConnection, Row, StoreError
 
 _NIL: Final = UUID(int=0)
 # Before every endpoint: buckets begin at 0, and no endpoint is nil.
 _START: Final = (0, _NIL)
 # A connection that has gone silent is noticed by nothing else.
 _TIMEOUT_S: Final = 5.0
+_FEW_VISITS: Final = 128
+# Claims without a result: as `claim_due` reckons.
+_SUSPECT_AFTER: Final = 5
+_CRASHED_AFTER: Final = 10
 
 
 class Held(Struct, eq=False):
@@ -47,8 +54,8 @@ def columns(claims: Sequence[Held]) -> list[list[object]]:
 class Claimed(NamedTuple):
     """A delivery to attempt: how often it has been, how often before its present schedule, and what to send.
 
-    `version` is that of its endpoint; `ran_out` says that somebody had claimed it whose lease ran out; `traceparent` is
-    where the event belongs in a trace.
+    `claims` says how often it was claimed before without a result, `version` is that of its endpoint; `ran_out` says
+    that somebody had claimed it whose lease ran out; `traceparent` is where the event belongs in a trace.
     """
 
     held: Held
@@ -60,6 +67,7 @@ class Claimed(NamedTuple):
     due_at: datetime.datetime
     ran_out: bool
     traceparent: str | None = None
+    claims: int = 0
 
 
 class Claim(NamedTuple):
@@ -80,6 +88,7 @@ class Claimer:
         lease_s: how long a claim is ours unless it is renewed.
         visits: how many endpoints one claim looks at, at some 10 microseconds each.
         lost: told of deliveries that have ended because their events are gone.
+        timeout_s: of endpoints that say nothing about it.
     """
 
     def __init__(
@@ -88,11 +97,19 @@ class Claimer:
         lease_s: float,
         visits: int = 500,
         lost: Callable[[Sequence[Held]], None] = lambda _: None,
+        timeout_s: float = 10.0,
     ) -> None:
         self._connection = connection
         self._lease_s = lease_s
         self._visits = visits
         self._lost = lost
+        self._timeout_s = timeout_s
+        # Tokens of one process have a half in common, so that they can be told from all others.
+        self._first_token = UUID(bytes=os.urandom(8) + bytes(8))
+        self._last_token = UUID(int=self._first_token.int | 2**64 - 1)
+        # Tokens of claims that may have been made without our knowing, until their leases have run out.
+        self._lost_tokens: dict[UUID, float] = {}
+        self._was_full = False
         self._after: tuple[int, UUID] = _START
         self._origin = _START
         self._wrapped = False
@@ -110,60 +127,70 @@ class Claimer:
             turf: what is ours, which is something.
 
         Raises:
-            StoreError: nothing is known to have been taken; what was taken all the same comes back when its lease ends.
+            StoreError: nothing is known to have been taken; what was taken all the same is free for the next claim.
         """
         span = self._enter(turf.spans)
-        endpoint_ids, free = offer.endpoint_ids, offer.free
-        if turf.barred:
-            slots = dict(zip(endpoint_ids, free, strict=True)) | dict.fromkeys(turf.barred, 0)
-            endpoint_ids, free = list(slots), list(slots.values())
-        token = uuid.uuid4()
-        rows = await self._connection.fetch(
-            "claim_due",
-            token,
-            offer.batch,
-            self._lease_s,
-            *self._after,
-            endpoint_ids,
-            free,
-            offer.first,
-            self._visits,
-            span.last,
-            timeout_s=_TIMEOUT_S,
-        )
-        deliveries: list[Claimed] = []
-        lost: list[Held] = []
-        last_taken = _START
-        for row in rows:
-            # A claim that took nothing has one row, which says only what was visited.
-            if row["event_id"] is None:
-                break
-            last_taken = max(last_taken, (row["bucket"], row["endpoint_id"]))
-            held = Held(row["organization_id"], row["epoch"], row["xid"], row["event_id"], row["endpoint_id"], token)
-            if row["type"] is None:
-                lost.append(held)
-                continue
-            deliveries.append(
-                Claimed(
-                    held,
-                    row["attempts"],
-                    row["attempts_before"],
-                    row["version"],
-                    row["type"],
-                    row["payload"],
-                    row["due_at"],
-                    row["ran_out"],
-                    row["traceparent"],
-                )
+        # Where there was a backlog there is likely more, and few endpoints fill the next claim too.
+        visits = min(self._visits, _FEW_VISITS) if self._was_full else self._visits
+        token = UUID(int=self._first_token.int | secrets.randbits(64))
+        try:
+            rows = await self._connection.fetch(
+                "claim_due", token, *self._terms(offer, span, visits, turf), timeout_s=_TIMEOUT_S
             )
+        except StoreError:
+            self._lost_tokens[token] = time.monotonic() + _TIMEOUT_S + self._lease_s
+            raise
+        deliveries, lost, spare = _read(rows, token)
         if lost:
             await self._connection.fetch("lose_claims", *columns(lost), timeout_s=_TIMEOUT_S)
             self._lost(lost)
-        if len(deliveries) + len(lost) >= offer.batch:
-            self._after = last_taken
+        if spare:
+            await self._connection.fetch("release_claims", *columns(spare), timeout_s=_TIMEOUT_S)
+        place, is_full = rows[0], rows[0]["locked"] >= offer.batch
+        self._was_full = is_full
+        if is_full and (deliveries or lost):
+            self._after = (place["last_bucket"], place["last_endpoint_id"])
             self.begin_lap()
             return Claim(deliveries, True)
-        return Claim(deliveries, self._go_on(rows[0], span, turf.spans))
+        more = self._go_on(place, span, turf.spans, is_cut=is_full or place["visits"] >= visits)
+        # What stands behind a suspect has not been looked at.
+        return Claim(deliveries, more or any(is_suspect(delivery) for delivery in deliveries))
+
+    def _terms(self, offer: Offer, span: Span, visits: int, turf: Turf) -> list[object]:
+        """The parameters of a claim, beginning with the third."""
+        endpoint_ids, free, is_new, is_slow = offer.endpoint_ids, offer.free, offer.is_new, offer.is_slow
+        if turf.barred:
+            known = zip_longest(endpoint_ids, free, is_new, is_slow)
+            merged = {each[0]: each for each in known} | {each: (each, 0, False, False) for each in turf.barred}
+            endpoint_ids, free, is_new, is_slow = (list(column) for column in zip(*merged.values(), strict=True))
+        left = offer.left.values()
+        now = time.monotonic()
+        self._lost_tokens = {token: until for token, until in self._lost_tokens.items() if until > now}
+        return [
+            offer.batch,
+            self._lease_s,
+            *self._after,
+            span.last,
+            visits,
+            endpoint_ids,
+            free,
+            is_new,
+            is_slow,
+            offer.first,
+            list(offer.left),
+            [each.slots for each in left],
+            [each.new for each in left],
+            [each.slow for each in left],
+            [each.bytes for each in left],
+            *offer.untouched,
+            offer.bytes,
+            offer.suspects,
+            list(self._lost_tokens),
+            [],
+            self._first_token,
+            self._last_token,
+            self._timeout_s,
+        ]
 
     def _enter(self, spans: Sequence[Span]) -> Span:
         """The span in which to go on, which is another one when ours have changed meanwhile."""
@@ -172,8 +199,8 @@ class Claimer:
             self._after = (span.first, _NIL)
         return span
 
-    def _go_on(self, visited: Row, span: Span, spans: Sequence[Span]) -> bool:
-        if visited["visits"] >= self._visits:
+    def _go_on(self, visited: Row, span: Span, spans: Sequence[Span], *, is_cut: bool) -> bool:
+        if is_cut:
             self._after = (visited["last_bucket"], visited["last_endpoint_id"])
         elif span.last < spans[-1].last:
             self._after = (span.last + 1, _NIL)
@@ -184,3 +211,67 @@ class Claimer:
             self._wrapped = True
             return True
         return not self._wrapped or self._after < self._origin
+
+
+def _read(rows: Sequence[Row], token: UUID) -> tuple[list[Claimed], list[Held], list[Held]]:
+    """What a claim took, what of it has no event any more, and what is to be given back."""
+    deliveries: list[Claimed] = []
+    lost: list[Held] = []
+    spare: list[Held] = []
+    payloads: dict[tuple[UUID, UUID], bytes] = {}
+    # Those that share it with another of their event, which may come after them.
+    lacking: list[int] = []
+    suspects = 0
+    for row in rows:
+        event_id = row["event_id"]
+        # A claim that took nothing has one row, which says only what was visited.
+        if event_id is None:
+            break
+        held = Held(row["organization_id"], row["epoch"], row["xid"], event_id, row["endpoint_id"], token)
+        if row["type"] is None:
+            lost.append(held)
+            continue
+        payload, claims = row["payload"], row["claims"]
+        if payload is not None:
+            payloads[held.organization_id, event_id] = payload
+        if _SUSPECT_AFTER <= claims < _CRASHED_AFTER:
+            suspects += 1
+            if suspects > 1:
+                spare.append(held)
+                continue
+        if payload is None:
+            lacking.append(len(deliveries))
+        deliveries.append(
+            Claimed(
+                held,
+                row["attempts"],
+                row["attempts_before"],
+                row["version"],
+                row["type"],
+                payload,
+                row["due_at"],
+                row["ran_out"],
+                row["traceparent"],
+                claims,
+            )
+        )
+    for nth in reversed(lacking):
+        held = deliveries[nth].held
+        payload = payloads.get((held.organization_id, held.event_id))
+        if payload is None:
+            # The delivery that brought it was not taken after all.
+            spare.append(held)
+            del deliveries[nth]
+        else:
+            deliveries[nth] = deliveries[nth]._replace(payload=payload)
+    return deliveries, lost, spare
+
+
+def is_suspect(delivery: Claimed) -> bool:
+    """Whether a delivery was claimed so often without a result that it may be what kills its claimers."""
+    return _SUSPECT_AFTER <= delivery.claims < _CRASHED_AFTER
+
+
+def has_crashed(delivery: Claimed) -> bool:
+    """Whether a delivery was claimed so often without a result that it is not sent any more."""
+    return delivery.claims >= _CRASHED_AFTER

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from relay.config import Settings
-from relay.delivery.allowance import MOST_SLOTS, Limits
+from relay.delivery.allowance import MOST_SLOTS, SLOW_AFTER_S, Limits
 from relay.delivery.claims import Claimed
 from relay.delivery.request import RESERVED, Key, Keys, Target
 from relay.store import Cell, HotConnection, Row
@@ -140,6 +140,8 @@ class Directory:
                 per_second=row["rate_limit_per_second"],
                 failing_at=None if failing_s is None else now - failing_s,
                 broken_at=None if broken_s is None else now - broken_s,
+                organization_id=row["organization_id"],
+                may_last=(row["timeout_s"] or self._settings.delivery_timeout_s) > SLOW_AFTER_S,
             ),
         )
 

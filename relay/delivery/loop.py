@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Self
 from relay.config import Settings
 from relay.delivery.attempts import Attempts
 from relay.delivery.breaker import Tolerance
-from relay.delivery.claims import Claimed, Claimer
+from relay.delivery.claims import Claimed, Claimer, has_crashed
 from relay.delivery.directory import Directory
 from relay.delivery.due import DueTimes
 from relay.delivery.guard import Guard
@@ -71,11 +71,16 @@ class DeliveryLoop:
     ) -> None:
         self._cell = cell
         self._most_unrecorded = settings.max_in_flight
-        most = min(settings.max_in_flight, most_connections())
-        self._slots = Slots(most, Tolerance(settings.breaker_failures, settings.breaker_window_s))
+        self._slots = Slots(
+            min(settings.max_in_flight, most_connections()),
+            Tolerance(settings.breaker_failures, settings.breaker_window_s),
+            settings.delivery_mb * 1024 * 1024,
+        )
         self._measures = Measures(metrics, self._slots)
         claiming = cell.owned_connection()
-        self._claimer = Claimer(claiming, settings.lease_s, lost=self._measures.lost)
+        self._claimer = Claimer(
+            claiming, settings.lease_s, lost=self._measures.lost, timeout_s=settings.delivery_timeout_s
+        )
         self._directory = Directory(claiming, settings, vault)
         self._leases = Leases(cell.owned_connection(), settings.lease_s)
         self._share = Share(cell, self._leases.endpoint_ids, self._look, metrics, pace)
@@ -201,8 +206,15 @@ class DeliveryLoop:
                 [delivery.held for delivery in claimed if delivery.held.endpoint_id not in endpoints]
             )
         known = await self._still_ours(known)
+        for delivery in [each for each in known if has_crashed(each)]:
+            known.remove(delivery)
+            self._attempts.give_up(delivery, self._now())
         taken = Counter(delivery.held.endpoint_id for delivery in known)
         limits = {endpoint_id: endpoints[endpoint_id].limits for endpoint_id in taken}
+        for nth, delivery in enumerate(known):
+            payload = self._slots.quotas.hold(delivery.held.organization_id, delivery.held.event_id, delivery.payload)
+            if payload is not delivery.payload:
+                known[nth] = delivery._replace(payload=payload)
         self._slots.take(offer, taken, limits, asyncio.get_running_loop().time())
         for delivery in known:
             self._attempts.begin(delivery, endpoints[delivery.held.endpoint_id])

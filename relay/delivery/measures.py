@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
+from relay.delivery.answers import ErrorClass
 from relay.delivery.claims import Claimed, Held
 from relay.delivery.recorder import Result
 from relay.delivery.sender import Answer
@@ -71,6 +72,13 @@ class Measures:
         for held in claims:
             ids = {"event_id": str(held.event_id), "endpoint_id": str(held.endpoint_id)}
             _log.warning("delivery_lost", extra={"organization_id": str(held.organization_id), **ids})
+
+    def crashed(self, held: Held) -> None:
+        """A delivery that seems to kill its processes is not sent any more."""
+        self._attempts.add(1, ErrorClass.CRASH)
+        self._ended.add(1, "failed")
+        ids = {"event_id": str(held.event_id), "endpoint_id": str(held.endpoint_id)}
+        _log.error("delivery_crashed", extra={"organization_id": str(held.organization_id), **ids})
 
     def attempted(self, delivery: Claimed, answer: Answer, result: Result, *, probe: bool) -> None:
         """An attempt has come to its end, and perhaps its delivery; a probe that succeeded is one too."""

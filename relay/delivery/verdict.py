@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from http import HTTPStatus
 from typing import Final
 
@@ -71,3 +72,8 @@ def result_of(delivery: Claimed, endpoint: Endpoint, answer: Answer, *, probe: b
         outcome,
         retry_s,
     )
+
+
+def crash_of(delivery: Claimed, at: datetime.datetime) -> Result:
+    """The end of a delivery that was claimed again and again and never came to a result: it is not sent any more."""
+    return Result(delivery.held, delivery.attempts + 1, at, None, 0, ErrorClass.CRASH, None, "failed", None)

@@ -12,7 +12,7 @@ Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"}, descriptio
 Tier = Literal["free", "pro", "business", "enterprise"]
 Status = Literal["pending", "delivered", "failed"]
 DeliveryStatus = Literal["pending", "held", "delivered", "failed", "cancelled"]
-ErrorClass = Literal["dns", "connect", "tls", "timeout", "blocked", "protocol", "http"]
+ErrorClass = Literal["dns", "connect", "tls", "timeout", "blocked", "protocol", "http", "crash"]
 
 
 class ErrorDetail(Struct):

@@ -1,25 +1,37 @@
 -- name: claim_due
 -- Take due deliveries, fairly over endpoints. A loose index scan steps from endpoint to endpoint in the order
--- (bucket, endpoint), beginning after the last one that was taken and ending with bucket $10, and looks at nothing but
--- the first due time of each; then each endpoint that has something due gives at most its free slots, and nothing while
--- it is disabled or gone. So an endpoint with a backlog of a million rows costs as much as one with a single row. The
--- lease takes the place of a held lock: no transaction outlives this statement. Endpoints in $6 have their free slots in
--- $7, 0 included, and one in place of -1 where their breaker has been closed by somebody else; every other one has $8, or
--- fewer where it allows fewer, or one while its breaker is open. Each row also says how many endpoints were visited and
--- which came last; a claim that takes nothing is one row that says only this. `ran_out`: the lease of whoever had it. One
--- that reaches further than leases do is left from a clock that was ahead, and has run out.
--- Without a type its event is gone.
+-- (bucket, endpoint), beginning after the last one that was taken and ending with bucket $6, and looks at nothing but the
+-- first due time of each; then each endpoint that has something due gives at most its free slots, and nothing while it is
+-- disabled or gone. So an endpoint with a backlog of a million rows costs as much as one with a single row. The lease
+-- takes the place of a held lock: no transaction outlives this statement.
+-- Endpoints in $8 have their free slots in $9, 0 included, and one in place of -1 where their breaker has been closed by
+-- somebody else; every other one has $12, or fewer where it allows fewer, or one while its breaker is open. `is_new`: it
+-- has not shown yet that it answers; `is_slow`: its attempts last long, or may.
+-- Organizations in $13 have left what $14 to $17 say, every other one what $18 to $21 say: slots, slots for new
+-- endpoints, slots for slow ones, bytes of payloads; $22 is what all have left together. Endpoints of an organization that
+-- has less left than the batch come after all others, in an order of chance: so they stand in nobody's way, and none of
+-- them is always the last. A large payload counts and comes once for all deliveries of its event, with the first.
+-- A delivery that was claimed five times without a result may be what kills its claimers: $23 says whether such are
+-- taken. A claim in $24 was lost before we heard of it: its rows are free. So are rows of buckets in $25 whose tokens are
+-- not between $26 and $27: they were a dead process's.
+-- Each row also says how many endpoints were visited and how many rows were looked at, and where to go on: after the last
+-- of those where they are $2, else after the last endpoint. A claim that takes nothing is one row that says only this.
+-- `claims`: how often before without a result. `ran_out`: the lease of whoever had it. One that
+-- reaches further than leases do is left from a clock that was ahead, and has run out. Without a type its event is gone.
 -- $1 claim_token uuid, $2 batch int, $3 lease_s float8, $4 after_bucket int2, $5 after_endpoint_id uuid,
--- $6 known_endpoint_id uuid[], $7 free_slots int[], $8 first_slots int, $9 endpoints visited at most int,
--- $10 last_bucket int2
+-- $6 last_bucket int2, $7 endpoints visited at most int, $8 known_endpoint_id uuid[], $9 free_slots int[],
+-- $10 is_new bool[], $11 is_slow bool[], $12 first_slots int, $13 organization_id uuid[], $14 slots int[],
+-- $15 new_slots int[], $16 slow_slots int[], $17 bytes int8[], $18 slots int, $19 new_slots int, $20 slow_slots int,
+-- $21 bytes int8, $22 bytes in all int8, $23 suspects bool, $24 lost_token uuid[], $25 orphaned_bucket int2[],
+-- $26 first_token uuid, $27 last_token uuid, $28 timeout_s of endpoints that say none float8
 -- gives: organization_id uuid, epoch int4, xid int8, event_id uuid, endpoint_id uuid, bucket int2, attempts int4,
--- attempts_before int4, version int4, type text, payload bytea, due_at timestamptz, ran_out bool, traceparent text,
--- visits int4, last_bucket int2, last_endpoint_id uuid
+-- attempts_before int4, claims int2, version int4, type text, payload bytea, due_at timestamptz, ran_out bool,
+-- traceparent text, visits int4, locked int8, last_bucket int2, last_endpoint_id uuid
 with recursive visited as (
     (
         select o.bucket, o.endpoint_id, o.due_at, o.organization_id, 1 as step
         from relay.open as o
-        where o.due_at is not null and (o.bucket, o.endpoint_id) > ($4::int2, $5::uuid) and o.bucket <= $10::int2
+        where o.due_at is not null and (o.bucket, o.endpoint_id) > ($4::int2, $5::uuid) and o.bucket <= $6::int2
         order by o.bucket, o.endpoint_id, o.due_at
         limit 1
     )
@@ -29,36 +41,71 @@ with recursive visited as (
     cross join lateral (
         select o.bucket, o.endpoint_id, o.due_at, o.organization_id
         from relay.open as o
-        where o.due_at is not null and (o.bucket, o.endpoint_id) > (v.bucket, v.endpoint_id) and o.bucket <= $10::int2
+        where o.due_at is not null and (o.bucket, o.endpoint_id) > (v.bucket, v.endpoint_id) and o.bucket <= $6::int2
         order by o.bucket, o.endpoint_id, o.due_at
         limit 1
     ) as o
-    where v.step < $9::int
+    where v.step < $7::int
 ),
 known as materialized (
     select *
-    from unnest($6::uuid[], $7::int[]) as k (endpoint_id, free_slots)
+    from unnest($8::uuid[], $9::int[], $10::bool[], $11::bool[]) as k (endpoint_id, free_slots, is_new, is_slow)
+),
+holders as materialized (
+    select *
+    from unnest($13::uuid[], $14::int[], $15::int[], $16::int[], $17::int8[])
+        as h (organization_id, slots, new_slots, slow_slots, bytes)
 ),
 takers as materialized (
     select
-        v.bucket,
-        v.endpoint_id,
-        v.step,
-        e.version,
-        case
-            when k.free_slots >= 0 then k.free_slots
-            when k.free_slots < 0 then case when e.broken_since is null then 1 else 0 end
-            when e.broken_since is not null then 1
-            else least($8::int, e.max_in_flight, e.rate_limit_per_second)
-        end as free_slots
-    from visited as v
-    left join known as k on k.endpoint_id = v.endpoint_id
-    inner join relay.endpoints as e on e.organization_id = v.organization_id and e.id = v.endpoint_id
-    where v.due_at <= now() and coalesce(k.free_slots, 1) <> 0 and e.enabled
+        t.*,
+        t.slots < $2::int
+        or (t.is_new and t.new_slots < $2::int)
+        or (t.is_slow and t.slow_slots < $2::int) as is_limited
+    from (
+        select
+            v.bucket,
+            v.endpoint_id,
+            v.step,
+            e.version,
+            case
+                when k.free_slots >= 0 then k.free_slots
+                when k.free_slots < 0 then case when e.broken_since is null then 1 else 0 end
+                when e.broken_since is not null then 1
+                else least($12::int, e.max_in_flight, e.rate_limit_per_second)
+            end as free_slots,
+            coalesce(k.is_new, true) as is_new,
+            coalesce(k.is_slow, coalesce(e.timeout_s, $28::float8) > 10) as is_slow,
+            coalesce(h.slots, $18::int) as slots,
+            coalesce(h.new_slots, $19::int) as new_slots,
+            coalesce(h.slow_slots, $20::int) as slow_slots,
+            coalesce(h.bytes, $21::int8) as bytes
+        from visited as v
+        left join known as k on k.endpoint_id = v.endpoint_id
+        left join holders as h on h.organization_id = v.organization_id
+        inner join relay.endpoints as e on e.organization_id = v.organization_id and e.id = v.endpoint_id
+        where v.due_at <= now() and coalesce(k.free_slots, 1) <> 0 and coalesce(h.slots, $18::int) > 0 and e.enabled
+    ) as t
+    where (not t.is_new or t.new_slots > 0) and (not t.is_slow or t.slow_slots > 0)
 ),
-taken as materialized (
-    select o.organization_id, o.epoch, o.xid, o.event_id, o.endpoint_id, o.ran_out, t.version
-    from (select * from takers order by step) as t
+locked as materialized (
+    select
+        o.*,
+        t.version,
+        t.is_new,
+        t.is_slow,
+        t.slots,
+        t.new_slots,
+        t.slow_slots,
+        t.bytes,
+        row_number() over () as turn
+    from (
+        select *
+        from takers
+        order by
+            is_limited,
+            case when is_limited then uuid_hash_extended(endpoint_id, uuid_hash($1::uuid)::int8) else step end
+    ) as t
     cross join lateral (
         select
             o.organization_id,
@@ -66,20 +113,72 @@ taken as materialized (
             o.xid,
             o.event_id,
             o.endpoint_id,
-            o.leased_until > '-infinity' as ran_out
+            o.bucket,
+            o.claims,
+            o.claim_token = any($24::uuid[]) as is_lost,
+            o.leased_until > '-infinity' as was_leased
         from relay.open as o
         where o.bucket = t.bucket and o.endpoint_id = t.endpoint_id
             and o.due_at <= now()
-            and (o.leased_until <= now() or o.leased_until > now() + (2 * $3::float8 + 60) * interval '1 second')
+            and (
+                o.leased_until <= now()
+                or o.leased_until > now() + (2 * $3::float8 + 60) * interval '1 second'
+                or o.claim_token = any($24::uuid[])
+                or (o.bucket = any($25::int2[]) and o.claim_token not between $26::uuid and $27::uuid)
+            )
+            and (o.claims not between 5 and 9 or $23::bool)
         order by o.due_at
         limit t.free_slots
         for update skip locked
     ) as o
     limit $2::int
 ),
+sized as materialized (
+    select
+        l.*,
+        e.type,
+        e.payload,
+        e.traceparent,
+        e.is_large and exists (
+            select
+            from locked as b
+            where b.turn < l.turn and b.event_id = l.event_id and b.organization_id = l.organization_id
+        ) as is_repeated
+    from locked as l
+    left join lateral (
+        select e.type, e.payload, e.traceparent, octet_length(e.payload) > 4096 as is_large
+        from relay.events as e
+        where e.organization_id = l.organization_id and e.id = l.event_id and e.epoch = l.epoch and e.xid = l.xid
+        limit 1
+    ) as e on true
+),
+taken as materialized (
+    select *
+    from (
+        select
+            s.*,
+            count(*) over own as nth,
+            count(*) filter (where s.is_new) over own as nth_new,
+            count(*) filter (where s.is_slow) over own as nth_slow,
+            sum(octet_length(s.payload)) filter (where not s.is_repeated) over own as own_bytes,
+            sum(octet_length(s.payload)) filter (where not s.is_repeated) over every as all_bytes
+        from sized as s
+        window
+            every as (order by s.turn rows unbounded preceding),
+            own as (partition by s.organization_id order by s.turn rows unbounded preceding)
+    ) as s
+    where s.nth <= s.slots
+        and (not s.is_new or s.nth_new <= s.new_slots)
+        and (not s.is_slow or s.nth_slow <= s.slow_slots)
+        and coalesce(s.own_bytes, 0) <= s.bytes
+        and coalesce(s.all_bytes, 0) <= $22::int8
+),
 claimed as (
     update relay.open as o
-    set claim_token = $1::uuid, leased_until = now() + $3::float8 * interval '1 second'
+    set
+        claim_token = $1::uuid,
+        leased_until = now() + $3::float8 * interval '1 second',
+        claims = case when t.is_lost then t.claims else least(t.claims, 100) + 1 end
     from taken as t
     where o.organization_id = t.organization_id and o.epoch = t.epoch and o.xid = t.xid
         and o.event_id = t.event_id and o.endpoint_id = t.endpoint_id
@@ -93,8 +192,12 @@ claimed as (
         o.attempts,
         o.attempts_before,
         o.due_at,
-        t.ran_out,
-        t.version
+        t.claims,
+        t.was_leased and t.is_lost is not true as ran_out,
+        t.version,
+        t.type,
+        case when not t.is_repeated then t.payload end as payload,
+        t.traceparent
 )
 select
     c.organization_id,
@@ -105,6 +208,7 @@ select
     c.bucket,
     c.attempts,
     c.attempts_before,
+    c.claims,
     c.version,
     c.type,
     c.payload,
@@ -112,34 +216,13 @@ select
     c.ran_out,
     c.traceparent,
     coalesce(v.step, 0) as visits,
-    v.bucket as last_bucket,
-    v.endpoint_id as last_endpoint_id
-from (values (true)) as one (row)
+    l.rows as locked,
+    case when l.rows >= $2::int then p.bucket else v.bucket end as last_bucket,
+    case when l.rows >= $2::int then p.endpoint_id else v.endpoint_id end as last_endpoint_id
+from (select count(*) as rows from locked) as l
 left join (select * from visited order by step desc limit 1) as v on true
-left join (
-    select
-        c.organization_id,
-        c.epoch,
-        c.xid,
-        c.event_id,
-        c.endpoint_id,
-        c.bucket,
-        c.attempts,
-        c.attempts_before,
-        c.version,
-        c.due_at,
-        c.ran_out,
-        e.type,
-        e.payload,
-        e.traceparent
-    from claimed as c
-    left join lateral (
-        select e.type, e.payload, e.traceparent
-        from relay.events as e
-        where e.organization_id = c.organization_id and e.id = c.event_id and e.epoch = c.epoch and e.xid = c.xid
-        limit 1
-    ) as e on true
-) as c on true;
+left join (select * from locked order by bucket desc, endpoint_id desc limit 1) as p on true
+left join claimed as c on true;
 
 -- name: lose_claims
 -- End what was claimed of events that are gone: opened again at the moment in which retention dropped their day.
@@ -207,7 +290,7 @@ where o.organization_id = k.organization_id and o.epoch = k.epoch and o.xid = k.
     and o.event_id = k.event_id and o.endpoint_id = k.endpoint_id;
 
 -- name: release_claims
--- Give back what will not be attempted: a process that stops leaves no lease behind.
+-- Give back what will not be attempted: a process that stops leaves no lease behind, and its claim is not counted.
 -- $1 organization_id uuid[], $2 epoch int[], $3 xid int8[], $4 event_id uuid[], $5 endpoint_id uuid[],
 -- $6 claim_token uuid[]
 with held as materialized (
@@ -216,7 +299,7 @@ with held as materialized (
         as h (organization_id, epoch, xid, event_id, endpoint_id, claim_token)
 )
 update relay.open as o
-set leased_until = '-infinity', claim_token = null
+set leased_until = '-infinity', claim_token = null, claims = greatest(o.claims - 1, 0)
 from held as h
 where o.organization_id = h.organization_id and o.epoch = h.epoch and o.xid = h.xid
     and o.event_id = h.event_id and o.endpoint_id = h.endpoint_id and o.claim_token = h.claim_token;
@@ -292,6 +375,7 @@ retried as (
         end,
         leased_until = '-infinity',
         claim_token = null,
+        claims = 0,
         last_error_class = r.error_class
     from ours as r
     where o.organization_id = r.organization_id and o.epoch = r.epoch and o.xid = r.xid

@@ -16,7 +16,7 @@ with held as materialized (
         as h (organization_id, epoch, xid, event_id, endpoint_id, claim_token, pause_s)
 )
 update relay.open as o
-set due_at = h.due_at, leased_until = '-infinity', claim_token = null
+set due_at = h.due_at, leased_until = '-infinity', claim_token = null, claims = greatest(o.claims - 1, 0)
 from held as h
 where o.organization_id = h.organization_id and o.epoch = h.epoch and o.xid = h.xid
     and o.event_id = h.event_id and o.endpoint_id = h.endpoint_id and o.claim_token = h.claim_token;

@@ -29,6 +29,7 @@ BAD = {
     "RELAY_DELIVERY_TIMEOUT_S": ["0", "301"],
     "RELAY_MAX_IN_FLIGHT": ["0", "100001"],
     "RELAY_QUEUE_MB": ["0", "4097"],
+    "RELAY_DELIVERY_MB": ["3", "65537"],
     "RELAY_DB_POOL_MAX": ["7", "10001"],
     "RELAY_DB_MAX_LIFETIME_S": ["0", "86401"],
     "RELAY_BREAKER_FAILURES": ["0", "10001", "many"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from uuid import UUID
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from relay.delivery.allowance import FIRST_SLOTS, MOST_SLOTS, Ending, Limits
 from relay.delivery.breaker import Breaker, Tolerance
-from relay.delivery.slots import Slots
+from relay.delivery.slots import Slot, Slots
 
 A, B = UUID(int=1), UUID(int=2)
 EVENT = UUID(int=3)
@@ -19,29 +20,55 @@ EVENT = UUID(int=3)
 NEVER = Tolerance(10_000, 0.0)
 
 
-def slots_of(total: int) -> Slots:
-    return Slots(total, NEVER)
+# Of payloads: more than these tests hold.
+PLENTY = 1 << 30
+
+
+def slots_of(total: int, tolerance: Tolerance = NEVER) -> Slots:
+    return Slots(total, tolerance, PLENTY)
 
 
 def claim(slots: Slots, backlog: dict[UUID, int], now: float = 0.0, limits: Limits | None = None) -> list[UUID]:
     """Take as a claim would that finds `backlog` and knows each endpoint's limits; lessens it."""
-    limits = limits or Limits()
+    return claim_of(slots, backlog, dict.fromkeys(backlog, limits or Limits()), now)
+
+
+def claim_of(slots: Slots, backlog: dict[UUID, int], limits: Mapping[UUID, Limits], now: float = 0.0) -> list[UUID]:
+    """The same where each endpoint has limits of its own."""
     offer = slots.offer(now)
     if offer is None:
         return []
-    free = dict(zip(offer.endpoint_ids, offer.free, strict=True))
+    known = dict(zip(offer.endpoint_ids, zip(offer.free, offer.is_new, offer.is_slow, strict=True), strict=True))
     taken: list[UUID] = []
-    for endpoint_id in backlog:
-        count = min(backlog[endpoint_id], free.get(endpoint_id, limits.first(offer.first)), offer.batch - len(taken))
-        taken += [endpoint_id] * count
-        backlog[endpoint_id] -= count
-    slots.take(offer, Counter(taken), dict.fromkeys(taken, limits), now)
+    counts: Counter[tuple[UUID, str]] = Counter()
+    for endpoint_id, due in backlog.items():
+        each = limits[endpoint_id]
+        free, is_new, is_slow = known.get(endpoint_id, (each.first(offer.first), True, each.may_last))
+        left = offer.left.get(each.organization_id, offer.untouched)
+        for _ in range(min(due, free)):
+            wants = {"slots": left.slots}
+            if is_new:
+                wants["new"] = left.new
+            if is_slow:
+                wants["slow"] = left.slow
+            if len(taken) == offer.batch or any(counts[each.organization_id, what] >= wants[what] for what in wants):
+                break
+            counts.update((each.organization_id, what) for what in wants)
+            taken.append(endpoint_id)
+            backlog[endpoint_id] -= 1
+    slots.take(offer, Counter(taken), {endpoint_id: limits[endpoint_id] for endpoint_id in taken}, now)
     return taken
 
 
 def end(slots: Slots, taken: list[UUID], ending: Ending, now: float = 0.0) -> None:
     for endpoint_id in taken:
-        slots.give_back(endpoint_id, ending, now, EVENT)
+        give_back(slots, endpoint_id, ending, now)
+
+
+def give_back(
+    slots: Slots, endpoint_id: UUID, ending: Ending, now: float = 0.0, event_id: UUID = EVENT, *, probe: bool = False
+) -> Breaker:
+    return slots.give_back(Slot(endpoint_id, event_id, now, probe=probe), ending, now)
 
 
 def test_an_endpoint_starts_with_four_slots_and_doubles_with_successes_up_to_fifty() -> None:
@@ -93,7 +120,7 @@ def test_a_full_endpoint_is_offered_nothing_and_wanted_again_once_a_slot_is_free
     assert claim(slots, backlog) == []
     wanted = [slots.wanted]
     for endpoint_id in (B, A):
-        slots.give_back(endpoint_id, Ending.DELIVERED, 0.0, EVENT)
+        give_back(slots, endpoint_id, Ending.DELIVERED, 0.0, EVENT)
         wanted.append(slots.wanted)
     assert wanted == [False, False, True]
     assert claim(slots, backlog) == [A]
@@ -102,22 +129,163 @@ def test_a_full_endpoint_is_offered_nothing_and_wanted_again_once_a_slot_is_free
     assert not slots.wanted
 
 
-def test_the_last_tenth_is_for_endpoints_with_nothing_on_the_wire_one_each() -> None:
+def of_organization(number: int, *, may_last: bool = False, most: int = MOST_SLOTS) -> Limits:
+    return Limits(organization_id=UUID(int=10**6 + number), may_last=may_last, most=most)
+
+
+def test_the_last_tenth_is_for_organizations_with_nothing_on_the_wire_one_slot_each() -> None:
     slots = slots_of(100)
-    hanging = {UUID(int=number): 1000 for number in range(100, 125)}
-    while claim(slots, hanging):
+    hanging = {UUID(int=number): 1000 for number in range(100, 150)}
+    limits = {endpoint_id: of_organization(endpoint_id.int % 25) for endpoint_id in hanging}
+    while claim_of(slots, hanging, limits):
         pass
-    # 22 of them took their four, one its two to the ninetieth; the rest one each out of the reserve.
-    assert slots.in_flight == 92
-    assert claim(slots, {A: 3, B: 3}) == [A, B]
+    # Those that came when the ninety were gone had one slot each.
+    assert 90 <= slots.in_flight <= 95
+    assert len(slots.quotas.holders) == 25
+    late = {A: of_organization(50), B: of_organization(51)}
+    while slots.in_flight < 99:
+        backlog = {UUID(int=1000 + slots.in_flight): 5}
+        assert len(claim_of(slots, backlog, dict.fromkeys(backlog, of_organization(60 + slots.in_flight)))) == 1
+    assert claim_of(slots, {A: 3, B: 3}, late) == [A]
+    assert slots.offer(0.0) is None
+
+
+def grown(slots: Slots, endpoint_ids: Iterable[UUID], limits: Limits, now: float = 0.0) -> None:
+    """Let endpoints show that they answer, until each may have all its slots."""
+    for endpoint_id in endpoint_ids:
+        for _ in range(6):
+            end(slots, claim(slots, {endpoint_id: 1000}, now, limits), Ending.DELIVERED, now)
+
+
+def test_an_organization_alone_has_most_of_the_slots_and_gives_way_to_another() -> None:
+    slots = slots_of(1000)
+    many = [UUID(int=number) for number in range(100, 140)]
+    grown(slots, many, of_organization(1))
+    backlog = dict.fromkeys(many, 1000)
+    flying: list[UUID] = []
+    while taken := claim(slots, backlog, limits=of_organization(1)):
+        flying += taken
+    # 16 of 17 of what the reserve leaves.
+    assert len(flying) == 847
+    assert claim(slots, {A: 1000}, limits=of_organization(2)) == [A] * FIRST_SLOTS
+    grown_by = FIRST_SLOTS
+    other: list[UUID] = [A] * FIRST_SLOTS
+    for _ in range(20):
+        end(slots, flying[:20], Ending.DELIVERED)
+        del flying[:20]
+        end(slots, other, Ending.DELIVERED)
+        # The first takes nothing back while the other has more due than it was given.
+        other = claim(slots, {A: 1000}, limits=of_organization(2))
+        grown_by = len(other)
+        flying += claim(slots, backlog, limits=of_organization(1))
+    assert grown_by == MOST_SLOTS
+
+
+def test_one_endpoint_of_a_thousand_slots_leaves_room_for_others() -> None:
+    slots = slots_of(1000)
+    limits = of_organization(1, most=1000)
+    for _ in range(20):
+        end(slots, claim(slots, {A: 5000}, limits=limits), Ending.DELIVERED)
+    while claim(slots, {A: 5000}, limits=limits):
+        pass
+    assert slots.in_flight == 847
+
+
+def test_new_endpoints_of_an_organization_share_their_first_slots() -> None:
+    slots = slots_of(1000)
+    backlog = {UUID(int=number): 10 for number in range(100, 200)}
+    taken = claim(slots, backlog)
+    assert len(taken) == 16
+    assert claim(slots, backlog) == []
+    # Another organization has its own.
+    assert claim(slots, {A: 10}, limits=of_organization(1)) == [A] * FIRST_SLOTS
+    give_back(slots, taken[0], Ending.DELIVERED)
+    assert slots.wanted
+    # It is not new any more: two more for itself, and four new ones in its place.
+    assert len(claim(slots, backlog)) == 2 + FIRST_SLOTS
+
+
+def test_attempts_that_may_last_are_a_quarter_at_most_and_leave_room_in_that_too() -> None:
+    slots = slots_of(1000)
+    limits = of_organization(1, may_last=True)
+    now = 0.0
+    for _ in range(60):
+        hanging = {UUID(int=number): 5 for number in range(100, 600)}
+        for endpoint_id in claim(slots, hanging, now, limits):
+            slot = slots.begin(endpoint_id, EVENT, now)
+            slots.outlast(slot)
+        now += 10.0
+    # Two of three of the 250.
+    assert slots.quotas.slow <= 167
+    assert slots.in_flight <= 167
+    other = of_organization(2, may_last=True)
+    assert claim(slots, {A: 5}, now, other) == [A] * FIRST_SLOTS
+    # Those that answer in time are not concerned.
+    assert claim(slots, {B: 5}, now, of_organization(3)) == [B] * FIRST_SLOTS
+
+
+def test_an_endpoint_is_slow_while_its_attempts_last_and_until_one_ends_in_time() -> None:
+    slots = slots_of(1000)
+    limits = of_organization(1, may_last=True)
+    end(slots, claim(slots, {A: 1}, limits=limits), Ending.DELIVERED)
+    assert claim(slots, {A: 3}, limits=limits) == [A] * 3
+    assert slots.quotas.slow == 0
+    late = slots.begin(A, EVENT, 0.0)
+    slots.outlast(late)
+    assert slots.quotas.slow == 3
+    give_back(slots, A, Ending.DELIVERED, 11.0)
+    assert slots.quotas.slow == 1
+    slots.give_back(late, Ending.TIMED_OUT, 30.0)
+    assert slots.quotas.slow == 0
+    give_back(slots, A, Ending.DELIVERED, 31.0)
+    assert (slots.quotas.slow, slots.in_flight, slots.quotas.holders) == (0, 0, {})
+
+
+def test_endpoints_that_may_hang_for_long_have_half_of_the_slots_however_quick_they_were() -> None:
+    slots = slots_of(1000)
+    limits = of_organization(1, may_last=True)
+    many = [UUID(int=number) for number in range(100, 140)]
+    grown(slots, many, limits)
+    while claim(slots, dict.fromkeys(many, 1000), limits=limits):
+        pass
+    assert slots.in_flight <= 500 + 100
+
+
+def test_an_endpoint_that_only_times_out_for_a_minute_is_worth_a_probe() -> None:
+    for timeout_s, count in ((10.0, 6), (60.0, 1), (300.0, 1)):
+        breaker, now, opened = Breaker(None, None, 0.0), 0.0, 0
+        while breaker.broken_at is None:
+            now += timeout_s
+            breaker.failed(EVENT, Tolerance(20, 30.0), now, 0.0, probe=False, timed_out_since=now - timeout_s)
+            now += 3600.0
+            opened += 1
+        assert opened == count
+    # Attempts side by side are silent together, and one that ended otherwise begins it anew.
+    breaker = Breaker(None, None, 0.0)
+    for _ in range(9):
+        breaker.failed(EVENT, Tolerance(20, 30.0), 59.0, 0.0, probe=False, timed_out_since=0.0)
+    breaker.heard(60.0)
+    breaker.failed(EVENT, Tolerance(20, 30.0), 100.0, 0.0, probe=False, timed_out_since=0.0)
+    assert breaker.broken_at is None
+
+
+def test_one_suspect_is_on_the_wire_at_a_time() -> None:
+    slots = slots_of(1000)
+    assert slots.offer(0.0).suspects  # type: ignore[union-attr]
+    claim(slots, {A: 1})
+    slot = slots.begin(A, EVENT, 0.0, suspect=True)
+    assert not slots.offer(0.0).suspects  # type: ignore[union-attr]
+    slots.give_back(slot, Ending.FAILED, 1.0)
+    assert slots.wanted
+    assert slots.offer(0.0).suspects  # type: ignore[union-attr]
 
 
 def test_without_free_slots_there_is_no_offer_and_any_slot_that_comes_free_is_wanted() -> None:
     slots = slots_of(3)
-    backlog = {A: 10}
-    assert len(claim(slots, backlog)) == 3
+    assert claim(slots, {A: 10}) == [A] * 2
+    assert claim(slots, {B: 10}, limits=of_organization(1)) == [B]
     assert slots.offer(0.0) is None
-    slots.give_back(A, Ending.FAILED, 0.0, EVENT)
+    give_back(slots, A, Ending.FAILED, 0.0, EVENT)
     assert slots.wanted
 
 
@@ -133,7 +301,7 @@ def test_no_bound_is_ever_passed(total: int, steps: list[tuple[UUID, int, Ending
         assert slots.in_flight == len(flying) <= total
         assert all(flying.count(known) <= MOST_SLOTS for known in (A, B))
         for _ in range(len(flying) // 2):
-            slots.give_back(flying.pop(), ending, 0.0, EVENT)
+            give_back(slots, flying.pop(), ending, 0.0, EVENT)
 
 
 @pytest.mark.parametrize(("most", "sizes"), [(2, [2, 2, 2]), (200, [4, 8, 16])])
@@ -188,7 +356,7 @@ def test_a_rate_lets_one_second_through_at_once_and_then_one_by_one() -> None:
     assert len(claim(slots, backlog, limits=limits)) == FIRST_SLOTS
     end(slots, [A] * 4, Ending.DELIVERED)
     assert claim(slots, backlog, limits=limits) == [A]
-    slots.give_back(A, Ending.DELIVERED, 0.0, EVENT)
+    give_back(slots, A, Ending.DELIVERED, 0.0, EVENT)
     assert not slots.wanted
     assert claim(slots, backlog, limits=limits) == []
     assert slots.look_s(0.0) == 0.2
@@ -215,29 +383,29 @@ def broken(slots: Slots) -> None:
     """Open the breaker of A, whose tolerance is five failures."""
     for number in range(5):
         claim(slots, {A: 1})
-        slots.give_back(A, Ending.FAILED, 0.0, UUID(int=number))
+        give_back(slots, A, Ending.FAILED, 0.0, UUID(int=number))
 
 
 def test_a_broken_endpoint_gets_one_probe_at_a_time_until_one_succeeds() -> None:
-    slots = Slots(1000, Tolerance(5, 0.0))
+    slots = slots_of(1000, Tolerance(5, 0.0))
     broken(slots)
     assert (slots.broken, slots.is_broken(A), slots.look_s(0.0)) == (1, True, 1.0)
     backlog = {A: 100, B: 1}
     assert claim(slots, backlog, 0.9) == [B]
     assert claim(slots, backlog, 1.0) == [A]
     assert claim(slots, backlog, 50.0) == []
-    slots.give_back(A, Ending.FAILED, 50.0, EVENT, probe=True)
+    give_back(slots, A, Ending.FAILED, 50.0, EVENT, probe=True)
     assert slots.wanted
     assert slots.look_s(50.0) == 2.0
     assert claim(slots, backlog, 51.9) == []
     assert claim(slots, backlog, 52.0) == [A]
-    slots.give_back(A, Ending.DELIVERED, 52.0, EVENT, probe=True)
+    give_back(slots, A, Ending.DELIVERED, 52.0, EVENT, probe=True)
     assert (slots.wanted, slots.broken, slots.look_s(52.0)) == (True, 0, None)
     assert claim(slots, backlog, 52.0) == [A] * 5
 
 
 def test_a_probe_that_falls_due_just_after_an_offer_is_looked_for_at_once() -> None:
-    slots = Slots(1000, Tolerance(5, 0.0))
+    slots = slots_of(1000, Tolerance(5, 0.0))
     broken(slots)
     assert claim(slots, {A: 1}, 0.999) == []
     assert slots.look_s(1.001) == 0.0
@@ -247,40 +415,40 @@ def test_a_probe_that_falls_due_just_after_an_offer_is_looked_for_at_once() -> N
 
 
 def test_a_probe_that_could_not_be_sent_leaves_room_for_another() -> None:
-    slots = Slots(1000, Tolerance(5, 0.0))
+    slots = slots_of(1000, Tolerance(5, 0.0))
     broken(slots)
     assert claim(slots, {A: 1}, 1.0) == [A]
-    slots.give_back(A, Ending.UNSENT, 1.0, EVENT, probe=True)
+    give_back(slots, A, Ending.UNSENT, 1.0, EVENT, probe=True)
     assert claim(slots, {A: 1}, 1.0) == [A]
 
 
 def test_a_breaker_that_was_open_before_we_came_is_taken_up_and_closed_when_somebody_enables_it() -> None:
-    slots = Slots(1000, Tolerance(5, 0.0))
+    slots = slots_of(1000, Tolerance(5, 0.0))
     limits = Limits(version=3, failing_at=-40.0, broken_at=-10.0)
     assert claim(slots, {A: 9}, 0.0, limits) == [A]
     assert slots.is_broken(A)
-    slots.give_back(A, Ending.TIMED_OUT, 0.0, EVENT, probe=True)
+    give_back(slots, A, Ending.TIMED_OUT, 0.0, EVENT, probe=True)
     # It has been open for ten seconds, so the next probe is farther off than a second.
     assert slots.look_s(0.0) == 20.0
     assert claim(slots, {A: 1}, 20.0, limits) == [A]
-    slots.give_back(A, Ending.TIMED_OUT, 20.0, EVENT, probe=True)
+    give_back(slots, A, Ending.TIMED_OUT, 20.0, EVENT, probe=True)
     assert claim(slots, {A: 1}, 60.0, Limits(version=4)) == [A]
     assert not slots.is_broken(A)
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    slots = Slots(10_000, Tolerance(1, 0.0))
+    slots = slots_of(10_000, Tolerance(1, 0.0))
     for number in range(1_050):
         endpoint_id = UUID(int=number)
         claim(slots, {endpoint_id: 1})
-        slots.give_back(endpoint_id, Ending.TIMED_OUT, 0.0, EVENT)
+        give_back(slots, endpoint_id, Ending.TIMED_OUT, 0.0, EVENT)
     offer = slots.offer(0.0)
     assert offer is not None
     assert len(offer.endpoint_ids) == 1_000
 
 
 def test_a_broken_endpoint_with_nothing_to_send_is_forgotten_after_ten_minutes() -> None:
-    slots = Slots(1000, Tolerance(5, 0.0))
+    slots = slots_of(1000, Tolerance(5, 0.0))
     broken(slots)
     claim(slots, {}, 600.0)
     assert slots.broken == 1
