@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import gc
 import logging
 import os
 from collections.abc import AsyncIterator
@@ -15,6 +14,7 @@ import click
 import uvloop
 
 from relay.cli.exits import FAILED, UNREACHABLE, USAGE, Stop
+from relay.cli.garbage import collect_seldom
 from relay.cli.listening import host_of, http_server, raise_open_files_limit, require_free, room_for, say_ready
 from relay.cli.settings import read_settings
 from relay.cli.tracing import tracer_of
@@ -36,8 +36,6 @@ _log = logging.getLogger("relay.deliver")
 
 # What the cell's owners hold, and one for all others.
 _CONNECTIONS: Final = 9
-# Objects that are made before the next collection.
-_YOUNG: Final = 50_000
 _OPS_BACKLOG: Final = 128
 _OPS_CONNECTIONS: Final = 256
 _OPS_CLOSE_S: Final = 0.5
@@ -120,24 +118,13 @@ async def _deliver(settings: Settings, database_url: str, commons: Commons, no_o
             await _first(loop.ready, loop.broken, signals.stop, timeout_s=_OPS_WAIT_S)
             await port.enter_async_context(_ops_port(settings, cell, metrics))
         if await _first(loop.ready, loop.broken, signals.stop) is loop.ready:
-            _collect_seldom()
+            collect_seldom()
             _log.info("delivering", extra={"cell": cell.id})
             say_ready(ready_fd)
             await _first(loop.broken, signals.stop)
     if loop.broken.is_set():
         raise Stop(FAILED, "the delivery loop ended by itself; the log says why")
     _log.info("stopped")
-
-
-def _collect_seldom() -> None:
-    """Leave what is there for good out of every garbage collection, and make those after larger ones.
-
-    A thousand deliveries on the wire are some hundred thousand objects, which collections at Python's own pace walk
-    again and again: a backlog goes out a third faster without (docs/performance.md). What is in circles waits longer.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_YOUNG, 20, 50)
 
 
 async def _first(*events: asyncio.Event, timeout_s: float | None = None) -> asyncio.Event | None:

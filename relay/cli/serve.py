@@ -16,6 +16,7 @@ import uvloop
 from relay.app import Service
 from relay.auth import SecretKeyMismatch
 from relay.cli.exits import FAILED, UNREACHABLE, USAGE, Stop
+from relay.cli.garbage import collect_seldom
 from relay.cli.listening import (
     end_unread_answers,
     host_of,
@@ -142,6 +143,7 @@ async def _serve(settings: Settings, options: _Options) -> None:
         await until_it_answers(serving, host, settings.port)
         if not serving.done():
             end_unread_answers(settings.port)
+            collect_seldom()
             say_ready(options.ready_fd)
             _log.info("serving", extra={"host": host, "port": settings.port})
         await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)

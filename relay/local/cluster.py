@@ -31,6 +31,8 @@ _INITDB: Final = (
     "--locale=C",
     "--locale-provider=builtin",
     "--builtin-locale=C.UTF-8",
+    # In MB. A commit that needs a new segment waits until it is filled with zeros and on disk.
+    "--wal-segsize=4",
     # Synced once at the end, by a last run, together with what the single-user server wrote.
     "--no-sync",
 )

@@ -107,6 +107,7 @@ async def test_it_answers_at_its_url_and_keeps_what_it_is_told_to_keep(place: Pa
                 "listen_addresses",
                 "TimeZone",
                 "work_mem",
+                "wal_segment_size",
             )
         }
         await connection.close()
@@ -120,6 +121,7 @@ async def test_it_answers_at_its_url_and_keeps_what_it_is_told_to_keep(place: Pa
         "listen_addresses": "",
         "TimeZone": "UTC",
         "work_mem": "5MB",
+        "wal_segment_size": "4MB",
     }
 
 
