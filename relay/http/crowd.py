@@ -11,6 +11,7 @@ from typing import Final
 from uuid import UUID
 
 from relay.errors import ApiError
+from relay.http.encoding import Compressor
 
 #: Requests of one organization that may be under way.
 REQUESTS: Final = 1_000
@@ -20,12 +21,27 @@ WAIT_S: Final = 5.0
 # A large answer is 8 MiB and a bit; while so many are on their way a further one keeps its turn.
 _LARGE_ANSWERS: Final = 4
 _TURNS: Final = 8
+# Bytes of pages that are read, encoded or on their way: of one organization, and of all. A page that finds no more room
+# is as small as this.
+_PAGES_OF_ONE: Final = 16 * 1024 * 1024
+_PAGES_OF_ALL: Final = 64 * 1024 * 1024
+_LEAST_PAGE: Final = 512 * 1024
 
 
 class Party:
     """The requests of one organization. Made by `Crowd.enter`; every enter ends with a `leave`."""
 
-    __slots__ = ("_crowd", "_organization_id", "_sending", "_turns", "_waiting", "body_bytes", "requests")
+    __slots__ = (
+        "_crowd",
+        "_organization_id",
+        "_packing",
+        "_sending",
+        "_turns",
+        "_waiting",
+        "body_bytes",
+        "page_bytes",
+        "requests",
+    )
 
     def __init__(self, crowd: Crowd, organization_id: UUID) -> None:
         self._crowd = crowd
@@ -36,10 +52,14 @@ class Party:
         self.requests = 0
         #: Bytes of bodies that are being read, or that have been and wait for their commit.
         self.body_bytes = 0
+        #: Bytes of pages that are being read or sent.
+        self.page_bytes = 0
+        self._packing = False
 
-    def leave(self, held_bytes: int) -> None:
-        """A request has ended, which held so much of its body."""
+    def leave(self, held_bytes: int, page_bytes: int = 0) -> None:
+        """A request has ended, which held so much of its body and of a page."""
         self.body_bytes -= held_bytes
+        self.take_page(-page_bytes)
         self.requests -= 1
         if not self.requests:
             self._crowd.forget(self._organization_id)
@@ -57,6 +77,30 @@ class Party:
         self.body_bytes += size
         if self.body_bytes > self._crowd.body_bytes and self.body_bytes > held_bytes:
             raise _too_many()
+
+    def page_room(self, most: int) -> int:
+        """Return how large a page may be: `most`, or what is left of what this organization and all may have."""
+        left = min(_PAGES_OF_ONE - self.page_bytes, _PAGES_OF_ALL - self._crowd.page_bytes)
+        return min(most, max(left, _LEAST_PAGE))
+
+    def take_page(self, size: int) -> None:
+        """Count bytes of a page, or count them no longer if `size` is negative."""
+        self.page_bytes += size
+        self._crowd.page_bytes += size
+
+    async def packed(self, body: bytes) -> bytes | None:
+        """Compress a body in a thread: one at a time for an organization, and few in all.
+
+        Returns:
+            None where others are being compressed: it goes as it is.
+        """
+        if self._packing:
+            return None
+        self._packing = True
+        try:
+            return await self._crowd.compressor.pack(body)
+        finally:
+            self._packing = False
 
     async def take_turn(self) -> None:
         """Wait until this request may use the pool of connections; to be ended with `end_turn`.
@@ -102,9 +146,13 @@ class Crowd:
     Args:
         connections: how many the pool has. One organization uses a quarter of them at most, and 8.
         body_bytes: how much of bodies one organization may have here.
+        compressor: makes responses smaller; one of its own without it.
     """
 
-    def __init__(self, *, connections: int, body_bytes: int) -> None:
+    def __init__(self, *, connections: int, body_bytes: int, compressor: Compressor | None = None) -> None:
+        self.compressor = compressor or Compressor()
+        #: Bytes of pages of all organizations.
+        self.page_bytes = 0
         self.turns = max(1, min(_TURNS, connections // 4))
         self.body_bytes = body_bytes
         self._parties: dict[UUID, Party] = {}

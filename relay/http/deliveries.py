@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
+import msgspec
 from msgspec import structs
 
 from relay.http import exchange as exchanges
@@ -75,7 +76,7 @@ class GetDeliveries:
         )
         page = await read_deliveries(self._cell, query)
         shown = [delivery(row["event_id"], row) for row in page.deliveries]
-        await exchange.answer_json(200, DeliveryPage(shown, page.next_cursor))
+        await exchange.answer_list(msgspec.json.encode(DeliveryPage(shown, page.next_cursor)))
 
 
 class GetAttempts:
@@ -93,7 +94,7 @@ class GetAttempts:
         found = await find_delivery(self._cell, tenant.organization_id, delivery_id)
         page = await read_attempts(self._cell, tenant.organization_id, *found, asked.limit, asked.cursor)
         shown = [attempt_shown(row) for row in page.attempts]
-        await exchange.answer_json(200, AttemptPage(shown, page.next_cursor))
+        await exchange.answer_list(msgspec.json.encode(AttemptPage(shown, page.next_cursor)))
 
 
 class RetryDelivery:

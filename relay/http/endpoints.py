@@ -45,7 +45,7 @@ class GetEndpoints:
         asked = read_query(scope, schemas.EndpointsQuery)
         rows, next_cursor = await self._endpoints.page(tenant.organization_id, asked.cursor, asked.limit)
         shown = [schemas.Endpoint(**_members(row)) for row in rows]
-        await exchange.answer_json(200, schemas.EndpointPage(shown, next_cursor))
+        await exchange.answer_list(msgspec.json.encode(schemas.EndpointPage(shown, next_cursor)))
 
 
 class GetEndpoint:

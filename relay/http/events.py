@@ -15,11 +15,11 @@ from relay.http.deliveries import attempt_shown, delivery
 from relay.http.door import Door
 from relay.http.exchange import JSON, Exchange, Receive, Scope, Send
 from relay.http.idempotency import REPLAYED
-from relay.http.inbox import inbox_event
+from relay.http.inbox import inbox_event, page_as_json
 from relay.http.listing_schemas import EventsQuery
 from relay.http.query import read_id, read_query, read_span, refuse_query
-from relay.http.schemas import Attempt, DeliveryDetail, EventDetail, EventPage
-from relay.inbox import InboxQuery, Story, read_event, read_page
+from relay.http.schemas import Attempt, DeliveryDetail, EventDetail
+from relay.inbox import PAGE_BYTES, InboxQuery, Story, read_event
 from relay.ingest import (
     Accepted,
     Duplicate,
@@ -103,10 +103,9 @@ class GetEvents:
             endpoint_id=read_id("endpoint_id", asked.endpoint_id),
             dedup_id=asked.dedup_id,
             span=read_span(asked.since, asked.until),
+            most_bytes=exchange.room_for_page(PAGE_BYTES),
         )
-        page = await read_page(self._cell, query)
-        events = [inbox_event(row, row["event_id"]) for row in page.events]
-        await exchange.answer_json(200, EventPage(events, page.next_cursor))
+        await exchange.answer_list(await page_as_json(self._cell, query))
 
 
 class GetEvent:

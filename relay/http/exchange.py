@@ -15,6 +15,7 @@ import msgspec
 from relay.auth import Tenant
 from relay.errors import ApiError
 from relay.http.crowd import Party
+from relay.http.encoding import GZIP, LEAST_BYTES, VARY, takes_gzip
 
 _log = logging.getLogger("relay.http")
 
@@ -76,6 +77,7 @@ class Exchange:
         "held_bytes",
         "limit_headers",
         "method",
+        "page_bytes",
         "party",
         "receive",
         "request_id",
@@ -101,6 +103,8 @@ class Exchange:
         self.has_turn = False
         #: How much of its body is counted for its party.
         self.held_bytes = 0
+        #: How much of a page is counted for it.
+        self.page_bytes = 0
         #: Who asks, once their key is known.
         self.tenant: Tenant | None = None
         #: The status that was answered, or 0, and the code of an error.
@@ -178,8 +182,32 @@ class Exchange:
         """The request has come to its end."""
         if self.party is not None:
             self.end_turn()
-            self.party.leave(self.held_bytes)
+            self.party.leave(self.held_bytes, self.page_bytes)
             self.party = None
+
+    def room_for_page(self, most: int) -> int:
+        """Return how many bytes a page may have that is read now, and count them until the request ends."""
+        if self.party is None:
+            return most
+        room = self.party.page_room(most)
+        self._count_page(room)
+        return room
+
+    def _count_page(self, size: int) -> None:
+        if self.party is not None:
+            self.party.take_page(size - self.page_bytes)
+            self.page_bytes = size
+
+    async def answer_list(self, body: bytes) -> None:
+        """Send a list, compressed where the client takes it. Whoever calls this lets go of what it was made from."""
+        if self.page_bytes:
+            self._count_page(len(body))
+        if len(body) > LEAST_BYTES and self.party is not None and takes_gzip(self.headers.get(b"accept-encoding")):
+            packed = await self.party.packed(body)
+            if packed is not None:
+                await self.answer(200, packed, JSON, VARY, GZIP)
+                return
+        await self.answer(200, body, JSON, VARY)
 
     async def answer_json(self, status: int, value: object, *headers: Header) -> None:
         """Send a value as compact JSON."""

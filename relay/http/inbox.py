@@ -14,7 +14,7 @@ from relay.http.body import SMALL_BODY_BYTES, BodyClock, decode
 from relay.http.door import Door
 from relay.http.exchange import Receive, Scope, Send
 from relay.http.query import read_query, refuse_query
-from relay.inbox import InboxQuery, acknowledge, read_page
+from relay.inbox import PAGE_BYTES, InboxQuery, acknowledge, read_page
 from relay.store import Cell, Row
 from relay.telemetry.metrics import Tally
 from relay.values import uuid7
@@ -34,10 +34,28 @@ class GetInbox:
         exchange = exchanges.of(scope)
         tenant = await self._door.admit(exchange, "consume")
         asked = read_query(scope, schemas.InboxQuery)
-        query = InboxQuery(tenant.organization_id, asked.status, asked.type, asked.order, asked.limit, asked.cursor)
-        page = await read_page(self._cell, query)
-        events = [inbox_event(row, row["event_id"]) for row in page.events]
-        await exchange.answer_json(200, schemas.EventPage(events, page.next_cursor))
+        query = InboxQuery(
+            tenant.organization_id,
+            asked.status,
+            asked.type,
+            asked.order,
+            asked.limit,
+            asked.cursor,
+            most_bytes=exchange.room_for_page(PAGE_BYTES),
+        )
+        await exchange.answer_list(await page_as_json(self._cell, query))
+
+
+async def page_as_json(cell: Cell, query: InboxQuery) -> bytes:
+    """Read a page and return it as the API shows it. No row is kept while the response is on its way.
+
+    Raises:
+        ApiError: `invalid_cursor`.
+        StoreError: the database does not answer.
+    """
+    page = await read_page(cell, query)
+    events = [inbox_event(row, row["event_id"]) for row in page.events]
+    return msgspec.json.encode(schemas.EventPage(events, page.next_cursor))
 
 
 def inbox_event(row: Row, event_id: UUID) -> schemas.Event:

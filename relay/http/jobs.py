@@ -96,7 +96,8 @@ class GetJobs:
         tenant = await self._door.admit(exchange, "manage")
         asked = read_query(scope, JobsQuery)
         page = await list_jobs(self._cell, tenant.organization_id, asked.limit, asked.cursor)
-        await exchange.answer_json(200, JobPage([_job(row) for row in page.jobs], page.next_cursor))
+        shown = JobPage([_job(row) for row in page.jobs], page.next_cursor)
+        await exchange.answer_list(msgspec.json.encode(shown))
 
 
 class GetJob:

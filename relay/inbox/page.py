@@ -15,6 +15,8 @@ from relay.values.cursor import Position
 
 #: One request examines at most this many rows; the queries say the same number.
 EXAMINED_ROWS: Final = 10_000
+#: What the events of a page may take as JSON: 8 MiB with what stands around them.
+PAGE_BYTES: Final = 8 * 1024 * 1024 - 512
 
 Order = Literal["asc", "desc"]
 Status = Literal["pending", "delivered", "failed", "all"]
@@ -35,6 +37,7 @@ class InboxQuery:
         endpoint_id: only events with a delivery, open or ended, for this endpoint.
         dedup_id: only events with this one.
         span: only events made then.
+        most_bytes: what the events of the page may take; the first one is given however large it is.
     """
 
     organization_id: UUID
@@ -47,6 +50,7 @@ class InboxQuery:
     endpoint_id: UUID | None = None
     dedup_id: str | None = None
     span: Span = ALWAYS
+    most_bytes: int = PAGE_BYTES
 
     @property
     def _identity(self) -> tuple[str, ...]:
@@ -139,7 +143,7 @@ async def _read_all(cell: Cell, query: InboxQuery, start: Position) -> Page:
         return Page([], query.cursor_at(start) if query.order == "asc" else None)
     ids = [row["event_id"] for row in found]
     # What retention takes between the two steps is missing.
-    events = await cell.fetch("events_at", query.organization_id, ids, min(ids), max(ids))
+    events = await cell.fetch("events_at", query.organization_id, ids, min(ids), max(ids), query.most_bytes)
     last = events[-1] if events else found[-1]
     goes_on = query.order == "asc" or len(found) == query.limit or last["event_id"] != ids[-1]
     position = Position(last["epoch"], last["xid"], last["event_id"])
@@ -150,7 +154,8 @@ async def _read(cell: Cell, query: InboxQuery, start: Position) -> Sequence[Row]
     descending = query.order == "desc"
     if query.status == "pending" and not query.is_narrowed:
         name = "inbox_pending_desc" if descending else "inbox_pending_asc"
-        return await cell.fetch(name, query.organization_id, *start, query.limit, *query.types(), plans=PLAN_KEPT)
+        asked = (*start, query.limit, *query.types(), query.most_bytes)
+        return await cell.fetch(name, query.organization_id, *asked, plans=PLAN_KEPT)
     first, last = await query.span.positions(cell, query.organization_id)
     start, end = (min(start, last), first) if descending else (max(start, first), last)
     return await cell.fetch(
@@ -165,6 +170,7 @@ async def _read(cell: Cell, query: InboxQuery, start: Position) -> Sequence[Row]
         *query.span.ids,
         query.dedup_id,
         query.endpoint_id,
+        query.most_bytes,
         # Bounds on the id rule out partitions, of which a plan that is kept knows nothing.
         plans=PLAN_KEPT if query.span.is_open else PLAN_EACH,
     )

@@ -1,11 +1,11 @@
 -- name: inbox_pending_desc
 -- A page of the events that wait, newest first. It walks the primary key of `open`, which holds nothing but what is
 -- open, and examines 10,000 rows at most. An event with several open deliveries has a row for each, so rows are
--- grouped. What is found is then read as far as it is 8 MiB as JSON and has 10,000 deliveries, open and ended:
+-- grouped. What is found is then read as far as it is $8 bytes as JSON and has 10,000 deliveries, open and ended:
 -- `attempts` is their sum. `offset 0` keeps them from being joined otherwise than event by event. The row without an
 -- event id, last and only when the page is short, says how far the walk has come.
 -- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid: the position after which to read,
--- $5 limit int, $6 exact type text or null, $7 type prefix text or null
+-- $5 limit int, $6 exact type text or null, $7 type prefix text or null, $8 most bytes int
 -- gives: epoch int4, xid int8, event_id uuid, type text, payload bytea, dedup_id text, status text, attempts int4,
 -- walked int4
 with page as materialized (
@@ -55,7 +55,7 @@ kept as materialized (
             limit 1
         ) as e
     ) as p
-    where p.bytes < 8388096
+    where p.bytes <= $8::int or p.place = 1
 ),
 counted as materialized (
     select r.place, coalesce(sum(r.attempts), 0)::int as attempts
@@ -113,11 +113,11 @@ union all
 -- name: inbox_pending_asc
 -- A page of the events that wait, oldest first and never ahead of a commit. It walks the primary key of `open`, which
 -- holds nothing but what is open, and examines 10,000 rows at most. An event with several open deliveries has a row for
--- each, so rows are grouped. What is found is then read as far as it is 8 MiB as JSON and has 10,000 deliveries, open
+-- each, so rows are grouped. What is found is then read as far as it is $8 bytes as JSON and has 10,000 deliveries, open
 -- and ended: `attempts` is their sum. The row without an event id, last and only when the page is short, says how far
 -- the walk has come.
 -- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid: the position after which to read,
--- $5 limit int, $6 exact type text or null, $7 type prefix text or null
+-- $5 limit int, $6 exact type text or null, $7 type prefix text or null, $8 most bytes int
 -- gives: epoch int4, xid int8, event_id uuid, type text, payload bytea, dedup_id text, status text, attempts int4,
 -- walked int4
 with page as materialized (
@@ -168,7 +168,7 @@ kept as materialized (
             limit 1
         ) as e
     ) as p
-    where p.bytes < 8388096
+    where p.bytes <= $8::int or p.place = 1
 ),
 counted as materialized (
     select r.place, coalesce(sum(r.attempts), 0)::int as attempts
@@ -234,7 +234,8 @@ union all
 -- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid: the position after which to read,
 -- $5 limit int, $6 exact type text or null, $7 type prefix text or null, $8 status text or null,
 -- $9 last epoch int, $10 last xid int8, $11 since uuid or null, $12 until uuid or null, exclusive,
--- $13 dedup_id text or null, $14 endpoint_id uuid or null: one that has a delivery of it, open or ended
+-- $13 dedup_id text or null, $14 endpoint_id uuid or null: one that has a delivery of it, open or ended,
+-- $15 most bytes int
 -- gives: epoch int4, xid int8, event_id uuid, type text, payload bytea, dedup_id text, status text, attempts int4,
 -- walked int4
 with walk as not materialized (
@@ -322,6 +323,7 @@ kept as materialized (
             e.type,
             e.payload,
             e.dedup_id,
+            row_number() over (order by p.epoch desc, p.xid desc, p.id desc) as place,
             sum(e.size) over (order by p.epoch desc, p.xid desc, p.id desc) as bytes
         from page as p
         cross join lateral (
@@ -335,7 +337,7 @@ kept as materialized (
             limit 1
         ) as e
     ) as p
-    where p.bytes < 8388096
+    where p.bytes <= $15::int or p.place = 1
 ),
 short as materialized (
     select
@@ -396,7 +398,8 @@ union all
 -- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid: the position after which to read,
 -- $5 limit int, $6 exact type text or null, $7 type prefix text or null, $8 status text or null,
 -- $9 last epoch int, $10 last xid int8, $11 since uuid or null, $12 until uuid or null, exclusive,
--- $13 dedup_id text or null, $14 endpoint_id uuid or null: one that has a delivery of it, open or ended
+-- $13 dedup_id text or null, $14 endpoint_id uuid or null: one that has a delivery of it, open or ended,
+-- $15 most bytes int
 -- gives: epoch int4, xid int8, event_id uuid, type text, payload bytea, dedup_id text, status text, attempts int4,
 -- walked int4
 with walk as not materialized (
@@ -485,6 +488,7 @@ kept as materialized (
             e.type,
             e.payload,
             e.dedup_id,
+            row_number() over (order by p.epoch, p.xid, p.id) as place,
             sum(e.size) over (order by p.epoch, p.xid, p.id) as bytes
         from page as p
         cross join lateral (
@@ -498,7 +502,7 @@ kept as materialized (
             limit 1
         ) as e
     ) as p
-    where p.bytes < 8388096
+    where p.bytes <= $15::int or p.place = 1
 ),
 short as materialized (
     select
@@ -574,9 +578,9 @@ order by e.epoch, e.xid, e.id
 limit $5::int;
 
 -- name: events_at
--- Events by their ids, in that order, as many as are 8 MiB together as JSON and have 10,000 deliveries. The least and
+-- Events by their ids, in that order, as many as are $5 bytes together as JSON and have 10,000 deliveries. The least and
 -- the greatest id leave out all partitions but those in which they are.
--- $1 organization_id uuid, $2 event_id uuid[], $3 least uuid, $4 greatest uuid
+-- $1 organization_id uuid, $2 event_id uuid[], $3 least uuid, $4 greatest uuid, $5 most bytes int
 -- gives: epoch int4, xid int8, event_id uuid, type text, payload bytea, dedup_id text, status text, attempts int4
 with kept as materialized (
     select p.*
@@ -605,7 +609,7 @@ with kept as materialized (
             limit 1
         ) as e
     ) as p
-    where p.bytes < 8388096
+    where p.bytes <= $5::int or p.place = 1
 ),
 counted as materialized (
     select

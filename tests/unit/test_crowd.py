@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from uuid import UUID, uuid4
 
 import pytest
@@ -12,6 +13,7 @@ from relay.http import crowd as crowds
 from relay.http.crowd import REQUESTS, WAITING, Crowd, Party
 
 ORGANIZATION = UUID(int=1)
+MIB = 1024 * 1024
 
 
 def made(connections: int = 42, body_bytes: int = 1000) -> Crowd:
@@ -114,3 +116,38 @@ async def test_bodies_of_one_organization_are_bounded_together_but_one_alone_may
     again = crowd.enter(ORGANIZATION)
     again.hold(1000, 1000)
     assert again.body_bytes == 1000
+
+
+def test_a_page_is_as_large_as_there_is_room_for_it() -> None:
+    crowd = made()
+    parties = [crowd.enter(UUID(int=number)) for number in range(5)]
+    for party in parties[:4]:
+        for _ in range(2):
+            room = party.page_room(8 * MIB)
+            assert room == 8 * MIB
+            party.take_page(room)
+        # An organization's share is used up.
+        assert party.page_room(8 * MIB) == MIB // 2
+    # What all may have is used up.
+    assert parties[4].page_room(8 * MIB) == MIB // 2
+    assert parties[4].page_room(1000) == 1000
+    parties[0].leave(0, 8 * MIB)
+    assert parties[4].page_room(8 * MIB) == 8 * MIB
+
+
+async def test_one_response_of_an_organization_is_compressed_at_a_time() -> None:
+    crowd = made()
+    one, other = crowd.enter(UUID(int=1)), crowd.enter(UUID(int=2))
+    body = b"x" * MIB
+    first, second, third = await asyncio.gather(one.packed(body), one.packed(body), other.packed(body))
+    assert second is None
+    assert first is not None
+    assert first == third
+    assert gzip.decompress(first) == body
+
+
+async def test_responses_that_would_wait_for_long_go_as_they_are() -> None:
+    crowd = made()
+    parties = [crowd.enter(UUID(int=number)) for number in range(20)]
+    packed = await asyncio.gather(*(party.packed(b"x" * MIB) for party in parties))
+    assert 5 <= sum(body is not None for body in packed) < 20
