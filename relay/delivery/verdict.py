@@ -56,7 +56,8 @@ def result_of(delivery: Claimed, endpoint: Endpoint, answer: Answer, *, probe: b
     elif answer.error_class is not None and probe:
         number, outcome = delivery.attempts, "probe"
     elif answer.error_class is not None:
-        failures = number - delivery.attempts_before
+        # None where it was asked for again during an attempt whose end nobody recorded.
+        failures = max(number - delivery.attempts_before, 1)
         outcome = "failed"
         if failures < endpoint.attempts:
             outcome = "retry"

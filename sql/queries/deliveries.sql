@@ -214,8 +214,9 @@ limit 10000;
 -- name: send_again
 -- Send one event again: to the endpoint $3 if it has a delivery for it, or with a null to every endpoint that takes events
 -- of its type. An ended delivery is opened again, its numbers going on and its schedule fresh; an open one gets a fresh
--- schedule unless it is on the wire; one that never was is opened. Where the endpoint is disabled it is held. The row that
--- waits for the acknowledgement alone goes once there is a real one. Endpoints are locked, so that none is enabled,
+-- schedule, which for one on the wire begins with the end of that attempt; one that never was is opened. Where the
+-- endpoint is disabled it is held. The row that waits for the acknowledgement alone goes once there is a real one.
+-- Endpoints are locked, so that none is enabled,
 -- disabled or deleted meanwhile, and then what is open, in the order of the primary key, as `acknowledge` does.
 -- With an Idempotency-Key nothing is done unless the key is free; the answer is kept by the same statement. `steady` is
 -- false where rows of this statement's snapshot went while their locks were waited for, as somebody else opened or ended
@@ -320,10 +321,10 @@ acknowledged as materialized (
 ),
 refreshed as (
     update relay.open as o
-    set attempts_before = o.attempts, due_at = g.due_at
+    set attempts_before = o.attempts + case when g.is_leased then 1 else 0 end, due_at = g.due_at
     from going as g
     where o.organization_id = g.organization_id and o.epoch = g.epoch and o.xid = g.xid and o.event_id = g.event_id
-        and o.endpoint_id = g.endpoint_id and g.is_open and not g.is_leased
+        and o.endpoint_id = g.endpoint_id and g.is_open
 ),
 reopened as (
     delete from relay.deliveries as d

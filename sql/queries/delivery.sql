@@ -309,7 +309,8 @@ where o.organization_id = h.organization_id and o.epoch = h.epoch and o.xid = h.
 -- ended leaves `open` for `deliveries`; one that is tried again waits for `retry_s`, or for its endpoint where that has
 -- been disabled, or is left to the job that cancels where that is gone. A failed probe is no attempt: its delivery is as
 -- it was. An attempt that was on the wire while its event was acknowledged finds no row of its claim: it is recorded and
--- changes nothing. Rows are locked in the order of the primary key, as `acknowledge` does: else the two would deadlock.
+-- changes nothing. One that was asked for again while it was on the wire (`attempts_before` counts this attempt already) is
+-- due at once if it was not delivered: what would have been its end begins its new schedule. Rows are locked in the order of the primary key, as `acknowledge` does: else the two would deadlock.
 -- $1 organization_id uuid[], $2 epoch int[], $3 xid int8[], $4 event_id uuid[], $5 endpoint_id uuid[],
 -- $6 claim_token uuid[], $7 number int[], $8 at timestamptz[], $9 status_code int[], $10 latency_ms int[],
 -- $11 error_class text[], $12 response bytea[], $13 outcome text[]: delivered, failed, retry or probe,
@@ -343,17 +344,17 @@ ours as materialized (
         r.endpoint_id,
         r.number,
         r.error_class,
-        r.outcome,
-        r.retry_s,
+        case when r.outcome = 'failed' and o.attempts_before >= r.number then 'retry' else r.outcome end as outcome,
+        case when o.attempts_before >= r.number then 0 else r.retry_s end as retry_s,
         e.enabled
     from results as r
     inner join relay.open as o
         on o.organization_id = r.organization_id and o.epoch = r.epoch and o.xid = r.xid
         and o.event_id = r.event_id and o.endpoint_id = r.endpoint_id and o.claim_token = r.claim_token
-    -- Not looked up for those that end: a null is found without looking.
+    -- Not looked up for those that are delivered: a null is found without looking.
     left join relay.endpoints as e
         on e.organization_id = r.organization_id
-        and e.id = case when r.outcome in ('retry', 'probe') then r.endpoint_id end
+        and e.id = case when r.outcome <> 'delivered' then r.endpoint_id end
     order by o.organization_id, o.epoch, o.xid, o.event_id, o.endpoint_id
     for update of o
 ),
@@ -369,6 +370,7 @@ retried as (
     update relay.open as o
     set
         attempts = r.number,
+        attempts_before = least(o.attempts_before, r.number),
         due_at = case
             when r.enabled and r.outcome = 'probe' then o.due_at
             when r.enabled then now() + r.retry_s * interval '1 second'

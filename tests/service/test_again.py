@@ -17,7 +17,7 @@ from tests.api import Tenant
 from tests.books import SECRET, delivering, until
 from tests.conftest import open_cell
 from tests.flush import flush_of
-from tests.receiver import Receiver, reply
+from tests.receiver import Received, Receiver, reply
 from tests.stage import NIL, Stage, deliveries, events
 
 
@@ -104,6 +104,58 @@ async def test_each_retry_begins_a_fresh_schedule(stage: Stage, tenant: Tenant) 
     assert len(receiver.received) >= 6
 
 
+@pytest.mark.parametrize("how", ["retry", "replay"])
+@pytest.mark.parametrize("last", [True, False])
+async def test_what_is_asked_for_during_an_attempt_is_sent_again_when_that_fails(
+    stage: Stage, tenant: Tenant, how: str, last: bool
+) -> None:
+    go_on = asyncio.Event()
+
+    async def script(request: Received, writer: asyncio.StreamWriter) -> bool:
+        number = int(request.headers["x-delivery-attempt"])
+        if number == 2:
+            await go_on.wait()
+        return await reply(500 if number < 4 else 200)(request, writer)
+
+    async with Receiver(script) as receiver, open_cell(stage.url) as cell:
+        endpoint_id = await stage.endpoint(tenant, receiver.url)
+        event_id = await tenant.accept()
+        # Of two attempts the second is the last; of three it is followed by an hour's wait.
+        schedule = (0.0,) if last else (0.0, 3600.0)
+        async with delivering(cell, retry_schedule=schedule, max_attempts=None):
+            await receiver.until(2)
+            key = {"Idempotency-Key": how}
+            answers = [
+                await (
+                    retry(tenant, event_id, endpoint_id, **key) if how == "retry" else replay(tenant, event_id, **key)
+                )
+                for _ in range(2)
+            ]
+            assert {answer.status_code for answer in answers} == {202}
+            assert answers[0].text == answers[1].text
+            go_on.set()
+            await until(lambda: stage.ended(tenant))
+    (ended,) = await stage.ended(tenant)
+    assert (ended["status"], ended["attempts"]) == ("delivered", 4)
+    assert len(receiver.received) == 4
+
+
+async def test_what_is_asked_for_during_an_attempt_that_nobody_recorded_begins_its_schedule(
+    stage: Stage, tenant: Tenant
+) -> None:
+    async with Receiver(reply(500)) as receiver, open_cell(stage.url) as cell:
+        endpoint_id = await stage.endpoint(tenant, receiver.url)
+        event_id = await tenant.accept()
+        # Whoever made it is gone, and its lease has run out since.
+        await stage.read("update relay.open set attempts = 1, attempts_before = 2 where event_id = $1", UUID(event_id))
+        async with delivering(cell, retry_schedule=(0.0, 0.0), max_attempts=None):
+            await until(lambda: stage.ended(tenant))
+    (ended,) = await stage.ended(tenant)
+    # One instead of the lost one, and then three.
+    assert (ended["status"], ended["attempts"]) == ("failed", 5)
+    assert endpoint_id == ended["endpoint_id"]
+
+
 async def test_a_replay_of_an_old_event_verifies_in_the_standards_own_library(stage: Stage, tenant: Tenant) -> None:
     # The library refuses timestamps that are older than five minutes.
     old = uuid7.shifted(stage.cell.clock.new(), -900.0)
@@ -143,7 +195,8 @@ async def test_a_pending_delivery_gets_a_fresh_schedule_unless_it_is_on_the_wire
     answer = await retry(tenant, event_id, endpoint_id)
     assert (answer.status_code, answer.json()["status"], answer.json()["attempts"]) == (202, "pending", 3)
     (row,) = await stage.open(tenant)
-    assert row["attempts_before"] == 0
+    # The schedule begins behind the attempt that is on the wire.
+    assert (row["attempts_before"], row["leased_until"]) == (4, leased[0]["until"])
     await stage.read("update relay.open set leased_until = '-infinity' where event_id = $1", UUID(event_id))
     assert (await retry(tenant, event_id, endpoint_id)).status_code == 202
     (due,) = await stage.read(
