@@ -174,6 +174,19 @@ class Writer:
 
     async def _write(self, events: Sequence[Waiting], *, again: bool = False) -> frozenset[UUID]:
         """One statement, one commit; gives the ids of the events that won their keys."""
+        row = await self._store(events, again=again)
+        if row["due"] is None:
+            # The server is another one, or was started anew: nothing is stored until its epoch stands for it.
+            (renewed,) = await self.fetch("renew_epoch")
+            _log.info("epoch_renewed", extra={"epoch": renewed["epoch"]})
+            row = await self._store(events, again=again)
+        if row["due"] is None:
+            raise DatabaseUnavailable("PostgreSQL was started anew")
+        if row["due"]:
+            self._due()
+        return frozenset(row.get("won", ()))
+
+    async def _store(self, events: Sequence[Waiting], *, again: bool) -> Row:
         if len(events) == 1 and not again:
             (event,) = events
             _, kind, key = event.key or (None, None, None)
@@ -206,9 +219,7 @@ class Writer:
                 (row,) = await self.fetch(statement, *columns, *_marks(events), self._dedup_window_s)
             else:
                 (row,) = await self.fetch("commit_events", *columns)
-        if row["due"]:
-            self._due()
-        return frozenset(row.get("won", ()))
+        return row
 
     async def _answer_losers(self, losers: Sequence[Waiting]) -> None:
         """Tell those who lost a key who holds it. Nothing of theirs was stored, so a failure here is no unknown."""

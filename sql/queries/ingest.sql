@@ -4,13 +4,15 @@
 -- is sent: ids are new then, and looking for each of them costs a tenth. Endpoints are found by the filters that match a
 -- type, which are sent along because PostgreSQL would take as long to cut them as to look for them. Inserts read CTEs
 -- only and the join stands in a materialized one: Citus mis-plans the other way round. Gives how many deliveries are
--- due: whether somebody should be woken. Past $6 deliveries it ends with SQLSTATE 54R01 before it writes any of them.
+-- due: whether somebody should be woken; null where the epoch does not stand for the server below, and nothing is stored.
+-- Past $6 deliveries it ends with SQLSTATE 54R01 before it writes any of them.
 -- $1 organization_id uuid[], $2 event_id uuid[], $3 type text[], $4 payload bytea[], $5 filters text[] that match the
 -- type, joined by U+001F, or nulls where there are many, $6 most deliveries int
 -- gives: due int8
 with here as materialized (
     select epoch, relay.stamp() as xid
     from relay.cell
+    where started_at = pg_postmaster_start_time()
 ),
 incoming as materialized (
     select *
@@ -44,7 +46,12 @@ opened as (
         case when enabled then now() end
     from targets
 )
-select case when count(*) > $6::int then relay.opens_too_many() else count(*) filter (where enabled) end as due
+select
+    case
+        when not exists (select from here) then null
+        when count(*) > $6::int then relay.opens_too_many()
+        else count(*) filter (where enabled)
+    end as due
 from targets;
 
 -- name: commit_events_with_keys
@@ -58,6 +65,7 @@ from targets;
 with here as materialized (
     select epoch, relay.stamp() as xid, now() as time
     from relay.cell
+    where started_at = pg_postmaster_start_time()
 ),
 incoming as materialized (
     select *
@@ -119,7 +127,11 @@ opened as (
     from targets
 )
 select
-    case when count(*) > $6::int then relay.opens_too_many() else count(*) filter (where enabled) end as due,
+    case
+        when not exists (select from here) then null
+        when count(*) > $6::int then relay.opens_too_many()
+        else count(*) filter (where enabled)
+    end as due,
     array(select event_id from won) as won
 from targets;
 
@@ -132,6 +144,7 @@ from targets;
 with here as materialized (
     select epoch, relay.stamp() as xid, now() as time
     from relay.cell
+    where started_at = pg_postmaster_start_time()
 ),
 incoming as materialized (
     select *
@@ -191,7 +204,11 @@ opened as (
     from targets
 )
 select
-    case when count(*) > $6::int then relay.opens_too_many() else count(*) filter (where enabled) end as due,
+    case
+        when not exists (select from here) then null
+        when count(*) > $6::int then relay.opens_too_many()
+        else count(*) filter (where enabled)
+    end as due,
     array(select event_id from won) as won
 from targets;
 
@@ -205,6 +222,7 @@ from targets;
 with here as materialized (
     select epoch, relay.stamp() as xid, now() as time
     from relay.cell
+    where started_at = pg_postmaster_start_time()
 ),
 won as (
     insert into relay.dedup as d (organization_id, kind, key, event_id, digest, expires_at)
@@ -247,7 +265,11 @@ opened as (
     from targets
 )
 select
-    case when count(*) > $6::int then relay.opens_too_many() else count(*) filter (where enabled) end as due,
+    case
+        when not exists (select from here) then null
+        when count(*) > $6::int then relay.opens_too_many()
+        else count(*) filter (where enabled)
+    end as due,
     array(select event_id from won) as won
 from targets;
 

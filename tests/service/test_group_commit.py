@@ -86,6 +86,48 @@ async def test_a_flush_whose_connection_breaks_is_sent_once_more(cell: Cell, dat
     assert len(rows) == 6, "what was committed before the cut is not written again"
 
 
+@pytest.mark.parametrize("dedup_id", [None, "k"])
+@pytest.mark.parametrize("size", [1, 5])
+async def test_on_a_server_that_was_started_anew_a_flush_waits_for_a_new_epoch(
+    cell: Cell, database: str, size: int, dedup_id: str | None
+) -> None:
+    connection = await asyncpg.connect(database)
+    async with committing(cell) as commit:
+        await commit.join(ORGANIZATION, event())
+        known = await connection.fetchval("select epoch from relay.cell")
+        # As a connection finds it that a pooler has kept through a restart.
+        await connection.execute("update relay.cell set started_at = '-infinity'")
+        posted = [event(dedup_id=dedup_id and f"{dedup_id}{number}") for number in range(size)]
+
+        outcomes = await asyncio.gather(*(commit.join(ORGANIZATION, each) for each in posted))
+
+    assert all(isinstance(outcome, Accepted) for outcome in outcomes)
+    epochs = [row["epoch"] for row in await stored(database)]
+    assert len(epochs) == 1 + size
+    assert epochs[0] == known
+    assert set(epochs[1:]) == {await connection.fetchval("select epoch from relay.cell")}
+    assert epochs[1] > known
+    await connection.close()
+
+
+async def test_an_epoch_that_cannot_be_raised_is_a_503_and_stores_nothing(cell: Cell, database: str) -> None:
+    writer, connection = await asyncpg.connect(database), await asyncpg.connect(database)
+    async with committing(cell) as commit:
+        await commit.join(ORGANIZATION, event())
+        transaction = writer.transaction()
+        await transaction.start()
+        await writer.execute("lock table relay.events in row exclusive mode")
+        await connection.execute("update relay.cell set started_at = '-infinity'")
+
+        assert await code_of(commit.join(ORGANIZATION, event(dedup_id="k"))) == "database_unavailable"
+
+        await transaction.rollback()
+        assert isinstance(await commit.join(ORGANIZATION, event(dedup_id="k")), Accepted)
+    assert len(await stored(database)) == 2
+    await writer.close()
+    await connection.close()
+
+
 @pytest.mark.parametrize("size", [1, 5])
 async def test_a_flush_sent_twice_is_no_duplicate_of_itself(cell: Cell, database: str, size: int) -> None:
     events = [event(dedup_id=f"d{number}") for number in range(size)]

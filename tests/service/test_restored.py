@@ -14,13 +14,17 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import asyncpg
+import msgspec
 import pytest
 
 from relay.inbox.page import InboxQuery, read_page
+from relay.ingest import GroupCommit, PostedEvent
 from relay.local import binaries
 from relay.local.postgres import EmbeddedPostgres
 from relay.store import Cell
 from relay.store.migrations import migrate
+from relay.telemetry.metrics import Metrics
+from tests import servers
 from tests.conftest import open_cell
 from tests.flush import flush_of
 
@@ -78,7 +82,10 @@ class Followers:
 
     async def go_on(self, cell: Cell) -> None:
         """Read what is committed in this history, which the next one will not have."""
-        new = await accept(cell, 100)
+        await self.meet(cell, await accept(cell, 100))
+
+    async def meet(self, cell: Cell, new: list[UUID]) -> None:
+        """Read what was committed in this history."""
         assert await self._whole.read(cell) == new
         assert await self._whole.read(cell) == []
         assert await Reader(self._half).read(cell) == self._rest + new
@@ -109,6 +116,19 @@ async def server(folder: Path, **settings: str) -> AsyncIterator[EmbeddedPostgre
 
 
 @asynccontextmanager
+async def committing(cell: Cell) -> AsyncIterator[GroupCommit]:
+    async with GroupCommit(
+        cell,
+        dedup_window_s=86400.0,
+        commit_timeout_s=5.0,
+        queue_bytes=2**20,
+        metrics=Metrics(),
+        due=lambda: None,
+    ) as commit:
+        yield commit
+
+
+@asynccontextmanager
 async def backed_up(folder: Path, followers: Followers) -> AsyncIterator[Path]:
     """A copy of a stopped server's data directory, while that server goes on for a while."""
     async with server(folder / "source") as source:
@@ -132,9 +152,6 @@ async def use_up_transactions(url: str, count: int) -> None:
 
 def copy(folder: Path, to: Path) -> None:
     subprocess.run(["cp", "-a", str(folder), str(to)], check=True)
-    # Of a server that does not run there.
-    (to / "cluster" / "postmaster.pid").unlink(missing_ok=True)
-    shutil.rmtree(to / "run", ignore_errors=True)
 
 
 def tell(cluster: Path, name: str) -> None:
@@ -206,6 +223,31 @@ async def promoted(folder: Path) -> AsyncIterator[EmbeddedPostgres]:
         assert await connection.fetchval("select pg_promote()")
         await connection.close()
         yield standby
+
+
+async def test_a_data_directory_that_is_put_back_behind_a_pooler_hides_nothing(folder: Path) -> None:
+    """The connections to the pooler live on: only the statement that writes finds out."""
+    if why := servers.missing("pgbouncer"):
+        pytest.skip(why)
+    followers = Followers()
+    async with server(folder / "live") as live:
+        await migrate(live.url, "relay")
+        async with open_cell(live.url) as cell:
+            await followers.start(cell)
+        await live.stop()
+        copy(folder / "live", folder / "backup")
+        await live.start()
+        async with servers.pgbouncer(folder, live) as pooler:
+            url = pooler.database("relay")
+            async with open_cell(url) as cell, committing(cell) as commit:
+                await followers.go_on(cell)
+                await live.stop()
+                shutil.rmtree(folder / "live" / "cluster")
+                copy(folder / "backup" / "cluster", folder / "live" / "cluster")
+                await live.start()
+                posted = PostedEvent("a.b", msgspec.Raw(b"1"))
+                outcomes = [await commit.join(ORGANIZATION_ID, posted) for _ in range(20)]
+                await followers.meet(cell, [outcome[0] for outcome in outcomes])
 
 
 async def test_a_restart_hides_nothing_either(folder: Path) -> None:
