@@ -23,6 +23,8 @@ _START: Final = (0, _NIL)
 # A connection that has gone silent is noticed by nothing else.
 _TIMEOUT_S: Final = 5.0
 _FEW_VISITS: Final = 128
+# Deliveries whose long wait is over, in one statement.
+_UNPARKED: Final = 500
 # Claims without a result: as `claim_due` reckons.
 _SUSPECT_AFTER: Final = 5
 _CRASHED_AFTER: Final = 10
@@ -118,6 +120,15 @@ class Claimer:
         """Every endpoint is to be looked at once more."""
         self._origin = self._after
         self._wrapped = False
+
+    async def unpark(self) -> bool:
+        """Let claims meet what was put off for long and is due now; say whether there may be more of it.
+
+        Raises:
+            StoreError: some of it may have been unparked.
+        """
+        (row,) = await self._connection.fetch("unpark", _UNPARKED, timeout_s=_TIMEOUT_S)
+        return bool(row["unparked"] == _UNPARKED)
 
     async def claim(self, offer: Offer, turf: Turf) -> Claim:
         """Take what `offer` allows.

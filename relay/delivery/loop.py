@@ -38,6 +38,8 @@ _log = logging.getLogger("relay.delivery")
 
 # Wake-ups may be lost; looking this often makes up for them.
 _POLL_S: Final = 1.0
+# How often at most it is looked for what was put off for more than a minute.
+_UNPARK_S: Final = 0.5
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
 # How long what is on the wire may take to finish when the process stops.
@@ -96,6 +98,7 @@ class DeliveryLoop:
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self._held_up = False
+        self._unpark_at = 0.0
         self._stack = AsyncExitStack()
         #: Set once it is known what this process shall deliver, and claimed if there is any.
         self.ready = asyncio.Event()
@@ -153,6 +156,7 @@ class DeliveryLoop:
         while not self._stopping.is_set():
             self._wake.clear()
             try:
+                await self._unpark()
                 await self._lap()
             except StoreError as reason:
                 _log.warning("claims_wait_for_database", extra={"reason": str(reason)})
@@ -168,6 +172,15 @@ class DeliveryLoop:
                     await self._wake.wait()
             except TimeoutError:
                 continue
+
+    async def _unpark(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now < self._unpark_at:
+            return
+        if await self._claimer.unpark():
+            self._look()
+        else:
+            self._unpark_at = now + _UNPARK_S
 
     async def _lap(self) -> None:
         """Claim until nothing more can be claimed now."""

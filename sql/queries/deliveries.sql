@@ -321,7 +321,10 @@ acknowledged as materialized (
 ),
 refreshed as (
     update relay.open as o
-    set attempts_before = o.attempts + case when g.is_leased then 1 else 0 end, due_at = g.due_at
+    set
+        attempts_before = o.attempts + case when g.is_leased then 1 else 0 end,
+        due_at = g.due_at,
+        bucket = greatest(o.bucket, -2 - o.bucket)
     from going as g
     where o.organization_id = g.organization_id and o.epoch = g.epoch and o.xid = g.xid and o.event_id = g.event_id
         and o.endpoint_id = g.endpoint_id and g.is_open

@@ -224,6 +224,32 @@ left join (select * from visited order by step desc limit 1) as v on true
 left join (select * from locked order by bucket desc, endpoint_id desc limit 1) as p on true
 left join claimed as c on true;
 
+-- name: unpark
+-- Let claims meet again what was parked and is due, up to $1 deliveries. What waits for its next attempt longer than a
+-- minute stands in bucket -2 - bucket, where no claim looks: else each would walk over every endpoint whose next attempt
+-- is hours away. An index that nothing else pays for gives them in order of time. Whoever holds a row at this moment sets
+-- its bucket back, or ends it.
+-- $1 batch int
+-- gives: unparked int8
+with due as materialized (
+    select o.organization_id, o.epoch, o.xid, o.event_id, o.endpoint_id
+    from relay.open as o
+    where o.bucket < -1 and o.due_at <= now()
+    order by o.due_at
+    limit $1::int
+    for update skip locked
+),
+unparked as (
+    update relay.open as o
+    set bucket = -2 - o.bucket
+    from due as d
+    where o.organization_id = d.organization_id and o.epoch = d.epoch and o.xid = d.xid
+        and o.event_id = d.event_id and o.endpoint_id = d.endpoint_id and o.bucket < -1
+    returning o.bucket
+)
+select count(*) as unparked
+from unparked;
+
 -- name: lose_claims
 -- End what was claimed of events that are gone: opened again at the moment in which retention dropped their day.
 -- $1 organization_id uuid[], $2 epoch int[], $3 xid int8[], $4 event_id uuid[], $5 endpoint_id uuid[],
@@ -306,11 +332,13 @@ where o.organization_id = h.organization_id and o.epoch = h.epoch and o.xid = h.
 
 -- name: record_attempts
 -- Write a batch of results: the attempts always, and their effect only where the claim is still ours. A delivery that
--- ended leaves `open` for `deliveries`; one that is tried again waits for `retry_s`, or for its endpoint where that has
--- been disabled, or is left to the job that cancels where that is gone. A failed probe is no attempt: its delivery is as
--- it was. An attempt that was on the wire while its event was acknowledged finds no row of its claim: it is recorded and
--- changes nothing. One that was asked for again while it was on the wire (`attempts_before` counts this attempt already) is
--- due at once if it was not delivered: what would have been its end begins its new schedule. Rows are locked in the order of the primary key, as `acknowledge` does: else the two would deadlock.
+-- ended leaves `open` for `deliveries`; one that is tried again waits for `retry_s`, parked where that is long (see
+-- `unpark`), or for its endpoint where that has been disabled, or is left to the job that cancels where that is gone. A
+-- failed probe is no attempt: its delivery is as it was. An attempt that was on the wire while its event was acknowledged
+-- finds no row of its claim: it is recorded and changes nothing. One that was asked for again while it was on the wire
+-- (`attempts_before` counts this attempt already) is due at once if it was not delivered: what would have been its end
+-- begins its new schedule. Rows are locked in the order of the primary key, as `acknowledge` does: else the two would
+-- deadlock.
 -- $1 organization_id uuid[], $2 epoch int[], $3 xid int8[], $4 event_id uuid[], $5 endpoint_id uuid[],
 -- $6 claim_token uuid[], $7 number int[], $8 at timestamptz[], $9 status_code int[], $10 latency_ms int[],
 -- $11 error_class text[], $12 response bytea[], $13 outcome text[]: delivered, failed, retry or probe,
@@ -371,6 +399,7 @@ retried as (
     set
         attempts = r.number,
         attempts_before = least(o.attempts_before, r.number),
+        bucket = case when r.enabled and r.outcome = 'retry' and r.retry_s > 60 then -2 - o.bucket else o.bucket end,
         due_at = case
             when r.enabled and r.outcome = 'probe' then o.due_at
             when r.enabled then now() + r.retry_s * interval '1 second'

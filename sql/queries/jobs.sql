@@ -596,7 +596,8 @@ disabled as materialized (
 found as materialized (
     select o.organization_id, o.epoch, o.xid, o.event_id, o.endpoint_id
     from relay.open as o
-    where o.bucket = $5::int2 and o.endpoint_id = $4::uuid and o.due_at is not null and o.organization_id = $1::uuid
+    where o.bucket in ($5::int2, (-2 - $5::int2)::int2) and o.endpoint_id = $4::uuid and o.due_at is not null
+        and o.organization_id = $1::uuid
         and exists (select from job) and exists (select from disabled)
     limit $6::int
 ),
@@ -611,7 +612,7 @@ locked as materialized (
 ),
 changed as (
     update relay.open as o
-    set due_at = null
+    set due_at = null, bucket = greatest(o.bucket, -2 - o.bucket)
     from locked as k
     where o.organization_id = k.organization_id and o.epoch = k.epoch and o.xid = k.xid and o.event_id = k.event_id
         and o.endpoint_id = k.endpoint_id
@@ -677,7 +678,7 @@ locked as materialized (
 ),
 changed as (
     update relay.open as o
-    set due_at = now()
+    set due_at = now(), bucket = greatest(o.bucket, -2 - o.bucket)
     from locked as k
     where o.organization_id = k.organization_id and o.epoch = k.epoch and o.xid = k.xid and o.event_id = k.event_id
         and o.endpoint_id = k.endpoint_id
@@ -729,7 +730,8 @@ found as materialized (
     (
         select o.epoch, o.xid, o.event_id
         from relay.open as o
-        where o.bucket = $5::int2 and o.endpoint_id = $4::uuid and o.due_at is not null and o.organization_id = $1::uuid
+        where o.bucket in ($5::int2, (-2 - $5::int2)::int2) and o.endpoint_id = $4::uuid and o.due_at is not null
+            and o.organization_id = $1::uuid
             and exists (select from job) and not exists (select from there)
         limit $6::int
     )

@@ -135,7 +135,7 @@ cross join lateral (
     from (
         select
         from relay.open as o
-        where o.bucket = e.bucket and o.endpoint_id = e.id and o.due_at is not null
+        where o.bucket in (e.bucket, (-2 - e.bucket)::int2) and o.endpoint_id = e.id and o.due_at is not null
         limit (select share from fair)
     ) as o
 ) as due

@@ -52,7 +52,7 @@ cross join held as h;
 -- name: oldest_due
 -- For how long the oldest delivery has been due that nobody attempts, though its endpoint is enabled and not given a rest
 -- by its breaker. A loose index scan steps from endpoint to endpoint as in `claim_due`, after a given one and at most $3
--- of them, and looks at each one's first deliveries.
+-- of them, and looks at each one's first deliveries; and at the first that are parked, which `unpark` should have seen.
 -- $1 after_bucket int2, $2 after_endpoint_id uuid, $3 visits int
 -- gives: visits int8, last_bucket int2, last_endpoint_id uuid, oldest_s float8
 with recursive visited as (
@@ -87,6 +87,19 @@ waiting as materialized (
         limit 1
     ) as o
     where v.due_at <= now() and e.enabled and e.broken_since is null
+    union all
+    (
+        select p.due_at
+        from (
+            select o.due_at, o.organization_id, o.endpoint_id
+            from relay.open as o
+            where o.bucket < -1 and o.due_at <= now()
+            order by o.due_at
+            limit 100
+        ) as p
+        inner join relay.endpoints as e on e.organization_id = p.organization_id and e.id = p.endpoint_id
+        where e.enabled and e.broken_since is null
+    )
 )
 select
     (select count(*) from visited) as visits,
