@@ -220,7 +220,9 @@ limit 10000;
 -- disabled or deleted meanwhile, and then what is open, in the order of the primary key, as `acknowledge` does.
 -- With an Idempotency-Key nothing is done unless the key is free; the answer is kept by the same statement. `steady` is
 -- false where rows of this statement's snapshot went while their locks were waited for, as somebody else opened or ended
--- a delivery of this event: nothing was done, and it is to be tried again. `answer` is a JSON array of the deliveries as they are now.
+-- a delivery of this event: nothing was done, and it is to be tried again. `answer` is a JSON array of the deliveries as
+-- they are now. The day of the event is known from $2: PostgreSQL 18 crashes where partitions are chosen by a joined value
+-- in a statement that has waited for a lock.
 -- $1 organization_id uuid, $2 event_id uuid, $3 endpoint_id uuid or null, $4 key text or null, $5 digest bytea or null,
 -- $6 window_s float8
 -- gives: known bool, steady bool, won bool, due int8, answer bytea
@@ -332,8 +334,7 @@ refreshed as (
 reopened as (
     delete from relay.deliveries as d
     using going as g
-    where d.organization_id = g.organization_id and d.event_id = g.event_id and d.endpoint_id = g.endpoint_id
-        and not g.is_open
+    where d.organization_id = $1::uuid and d.event_id = $2::uuid and d.endpoint_id = g.endpoint_id and not g.is_open
 ),
 relieved as (
     delete from relay.open as o
