@@ -60,6 +60,7 @@ class Books:
             url,
             seal or VAULT.seal(SECRET, endpoint_id.bytes),
             500,
+            self.cell.clock.new(),
         )
         return organization_id, endpoint_id
 

@@ -195,7 +195,7 @@ class Endpoints:
             if repeated is None and members.event_types and await self.read(organization_id, endpoint_id) is not None:
                 raise ApiError("too_many_filters")
             return repeated
-        if members.enabled or job.job_id is not None:
+        if members.enabled or members.url is not None or job.job_id is not None:
             self._due()
         return Written(row, job.job_id, replayed=False)
 
@@ -221,7 +221,8 @@ class Endpoints:
         return Rotated(shown, row["public_key"], row["old_secret_until"])
 
     async def set_default(self, organization_id: UUID, tier: str, url: str) -> tuple[UUID, bytes]:
-        """Point the organization's default endpoint at a URL; its secret stays when it has one.
+        """Point the organization's default endpoint at a URL; its secret stays when it has one. One that relay disabled
+        is enabled with another URL.
 
         Returns:
             The endpoint's id and its signing secret.
@@ -240,10 +241,13 @@ class Endpoints:
             url,
             seal,
             self._most[tier],
+            self._cell.clock.new(),
         )
         if row is None:
             raise self._too_many_endpoints(tier)
         self._changed(organization_id)
+        if row["is_released"]:
+            self._due()
         kept: UUID = row["id"]
         return kept, self._vault.open(row["secret_seal"], kept.bytes)
 

@@ -1,10 +1,12 @@
 -- name: set_default_endpoint
 -- Point the organization's default endpoint at a URL, making it with its secret the first time; the secret stays when
--- the URL changes, and a disabled one stays disabled. Events that were accepted before and still wait for an
--- acknowledgement keep waiting for one. No row when it would be one endpoint too many: the organization is locked, so
--- that requests that race pass no limit.
--- $1 organization_id uuid, $2 endpoint_id uuid, $3 bucket int2, $4 url text, $5 secret_seal bytea, $6 most endpoints int
--- gives: id uuid, secret_seal bytea
+-- the URL changes. One that relay disabled is enabled with another URL, which nobody has judged, and a job releases what
+-- is held; one that its owner disabled stays so. Events that were accepted before and still wait for an acknowledgement
+-- keep waiting for one. No row when it would be one endpoint too many: the organization is locked, so that requests that
+-- race pass no limit.
+-- $1 organization_id uuid, $2 endpoint_id uuid, $3 bucket int2, $4 url text, $5 secret_seal bytea, $6 most endpoints int,
+-- $7 switch_job_id uuid
+-- gives: id uuid, secret_seal bytea, is_released bool
 with counted as materialized (
     select
         o.endpoints < $6::int
@@ -12,14 +14,41 @@ with counted as materialized (
     from relay.organizations as o
     where o.id = $1::uuid
     for update of o
+),
+before as materialized (
+    select e.id, e.enabled
+    from relay.endpoints as e
+    where e.organization_id = $1::uuid and e.is_default
+    for update
+),
+changed as (
+    insert into relay.endpoints as e (organization_id, id, bucket, url, secret_seal, is_default)
+    select $1::uuid, $2::uuid, $3::int2, $4::text, $5::bytea, true
+    from counted as c
+    left join before as b on true
+    where c.room
+    on conflict (organization_id) where is_default do update
+    set
+        url = excluded.url,
+        enabled = e.enabled or (e.disabled_reason is not null and e.url <> excluded.url),
+        disabled_reason = case when e.url = excluded.url then e.disabled_reason end,
+        disabled_at = case when e.url = excluded.url or e.disabled_reason is null then e.disabled_at end,
+        failing_since = case when e.url = excluded.url then e.failing_since end,
+        broken_since = case when e.url = excluded.url then e.broken_since end,
+        version = e.version + 1,
+        updated_at = excluded.updated_at
+    returning e.id, e.secret_seal, e.enabled
+),
+released as (
+    insert into relay.jobs (organization_id, id, kind, endpoint_id)
+    select $1::uuid, $7::uuid, 'release', c.id
+    from changed as c
+    inner join before as b on b.id = c.id
+    where c.enabled and not b.enabled
+    returning id
 )
-insert into relay.endpoints as e (organization_id, id, bucket, url, secret_seal, is_default)
-select $1::uuid, $2::uuid, $3::int2, $4::text, $5::bytea, true
-from counted
-where room
-on conflict (organization_id) where is_default do update
-set url = excluded.url, version = e.version + 1, updated_at = now()
-returning e.id, e.secret_seal;
+select c.id, c.secret_seal, exists (select from released) as is_released
+from changed as c;
 
 -- name: create_endpoint
 -- A new endpoint, perhaps with a job that catches up and the answer to a repeat. No row when the organization has as
@@ -80,7 +109,8 @@ from made;
 
 -- name: change_endpoint
 -- Change what was given of an endpoint. Disabling and enabling leave its deliveries to a job, which is made here so that
--- neither is without the other; enabling also forgets what was wrong with it. No row when there is no such endpoint, when
+-- neither is without the other; enabling also forgets what was wrong with it. Another URL has not been judged: it enables
+-- an endpoint that relay disabled, unless the request says otherwise. No row when there is no such endpoint, when
 -- its filters would be longer than they are and too long for the organization, which is locked first then, or when the
 -- Idempotency-Key was used before: `answer_kept` tells. `coalesce` where null is no value, else $3 tells a null that was
 -- given from none.
@@ -103,6 +133,9 @@ found as materialized (
     select
         e.id,
         e.enabled,
+        coalesce(
+            $8::bool, e.enabled or coalesce(e.disabled_reason is not null and $4::text <> e.url, false)
+        ) as is_to_be_enabled,
         $6::text[] is null
         or (select filter_bytes from room) + relay.filter_bytes($6::text[]) - relay.filter_bytes(e.event_types) <= $23::int
         or relay.filter_bytes($6::text[]) <= relay.filter_bytes(e.event_types) as fits
@@ -126,7 +159,7 @@ changed as (
         description = coalesce($5::text, e.description),
         event_types = coalesce($6::text[], e.event_types),
         event_prefixes = coalesce($7::text[], e.event_prefixes),
-        enabled = coalesce($8::bool, e.enabled),
+        enabled = f.is_to_be_enabled,
         header_names = coalesce($9::text[], e.header_names),
         headers_seal = case when 'headers' = any($3::text[]) then $10::bytea else e.headers_seal end,
         rate_limit_per_second = case
@@ -135,10 +168,14 @@ changed as (
         max_in_flight = case when 'max_in_flight' = any($3::text[]) then $12::int else e.max_in_flight end,
         timeout_s = case when 'timeout_s' = any($3::text[]) then $13::float8 else e.timeout_s end,
         retry_schedule = case when 'retry_schedule' = any($3::text[]) then $14::float8[] else e.retry_schedule end,
-        disabled_reason = case when $8::bool then null else e.disabled_reason end,
-        disabled_at = case when $8::bool then null when not $8::bool and f.enabled then now() else e.disabled_at end,
-        failing_since = case when $8::bool and not f.enabled then null else e.failing_since end,
-        broken_since = case when $8::bool and not f.enabled then null else e.broken_since end,
+        disabled_reason = case when f.is_to_be_enabled then null else e.disabled_reason end,
+        disabled_at = case when f.is_to_be_enabled then null when f.enabled then now() else e.disabled_at end,
+        failing_since = case
+            when (f.is_to_be_enabled and not f.enabled) or $4::text <> e.url then null else e.failing_since
+        end,
+        broken_since = case
+            when (f.is_to_be_enabled and not f.enabled) or $4::text <> e.url then null else e.broken_since
+        end,
         version = e.version + 1,
         updated_at = now()
     from found as f

@@ -60,13 +60,22 @@ async def test_after_it_the_new_secret_alone_is_enough_and_nothing_has_changed(
     assert (opened[2], row["version"]) == (b'{"X-A":"1"}', 2)
 
 
+async def make_default(cell: Cell, organization_id: UUID, endpoint_id: UUID, seal: bytes) -> None:
+    """An organization with this default endpoint."""
+    key_id = cell.clock.new()
+    await cell.fetch("create_organization", organization_id, "a", "free", key_id, ["manage"], b"", "")
+    await cell.fetch(
+        "set_default_endpoint", organization_id, endpoint_id, 0, "https://example.com/", seal, 10, cell.clock.new()
+    )
+
+
 async def test_what_no_secret_opens_is_left_and_said_and_the_rest_is_moved(cell: Cell, database: str) -> None:
     lost, kept = Vault(["a secret key that was thrown away too early"]), Vault([SECRET_KEY])
     await Keyring.open(cell, kept)
     for vault in (lost, kept):
         endpoint_id = cell.clock.new()
         seal = vault.seal(b"secret", endpoint_id.bytes)
-        await cell.fetch("set_default_endpoint", cell.clock.new(), endpoint_id, 0, "https://example.com/", seal)
+        await make_default(cell, cell.clock.new(), endpoint_id, seal)
     code, said, complained = await reencrypt(database, f"{NEW},{SECRET_KEY}")
     assert (code, said, complained.count("\n")) == (2, "re-encrypted 2 of 3 seals\n", 1)
     assert complained.startswith("relay: RELAY_SECRET_KEY: none of the given secrets opens 1 of the seals")
@@ -92,7 +101,7 @@ async def test_batches_reach_every_endpoint_of_every_organization(cell: Cell) ->
     for _ in range(410):
         endpoint_id = cell.clock.new()
         seal = old.seal(b"secret", endpoint_id.bytes)
-        await cell.fetch("set_default_endpoint", cell.clock.new(), endpoint_id, 0, "https://example.com/", seal)
+        await make_default(cell, cell.clock.new(), endpoint_id, seal)
     assert await reseal(cell, new) == Resealed(410, 410, 0)
     assert await reseal(cell, Vault([NEW])) == Resealed(0, 410, 0)
 
@@ -101,7 +110,7 @@ async def test_an_endpoint_that_changes_meanwhile_keeps_the_change(cell: Cell, d
     old, new = Vault([SECRET_KEY]), Vault([NEW, SECRET_KEY])
     organization_id, endpoint_id = cell.clock.new(), cell.clock.new()
     first, second = (old.seal(secret, endpoint_id.bytes) for secret in (b"first", b"second"))
-    await cell.fetch("set_default_endpoint", organization_id, endpoint_id, 0, "https://example.com/", first)
+    await make_default(cell, organization_id, endpoint_id, first)
     other = await asyncpg.connect(database)
     async with other.transaction():
         await other.fetch(cell.statements["rotate_secret"], organization_id, endpoint_id, second, "")
@@ -121,7 +130,7 @@ async def test_an_old_secret_that_signs_no_longer_is_dropped(cell: Cell, databas
     old, new = Vault([SECRET_KEY]), Vault([NEW, SECRET_KEY])
     organization_id, endpoint_id = cell.clock.new(), cell.clock.new()
     seal = old.seal(b"first", endpoint_id.bytes)
-    await cell.fetch("set_default_endpoint", organization_id, endpoint_id, 0, "https://example.com/", seal)
+    await make_default(cell, organization_id, endpoint_id, seal)
     await cell.fetch("rotate_secret", organization_id, endpoint_id, old.seal(b"second", endpoint_id.bytes), "")
     connection = await asyncpg.connect(database)
     await connection.execute("update relay.endpoints set old_secret_until = now()")

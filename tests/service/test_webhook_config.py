@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import base64
 import json
+from uuid import UUID
 
+import asyncpg
 import pytest
 
 from relay.values import uuid7
 from tests.api import Api, Tenant
+from tests.books import delivering
+from tests.conftest import open_cell
+from tests.receiver import Receiver
 from tests.service.test_http import assert_error
+from tests.stage import Stage
+from tests.working import running
 
 
 @pytest.fixture
@@ -37,6 +44,77 @@ async def test_a_webhook_has_a_secret_that_stays_when_its_url_changes(tenant: Te
     assert uuid7.parse(first.json()["endpoint_id"]) is not None
     assert again.json() == first.json()
     assert await url_of(tenant) == "https://example.com/two"
+
+
+async def disabled(stage: Stage, endpoint_id: str, reason: str | None) -> None:
+    await stage.read(
+        "update relay.endpoints set enabled = false, disabled_reason = $2, disabled_at = now(), failing_since = now(),"
+        " broken_since = now() where id = $1",
+        UUID(endpoint_id),
+        reason,
+    )
+
+
+async def endpoint_of(stage: Stage, endpoint_id: str) -> asyncpg.Record:
+    (row,) = await stage.read("select * from relay.endpoints where id = $1", UUID(endpoint_id))
+    return row
+
+
+@pytest.mark.parametrize("how", ["config", "patch"])
+@pytest.mark.parametrize("reason", ["gone", "failing"])
+async def test_an_endpoint_that_relay_disabled_is_enabled_with_another_url(stage: Stage, how: str, reason: str) -> None:
+    tenant = await stage.api.tenant()
+
+    async def point(url: str) -> str:
+        if how == "config":
+            answer = await tenant.post("/api/webhook/config", json={"webhook_url": url})
+        else:
+            answer = await tenant.request("PATCH", f"/api/endpoints/{endpoint_id}", json={"url": url})
+        assert answer.status_code == 200, answer.text
+        return endpoint_id
+
+    made = await tenant.post("/api/webhook/config", json={"webhook_url": "http://127.0.0.1:9/"})
+    endpoint_id: str = made.json()["endpoint_id"]
+    await disabled(stage, endpoint_id, reason)
+    event_id = await tenant.accept()
+    # The same one has been judged.
+    await point("http://127.0.0.1:9/")
+    row = await endpoint_of(stage, endpoint_id)
+    assert (row["enabled"], row["disabled_reason"]) == (False, reason)
+    assert await stage.read("select from relay.jobs where endpoint_id = $1", UUID(endpoint_id)) == []
+
+    async with Receiver() as receiver:
+        await point(receiver.url)
+        row = await endpoint_of(stage, endpoint_id)
+        columns = ("enabled", "disabled_reason", "disabled_at", "failing_since", "broken_since")
+        assert [row[column] for column in columns] == [True, None, None, None, None]
+        # What was held goes there.
+        async with open_cell(stage.url) as cell, running(cell), delivering(cell):
+            (request,) = await receiver.until(1)
+    assert request.headers["webhook-id"] == event_id
+
+
+@pytest.mark.parametrize("how", ["config", "patch"])
+async def test_an_endpoint_that_its_owner_disabled_stays_so_with_another_url(stage: Stage, how: str) -> None:
+    tenant = await stage.api.tenant()
+    made = await tenant.post("/api/webhook/config", json={"webhook_url": "http://127.0.0.1:9/"})
+    endpoint_id: str = made.json()["endpoint_id"]
+    await disabled(stage, endpoint_id, None)
+    before = await endpoint_of(stage, endpoint_id)
+    if how == "config":
+        await tenant.post("/api/webhook/config", json={"webhook_url": "http://127.0.0.1:10/"})
+    else:
+        await tenant.request("PATCH", f"/api/endpoints/{endpoint_id}", json={"url": "http://127.0.0.1:10/"})
+    row = await endpoint_of(stage, endpoint_id)
+    assert (row["enabled"], row["disabled_at"]) == (False, before["disabled_at"])
+    # What was known of the other URL is not held against this one.
+    assert (row["url"], row["failing_since"], row["broken_since"]) == ("http://127.0.0.1:10/", None, None)
+    # Disabled and given a URL in one request, it stays disabled too.
+    await disabled(stage, endpoint_id, "gone")
+    if how == "patch":
+        change = {"url": "http://127.0.0.1:11/", "enabled": False}
+        await tenant.request("PATCH", f"/api/endpoints/{endpoint_id}", json=change)
+        assert not (await endpoint_of(stage, endpoint_id))["enabled"]
 
 
 async def test_a_secret_is_what_standard_webhooks_asks_for(tenant: Tenant) -> None:
