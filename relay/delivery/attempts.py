@@ -63,21 +63,19 @@ class Attempts:
         self._measures = measures
         self._tracer = tracer
         self._stopping = asyncio.Event()
-        self._running: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._running: dict[Slot, asyncio.Task[None]] = {}
         self._short_until = -inf
 
     @property
     def is_short(self) -> bool:
         """Whether this process lately lacked what every attempt needs, so that claiming more would be in vain."""
-        return asyncio.get_running_loop().time() < self._short_until
+        return self._loop.time() < self._short_until
 
     def begin(self, delivery: Claimed, endpoint: Endpoint) -> None:
         """Attempt this, for which a slot has been taken."""
-        now = asyncio.get_running_loop().time()
-        slot = self._slots.begin(endpoint.id, delivery.held.event_id, now, suspect=is_suspect(delivery))
-        task = asyncio.create_task(self._deliver(delivery, endpoint, slot))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        slot = self._slots.begin(endpoint.id, delivery.held.event_id, self._loop.time(), suspect=is_suspect(delivery))
+        self._running[slot] = self._loop.create_task(self._deliver(delivery, endpoint, slot))
 
     def give_up(self, delivery: Claimed, at: datetime.datetime) -> None:
         """End this without an attempt: those before ended with their process."""
@@ -89,7 +87,7 @@ class Attempts:
         self._stopping.set()
         if not self._running:
             return
-        _, unfinished = await asyncio.wait(set(self._running), timeout=timeout_s)
+        _, unfinished = await asyncio.wait(set(self._running.values()), timeout=timeout_s)
         for task in unfinished:
             task.cancel()
         if unfinished:
@@ -97,18 +95,31 @@ class Attempts:
             await asyncio.wait(unfinished, timeout=1.0)
 
     async def _deliver(self, delivery: Claimed, endpoint: Endpoint, slot: Slot) -> None:
-        held = delivery.held
+        held, target = delivery.held, endpoint.target
         ending = Ending.UNSENT
-        loop = asyncio.get_running_loop()
-        slow = loop.call_later(SLOW_AFTER_S, self._slots.outlast, slot) if endpoint.limits.may_last else None
+        slow = self._loop.call_later(SLOW_AFTER_S, self._slots.outlast, slot) if endpoint.limits.may_last else None
         try:
-            if endpoint.target is None:
+            if target is None:
                 await self._leave_alone(delivery)
+                return
+            if delivery.traceparent is not None and self._tracer is not None:
+                answer = await self._send_traced(delivery, target, delivery.traceparent, self._tracer)
             else:
-                ending = await self._attempt(delivery, endpoint, endpoint.target, probe=slot.probe)
+                answer = await self._sender.send(_post(delivery, target, delivery.traceparent))
+            chance = random.random()  # noqa: S311 - spreads load, keeps no secret
+            result = result_of(delivery, endpoint, answer, probe=slot.probe, chance=chance)
+            if answer.error_class is not None:
+                _say_failed(result, answer)
+                if is_gone(answer):
+                    await self._health.gone(endpoint)
+            self._measures.attempted(delivery, answer, result, probe=slot.probe)
+            self._recorder.add(result)
+            ending = ending_of(answer)
         except Shortage as shortage:
-            self._short_until = asyncio.get_running_loop().time() + (shortage.pause_s if shortage.is_general else 0.0)
-            _log.warning("delivery_not_sent", extra={"lacking": shortage.lacking, "endpoint_id": str(endpoint.id)})
+            if not self.is_short:
+                _log.warning("delivery_not_sent", extra={"lacking": shortage.lacking, "endpoint_id": str(endpoint.id)})
+            if shortage.is_general:
+                self._short_until = self._loop.time() + shortage.pause_s
             self._leases.put_off(held, shortage.pause_s)
         except Exception:
             # A mistake in here, not the receiver's: its lease runs out, and it is attempted again.
@@ -117,44 +128,27 @@ class Attempts:
             )
             self._leases.drop([held])
         finally:
+            del self._running[slot]
             if slow is not None:
                 slow.cancel()
-            now = loop.time()
+            now = self._loop.time()
             chance = random.random()  # noqa: S311 - spreads load, keeps no secret
             self._slots.quotas.drop(held.organization_id, held.event_id)
             breaker = self._slots.give_back(slot, ending, now, chance=chance)
             if ending is not Ending.UNSENT:
                 self._health.attempted(endpoint, breaker, now)
 
-    async def _attempt(self, delivery: Claimed, endpoint: Endpoint, target: Target, *, probe: bool) -> Ending:
-        answer = await self._send(delivery, target)
-        chance = random.random()  # noqa: S311 - spreads load, keeps no secret
-        result = result_of(delivery, endpoint, answer, probe=probe, chance=chance)
-        if answer.error_class is not None:
-            _say_failed(result, answer)
-        if is_gone(answer):
-            await self._health.gone(endpoint)
-        self._measures.attempted(delivery, answer, result, probe=probe)
-        self._recorder.add(result)
-        return ending_of(answer)
-
-    async def _send(self, delivery: Claimed, target: Target) -> Answer:
-        held, number, traceparent, span = delivery.held, delivery.attempts + 1, delivery.traceparent, None
-        if traceparent is not None and self._tracer is not None:
-            traceparent, span = self._tracer.begin_attempt(
-                traceparent,
-                target.url,
-                {
-                    "relay.event_id": str(held.event_id),
-                    "relay.endpoint_id": str(held.endpoint_id),
-                    "relay.attempt": number,
-                },
-            )
-        answer = await self._sender.send(
-            Post(target, held.event_id, delivery.type, delivery.payload, number, traceparent)
-        )
-        if span is not None and self._tracer is not None:
-            self._tracer.end_attempt(span, answer.status_code, answer.error_class)
+    async def _send_traced(self, delivery: Claimed, target: Target, traceparent: str, tracer: Tracer) -> Answer:
+        held = delivery.held
+        facts: dict[str, str | int] = {
+            "relay.event_id": str(held.event_id),
+            "relay.endpoint_id": str(held.endpoint_id),
+            "relay.attempt": delivery.attempts + 1,
+        }
+        traceparent, span = tracer.begin_attempt(traceparent, target.url, facts)
+        answer = await self._sender.send(_post(delivery, target, traceparent))
+        if span is not None:
+            tracer.end_attempt(span, answer.status_code, answer.error_class)
         return answer
 
     async def _leave_alone(self, delivery: Claimed) -> None:
@@ -164,6 +158,11 @@ class Attempts:
         except TimeoutError:
             pass
         await self._leases.release([delivery.held])
+
+
+def _post(delivery: Claimed, target: Target, traceparent: str | None) -> Post:
+    held = delivery.held
+    return Post(target, held.event_id, delivery.type, delivery.payload, delivery.attempts + 1, traceparent)
 
 
 def _say_failed(result: Result, answer: Answer) -> None:

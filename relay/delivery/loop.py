@@ -25,7 +25,6 @@ from relay.delivery.pinging import Pinging
 from relay.delivery.recorder import Recorder, Result
 from relay.delivery.sender import Sender
 from relay.delivery.share import PACE, Pace, Share
-from relay.delivery.shortage import most_connections
 from relay.delivery.slots import Offer, Slots
 from relay.store import Cell, StoreError
 from relay.telemetry.metrics import Metrics
@@ -74,7 +73,7 @@ class DeliveryLoop:
         self._cell = cell
         self._most_unrecorded = settings.max_in_flight
         self._slots = Slots(
-            min(settings.max_in_flight, most_connections()),
+            settings.max_in_flight,
             Tolerance(settings.breaker_failures, settings.breaker_window_s),
             settings.delivery_mb * 1024 * 1024,
         )

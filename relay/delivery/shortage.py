@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import resource
+from math import inf
 from typing import Final
 
 import aiohttp
@@ -19,8 +20,6 @@ _OURS: Final = {
 _PAUSE_S: Final = 1.0
 # Descriptors for all but receivers: PostgreSQL, look-ups, logs, the ops port.
 _OTHER_DESCRIPTORS: Final = 256
-# Kept connections cost memory: a TLS one some 50 KB.
-_MOST_CONNECTIONS: Final = 4_096
 
 
 class Shortage(Exception):
@@ -56,9 +55,7 @@ def shortage_in(error: BaseException) -> Shortage | None:
     return None if lacking is None else Shortage(lacking)
 
 
-def most_connections() -> int:
+def most_connections() -> float:
     """Return how many connections to receivers the limit of descriptors allows, as it stands now."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return _MOST_CONNECTIONS
-    return min(max(soft - _OTHER_DESCRIPTORS, soft // 2), _MOST_CONNECTIONS)
+    return inf if soft == resource.RLIM_INFINITY else max(soft - _OTHER_DESCRIPTORS, soft // 2)

@@ -14,6 +14,8 @@ from relay.delivery.recorder import Result
 from relay.delivery.sender import Answer
 from relay.values.backoff import wait_s
 
+# Numbers: to compare with a member of the enumeration is a call of its own.
+_GONE: Final = int(HTTPStatus.GONE)
 _OVERLOADED: Final = frozenset(
     (
         HTTPStatus.TOO_MANY_REQUESTS,
@@ -26,7 +28,7 @@ _OVERLOADED: Final = frozenset(
 
 def is_gone(answer: Answer) -> bool:
     """Whether a receiver says that it is not there for good (RFC 9110, section 15.5.11)."""
-    return answer.status_code == HTTPStatus.GONE
+    return answer.status_code == _GONE
 
 
 def ending_of(answer: Answer) -> Ending:
@@ -50,12 +52,14 @@ def result_of(delivery: Claimed, endpoint: Endpoint, answer: Answer, *, probe: b
     """
     number = delivery.attempts + 1
     outcome, retry_s = "delivered", None
-    if is_gone(answer):
+    if answer.error_class is None:
+        pass
+    elif is_gone(answer):
         # Held by the endpoint that is disabled before this is written; due at once if somebody enabled it meanwhile.
         outcome, retry_s = "retry", 0.0
-    elif answer.error_class is not None and probe:
+    elif probe:
         number, outcome = delivery.attempts, "probe"
-    elif answer.error_class is not None:
+    else:
         # None where it was asked for again during an attempt whose end nobody recorded.
         failures = max(number - delivery.attempts_before, 1)
         outcome = "failed"

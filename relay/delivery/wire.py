@@ -30,6 +30,8 @@ _KEEP_S: Final = 4.0
 _KEEP_AT_MOST_S: Final = 60.0
 _KEEP_MARGIN_S: Final = 1.0
 _SWEEP_S: Final = 1.0
+# Each costs memory, with TLS some 50 KB.
+_MOST_IDLE: Final = 4_096
 _KEEP_ALIVE: Final = re.compile(r"(?:^|[,;\s])timeout\s*=\s*\"?([0-9]{1,6})", re.IGNORECASE | re.ASCII)
 # Connecting has no time limit of its own: that of the attempt holds for all of it.
 _NO_LIMIT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
@@ -128,7 +130,7 @@ class Wire:
         resolver: knows the addresses of names; None: the system's.
     """
 
-    def __init__(self, guard: Guard, most: int, resolver: Resolver | None = None) -> None:
+    def __init__(self, guard: Guard, most: float, resolver: Resolver | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._most = most
         resolver = resolver or Resolver()
@@ -183,7 +185,7 @@ class Wire:
         """
         if self._busy >= self._most:
             raise Shortage("connections")
-        if self._busy + len(self._idle) >= self._most:
+        if self._busy + len(self._idle) >= self._most or len(self._idle) >= _MOST_IDLE:
             self.end_idle(1)
         self._busy += 1
         try:

@@ -11,6 +11,7 @@ from relay.errors import ApiError, Detail
 from relay.values.addresses import Network, host_problem
 
 MAX_URL_CHARACTERS: Final = 2048
+_AFTER_BRACKET: Final = re.compile(r"(:[0-9]*)?", re.ASCII)
 # Python's urlsplit drops CR, LF and tab silently, so they are looked for first. Readers of URLs disagree on where the
 # host ends at a backslash.
 _REFUSED: Final = re.compile(r"[\x00-\x20\x7f-\x9f\ud800-\udfff\\]")
@@ -46,6 +47,9 @@ def _problem(url: str, allowed: Sequence[Network]) -> str | None:
         return "An absolute URL that begins with http:// or https://."
     if not parts.hostname:
         return "The URL names no host."
+    # Python takes what stands between the bracket and the port for nothing.
+    if "]" in parts.netloc and not _AFTER_BRACKET.fullmatch(parts.netloc.rpartition("]")[2]):
+        return "Not a URL."
     if port == 0:
         return "A port from 1 to 65535."
     if "@" in parts.netloc:

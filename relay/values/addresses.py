@@ -40,7 +40,9 @@ _UNSEEN: Final = re.compile(
 )
 _NO_NAME: Final = "The host is no valid name."
 _DISGUISED: Final = "The host is a number: an IPv4 address is written as four decimal numbers."
-_NOT_REACHED: Final = "The host is an address that webhooks may not reach."
+_NOT_REACHED: Final = "The host is an address that webhooks may not reach, unless RELAY_ALLOWED_NETWORKS has it."
+_THIS_MACHINE: Final = "The host is this machine, which webhooks may not reach, unless RELAY_ALLOWED_NETWORKS has it."
+_LOOPBACK: Final = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
 
 
 def is_public(address: Address) -> bool:
@@ -71,7 +73,7 @@ def is_permitted(address: Address, allowed: Sequence[Network]) -> bool:
 def host_problem(host: str, allowed: Sequence[Network]) -> str | None:
     """Why webhooks can never be sent to a host, as a sentence for the one who configures it; None when they may.
 
-    A name is not looked up: what it means is judged at each connection.
+    A name is not looked up, what it means is judged at each connection; only `localhost` is this machine everywhere.
 
     Args:
         host: as `urlsplit(...).hostname` gives it, so an IPv6 address without brackets.
@@ -93,6 +95,9 @@ def host_problem(host: str, allowed: Sequence[Network]) -> str | None:
         return None if is_permitted(quad, allowed) else _NOT_REACHED
     if len(name.removesuffix(".")) > _LONGEST_NAME or not all(_LABEL.fullmatch(label) for label in labels):
         return _NO_NAME
+    # RFC 6761, section 6.3.
+    if labels[-1].lower() == "localhost" and not any(is_permitted(address, allowed) for address in _LOOPBACK):
+        return _THIS_MACHINE
     return None
 
 

@@ -1,6 +1,7 @@
 -- name: put_off_claims
 -- Give back what could not be sent for lack of something of ours, and let it rest so long: else it would be claimed again
--- at once, for as long as the lack lasts. It was no attempt.
+-- at once, for as long as the lack lasts. It was no attempt,
+-- and its claim is not counted.
 -- $1 organization_id uuid[], $2 epoch int[], $3 xid int8[], $4 event_id uuid[], $5 endpoint_id uuid[],
 -- $6 claim_token uuid[], $7 pause_s float8[]
 with held as materialized (

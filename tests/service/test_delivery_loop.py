@@ -140,6 +140,12 @@ async def test_an_address_that_is_not_public_is_blocked(cell: Cell, books: Books
         await until(books.is_empty)
     assert receiver.connections == 0
     assert {(row["status"], row["last_error_class"]) for row in await books.deliveries()} == {("failed", "blocked")}
+    said = {row["response"] for row in await books.attempts()}
+    assert b"127.0.0.1 is not an address that webhooks may reach." in said
+    assert said <= {
+        b"127.0.0.1 is not an address that webhooks may reach.",
+        b"::1 is not an address that webhooks may reach.",
+    }
 
 
 async def test_a_result_without_its_claim_token_changes_nothing_but_is_kept(

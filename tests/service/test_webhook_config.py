@@ -179,6 +179,8 @@ async def test_an_absolute_http_url_is_taken_as_it_is(one: Tenant, url: str) -> 
         "http://example.com:8_0/",
         "http://example.com:\u0661/",
         "http://[::1/",
+        "http://[::1]x:80/",
+        "http://[::1]8080/",
         "http://[nonsense]/",
         "http://::1/",
         " http://example.com/",

@@ -51,6 +51,7 @@ PRIVATE = (
     "127.0.0.1",
     "127.255.255.254",
     "169.254.0.1",
+    "168.63.129.16",
     "169.254.169.254",
     "169.254.255.255",
     "172.16.0.1",
@@ -128,8 +129,18 @@ def test_public_addresses_may_be_reached(address: str) -> None:
 @pytest.mark.parametrize("address", PRIVATE)
 def test_every_other_address_is_refused_until_it_is_allowed(address: str) -> None:
     assert not is_public(ipaddress.ip_address(address))
-    assert host_problem(address, ()) == "The host is an address that webhooks may not reach."
+    problem = host_problem(address, ())
+    assert problem == "The host is an address that webhooks may not reach, unless RELAY_ALLOWED_NETWORKS has it."
     assert host_problem(address, EVERYTHING) is None
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "localhost.", "hook.localhost", "a.b.localhost."])
+def test_localhost_is_refused_until_this_machine_is_allowed(host: str) -> None:
+    problem = host_problem(host, OURS)
+    assert problem is not None
+    assert "RELAY_ALLOWED_NETWORKS" in problem
+    for network in ("127.0.0.0/8", "127.0.0.1/32", "::1/128", "::/0"):
+        assert host_problem(host, (ipaddress.ip_network(network),)) is None
 
 
 def test_an_allowed_network_opens_itself_and_no_other() -> None:
@@ -154,7 +165,17 @@ def test_what_only_looks_like_an_ipv6_address_is_refused(host: str) -> None:
 @pytest.mark.parametrize(
     "host",
     [
-        *("example.com", "example.com.", "localhost", "a", "hooks", "1password.com", "3com", "1.2.3.4.com", "a.1b"),
+        *(
+            "example.com",
+            "example.com.",
+            "localhost.example",
+            "a",
+            "hooks",
+            "1password.com",
+            "3com",
+            "1.2.3.4.com",
+            "a.1b",
+        ),
         *(
             "xn--mnchen-3ya.de",
             "m\u00fcnchen.de",
