@@ -17,6 +17,7 @@ from relay.http.crowd import Crowd
 from relay.http.door import Door
 from relay.http.front import Front
 from relay.http.journal import Journal
+from relay.http.operator import OperatorToken
 from relay.http.static import Strangers
 from relay.http.table import Rooms, operations
 from relay.ingest import GroupCommit, Hint
@@ -138,6 +139,9 @@ class Service:
                         ),
                         pings=pings,
                         signups=SignupLimiter(table=table),
+                        operator=None
+                        if settings.admin_token is None
+                        else OperatorToken(settings.admin_token, clients, SignupLimiter(table=table), metrics),
                         keys=Keys(cell, keyring, hasher, guard),
                         metrics=metrics,
                         due=hint.due,

@@ -16,6 +16,7 @@ from relay.values.setting_text import (
     choice,
     flag,
     integer,
+    long_token,
     networks,
     number,
     origins,
@@ -69,6 +70,7 @@ class Settings:
     delivery_mb: int
     db_pool_max: int
     db_max_lifetime_s: float
+    keep_alive_s: float
     breaker_failures: int
     breaker_window_s: float
     endpoint_disable_after_s: float
@@ -130,7 +132,14 @@ SETTINGS: Final = (
     Setting("PORT", "port", "8080", integer(1, 65535), "a port from 1 to 65535"),
     Setting("RELAY_OPS_PORT", "ops_port", "9464", integer(1, 65535), "a port from 1 to 65535"),
     Setting("RELAY_WORKERS", "workers", "1", integer(1, 256), "a number from 1 to 256"),
-    Setting("RELAY_ADMIN_TOKEN", "admin_token", "", token, "visible ASCII characters", secret=True),
+    Setting(
+        "RELAY_ADMIN_TOKEN",
+        "admin_token",
+        "",
+        long_token,
+        "at least 16 visible ASCII characters",
+        secret=True,
+    ),
     Setting("RELAY_OPEN_SIGNUP", "open_signup", "", flag, "1 or 0"),
     Setting("RELAY_SIGNUP_MAX_TIER", "signup_max_tier", "free", choice(*TIERS), "one of " + ", ".join(TIERS)),
     Setting(
@@ -151,6 +160,7 @@ SETTINGS: Final = (
     Setting("RELAY_DELIVERY_MB", "delivery_mb", "64", integer(4, 65_536), "a number from 4 to 65536"),
     Setting("RELAY_DB_POOL_MAX", "db_pool_max", "50", integer(8, 10_000), "a number from 8 to 10000"),
     Setting("RELAY_DB_MAX_LIFETIME_S", "db_max_lifetime_s", "540", number(1, 86_400), "seconds from 1 to 86400"),
+    Setting("RELAY_KEEP_ALIVE_S", "keep_alive_s", "75", number(1, 3600), "seconds from 1 to 3600"),
     Setting("RELAY_BREAKER_FAILURES", "breaker_failures", "20", integer(1, 10_000), "a number from 1 to 10000"),
     Setting("RELAY_BREAKER_WINDOW_S", "breaker_window_s", "30", number(0, 86_400), "seconds from 0 to 86400"),
     Setting(

@@ -23,11 +23,21 @@ KINDS: Final[Mapping[str, Kind]] = {
         Kind("malformed_json", 400, "The body is not valid JSON."),
         Kind("invalid_utf8", 400, "The body is not valid UTF-8."),
         Kind("body_incomplete", 400, "The body broke off or is not framed as HTTP says."),
+        Kind(
+            "invalid_headers",
+            400,
+            "Send one Host header, and Content-Type, Content-Encoding, Idempotency-Key and Authorization at most once.",
+        ),
         Kind("missing_api_key", 401, "Send your API key in the X-API-Key header."),
         Kind("invalid_api_key", 401, "The API key is not known, has been revoked or has expired."),
         Kind("invalid_admin_token", 401, "Send the operator's token as `Authorization: Bearer <token>`."),
         Kind("invalid_metrics_token", 401, "Send the metrics token as `Authorization: Bearer <token>`."),
         Kind("insufficient_scope", 403, "The API key lacks the scope that this route needs."),
+        Kind(
+            "cross_site_request",
+            403,
+            "A page of another origin sent this; RELAY_CORS_ORIGINS names the origins that may.",
+        ),
         Kind("not_found", 404, "There is nothing at this address."),
         Kind("event_not_found", 404, "There is no such event in your organization."),
         Kind("endpoint_not_found", 404, "There is no such endpoint in your organization."),
@@ -79,6 +89,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         Kind("rate_limited", 429, "You are over your rate limit."),
         Kind("too_many_requests_waiting", 429, "Too many requests of your organization are under way; let some end."),
         Kind("too_many_signups", 429, "Too many keys were generated from this address; wait a minute."),
+        Kind("too_many_wrong_tokens", 429, "Too many wrong tokens came from this address; wait a minute."),
         Kind("internal_error", 500, "Something went wrong here; the request id names it in our log."),
         Kind("queue_full", 503, "Too many events wait to be committed; nothing was stored."),
         Kind("database_unavailable", 503, "The database does not answer; nothing was stored."),
@@ -122,6 +133,7 @@ class ApiError(Exception):
         extra: further members of the answer's body, such as the first id of a duplicate.
         retry_after_s: whole seconds for `Retry-After`; 503 has 1 without it.
         headers: further headers, such as `Allow`.
+        close: whether the connection ends with it.
     """
 
     def __init__(

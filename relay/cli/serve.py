@@ -137,7 +137,14 @@ async def _serve(settings: Settings, options: _Options) -> None:
             raise Stop(USAGE, str(error)) from None
         host = host_of(settings)
         connections = room_for(_CONNECTIONS)
-        server = http_server(service.front, host, settings.port, backlog=_BACKLOG, connections=connections)
+        server = http_server(
+            service.front,
+            host,
+            settings.port,
+            backlog=_BACKLOG,
+            connections=connections,
+            head_s=settings.keep_alive_s,
+        )
         serving = asyncio.create_task(server.serve(), name="granian")
         stopping = asyncio.create_task(signals.stop.wait(), name="stop signal")
         await until_it_answers(serving, host, settings.port)

@@ -89,9 +89,16 @@ class BodyClock(Background):
         if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
             raise ApiError("unsupported_encoding")
         kind_ok = _is_media_type(headers.get(b"content-type"), media_types or JSON_TYPES)
+        # A CloudEvent in binary mode has its attributes in headers, and would be read as what it is not.
+        kind_ok = kind_ok and not (b"ce-specversion" in headers or b"ce-id" in headers or b"ce-type" in headers)
         if not kind_ok and declared:
-            raise ApiError("unsupported_media_type")
-        return await self._read(exchange, limit_bytes if kind_ok else 0, declared)
+            raise _unsupported(exchange, media_types or JSON_TYPES)
+        try:
+            return await self._read(exchange, limit_bytes if kind_ok else 0, declared)
+        except ApiError as error:
+            if error.kind.code != "unsupported_media_type":
+                raise
+            raise _unsupported(exchange, media_types or JSON_TYPES) from None
 
     async def read_nothing(self, exchange: Exchange) -> bytes:
         """The body of a request that needs none: empty, or an empty object.
@@ -153,6 +160,8 @@ class BodyClock(Background):
             self._readings.discard(reading)
 
 
+# Required of every CloudEvent in binary mode, `ce-source` besides.
+_CLOUD_EVENT: Final = (b"ce-specversion", b"ce-id", b"ce-type")
 JSON_TYPES: Final = frozenset((b"application/json",))
 _nothing: Final = msgspec.json.Decoder(EmptyObject)
 
@@ -161,6 +170,17 @@ def _incomplete(exchange: Exchange) -> ApiError:
     # The client may have closed its half only, or sent a chunk that is none: it still reads our answer.
     exchange.body_ended = True
     return ApiError("body_incomplete", close=True)
+
+
+def _unsupported(exchange: Exchange, taken: frozenset[bytes]) -> ApiError:
+    """Say what came and what is taken. curl sends JSON as a form unless it is told otherwise."""
+    came = exchange.headers.get(b"content-type", b"")[:100].decode("ascii", "backslashreplace")
+    wanted = " or ".join(sorted(kind.decode("ascii") for kind in taken))
+    if any(name in exchange.headers for name in _CLOUD_EVENT):
+        sentence = f"CloudEvents in binary mode (`ce-` headers) are not taken; send the body as {wanted}."
+    else:
+        sentence = f"Send the body as {wanted}, not as `{came}`; curl needs -H 'Content-Type: application/json'."
+    return ApiError("unsupported_media_type", sentence=sentence)
 
 
 def _too_much(limit_bytes: int) -> ApiError:

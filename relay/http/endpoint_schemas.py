@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -42,8 +41,11 @@ GivenSchedule = Annotated[
     Meta(description="Waits in seconds, or `standard` for the schedule of Standard Webhooks: about three days."),
 ]
 CatchUpSince = Annotated[
-    datetime.datetime,
-    Meta(tz=True, description="Events accepted since then are sent too, by a job. Not in the future."),
+    str,
+    Meta(
+        extra_json_schema={"format": "date-time"},
+        description="RFC 3339 with an offset: events accepted since then are sent too, by a job. Not in the future.",
+    ),
 ]
 
 

@@ -22,7 +22,7 @@ from relay.http.door import Door
 from relay.http.endpoint_rules import check_catch_up, members_of
 from relay.http.exchange import NO_STORE, Exchange, Header, Receive, Scope, Send
 from relay.http.idempotency import REPLAYED, once, read_key
-from relay.http.query import read_query, refuse_query
+from relay.http.query import read_moment, read_query, refuse_query
 from relay.store import Row
 from relay.values import uuid7
 from relay.values.addresses import Network
@@ -200,10 +200,11 @@ def _catch_up(
     window_s: float,
 ) -> CatchUp | None:
     """What is asked to be sent besides; the key counts only then."""
-    if asked.catch_up_since is UNSET:
+    since = None if asked.catch_up_since is UNSET else read_moment("catch_up_since", asked.catch_up_since)
+    if since is None:
         return None
-    check_catch_up(asked.catch_up_since, now)
-    return CatchUp(asked.catch_up_since, once(scope, read_key(exchange), body, window_s))
+    check_catch_up(since, now)
+    return CatchUp(since, once(scope, read_key(exchange), body, window_s))
 
 
 def _members(row: Row) -> dict[str, Any]:

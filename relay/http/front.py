@@ -17,6 +17,7 @@ from relay.http.client import HSTS, Clients
 from relay.http.cors import Cors
 from relay.http.door import Door
 from relay.http.exchange import Exchange, Header, Receive, RequestIds, Scope, Send
+from relay.http.heads import check_headers, check_origin
 from relay.http.journal import Journal
 from relay.http.operations import Endpoint, Operation
 from relay.http.traffic import Traffic, Way
@@ -109,6 +110,11 @@ class Front:
         try:
             if self._loopback_only and not _is_for_loopback(scope):
                 raise ApiError("misdirected_host")
+            headers = exchange.headers
+            if len(headers) != len(scope["headers"]) or not headers.get(b"host"):
+                check_headers(scope, headers)
+            if b"origin" in headers or b"sec-fetch-site" in headers:
+                check_origin(scope["method"], headers, self._cors)
             exact = self._exact.get((scope["method"], scope["path"]))
             if exact is not None:
                 endpoint, way = exact

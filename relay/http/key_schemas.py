@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -68,7 +67,13 @@ class ApiKeyCreate(Struct, forbid_unknown_fields=True):
         ]
         | UnsetType
     ) = UNSET
-    expires_at: Annotated[datetime.datetime, Meta(tz=True, description="When it ends. In the future.")] | None = None
+    expires_at: (
+        Annotated[
+            str,
+            Meta(extra_json_schema={"format": "date-time"}, description="RFC 3339 with an offset: when it ends."),
+        ]
+        | None
+    ) = None
 
 
 class ApiKeyCreated(Struct):

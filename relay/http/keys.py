@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Mapping
 from typing import Final
 
@@ -17,8 +16,9 @@ from relay.http import key_schemas as schemas
 from relay.http.body import SMALL_BODY_BYTES, BodyClock, decode
 from relay.http.client import Clients, neighbourhood
 from relay.http.door import Door
-from relay.http.exchange import NO_STORE, Exchange, Receive, Scope, Send
-from relay.http.query import refuse_query
+from relay.http.exchange import NO_STORE, Receive, Scope, Send
+from relay.http.operator import OperatorToken
+from relay.http.query import read_moment, refuse_query
 from relay.http.schemas import Tier
 from relay.limits import SignupLimiter
 from relay.values import uuid7
@@ -27,12 +27,6 @@ from relay.values.times import rfc3339, rfc3339_or_none
 _generate: Final = msgspec.json.Decoder(schemas.OrganizationCreate)
 _new: Final = msgspec.json.Decoder(schemas.ApiKeyCreate)
 _rotate: Final = msgspec.json.Decoder(schemas.ApiKeyRotate)
-
-
-def bears(exchange: Exchange, token: str) -> bool:
-    """Whether a request carries `token` as its bearer token (RFC 6750, section 2.1)."""
-    scheme, _, given = exchange.headers.get(b"authorization", b"").partition(b" ")
-    return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), token.encode())
 
 
 class GenerateKey:
@@ -45,29 +39,28 @@ class GenerateKey:
         signups: SignupLimiter,
         clients: Clients,
         *,
-        admin_token: str | None,
+        operator: OperatorToken | None,
         max_tier: str,
     ) -> None:
         self._bodies = bodies
         self._keys = keys
         self._signups = signups
         self._clients = clients
-        self._admin_token = admin_token
+        self._operator = operator
         self._max_tier = max_tier
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
         refuse_query(scope)
-        if self._admin_token is not None:
-            if not bears(exchange, self._admin_token):
-                raise ApiError("invalid_admin_token")
+        if self._operator is not None:
+            self._operator.require(scope)
         else:
             allowance = self._signups.spend(neighbourhood(self._clients.address_of(scope)))
             if not allowance.allowed:
                 raise ApiError("too_many_signups", retry_after_s=allowance.retry_after_s)
         asked: schemas.OrganizationCreate = decode(await self._bodies.read(exchange, SMALL_BODY_BYTES), _generate)
         name = _organization_name(asked)
-        if self._admin_token is None and TIERS.index(asked.tier) > TIERS.index(self._max_tier):
+        if self._operator is None and TIERS.index(asked.tier) > TIERS.index(self._max_tier):
             raise ApiError("tier_not_allowed", details=(Detail("tier", f"At most {self._max_tier}."),))
         made = await self._keys.create_organization(name, asked.tier)
         await exchange.answer_json(
@@ -134,7 +127,9 @@ class PostKey:
         refuse_query(scope)
         asked: schemas.ApiKeyCreate = decode(await self._bodies.read(exchange, SMALL_BODY_BYTES), _new)
         scopes = SCOPES if asked.scopes is msgspec.UNSET else asked.scopes
-        made = await self._keys.create(tenant.organization_id, asked.name, scopes, asked.expires_at)
+        made = await self._keys.create(
+            tenant.organization_id, asked.name, scopes, read_moment("expires_at", asked.expires_at)
+        )
         if made is None:
             raise ApiError("invalid_api_key")
         await exchange.answer_json(201, schemas.ApiKeyCreated(made.api_key, str(made.key_id)), NO_STORE)

@@ -19,7 +19,7 @@ from relay.http.operations import Operation
 # The part before it says whose id it is.
 _PARAMETER: Final = re.compile(r"(\w+)/\{(\w+)\}")
 # What every route can answer; the first from `relay up` only, to a foreign Host header.
-_EVERY_ERROR: Final = ("misdirected_host", "internal_error")
+_EVERY_ERROR: Final = ("invalid_headers", "misdirected_host", "internal_error")
 # What every route under /api can answer besides its own.
 _EVERY_API_ERROR: Final = (
     "missing_api_key",
@@ -193,6 +193,8 @@ def _errors(operation: Operation, refs: dict[Any, dict[str, Any]]) -> dict[str, 
         codes += _EVERY_API_ERROR
     if operation.body is not None:
         codes += _EVERY_BODY_ERROR
+    if operation.method != "GET":
+        codes.append("cross_site_request")
     by_status: dict[int, list[str]] = {}
     for code in dict.fromkeys(codes):
         by_status.setdefault(KINDS[code].status, []).append(code)

@@ -9,10 +9,11 @@ from uuid import UUID
 
 import msgspec
 
-from relay.errors import invalid, refused
+from relay.errors import invalid
 from relay.http.exchange import Scope
 from relay.inbox import Span
 from relay.values import uuid7
+from relay.values.expected import explained
 from relay.values.times import read_rfc3339
 
 Parameters = TypeVar("Parameters", bound=msgspec.Struct)
@@ -40,7 +41,7 @@ def read_query(scope: Scope, kind: type[Parameters]) -> Parameters:
     try:
         found = msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise refused(str(error)) from None
+        raise explained(str(error), kind) from None
     for name in given:
         # Read from text, `null` becomes None for a member that may be missing: in a URL it is a word like any other.
         if getattr(found, name) is None:
@@ -64,10 +65,15 @@ def read_span(since: str | None, until: str | None) -> Span:
     Raises:
         ApiError: `invalid_request`.
     """
-    return Span(_moment("since", since), _moment("until", until))
+    return Span(read_moment("since", since), read_moment("until", until))
 
 
-def _moment(field: str, text: str | None) -> datetime.datetime | None:
+def read_moment(field: str, text: str | None) -> datetime.datetime | None:
+    """The time that a parameter or member holds.
+
+    Raises:
+        ApiError: `invalid_request`.
+    """
     if text is None:
         return None
     moment = read_rfc3339(text)

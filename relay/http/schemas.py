@@ -217,6 +217,17 @@ class WebhookConfigResponse(Struct):
     secret: Annotated[str, Meta(description="Verifies signatures as Standard Webhooks defines them.")]
 
 
+class Index(Struct):
+    """Where things are."""
+
+    service: Literal["relay"]
+    version: str
+    docs: str
+    openapi: str
+    health: str
+    metrics: str
+
+
 class Health(Struct):
     """The service works."""
 

@@ -14,7 +14,7 @@ from relay.errors import ApiError
 from relay.http import exchange as exchanges
 from relay.http import schemas
 from relay.http.exchange import JSON, PIECE_BYTES, Header, Receive, Scope, Send
-from relay.http.keys import bears
+from relay.http.operator import bears
 from relay.http.query import refuse_query
 from relay.http.static import Static, Strangers
 from relay.store import Cell
@@ -55,6 +55,19 @@ _FOR_A_DAY: Final = (b"cache-control", b"max-age=86400")
 _VARY_ACCEPT: Final = (b"vary", b"Accept")
 # How old what `/metrics` shows may be.
 _RENDERED_S: Final = 1.0
+
+
+class GetIndex:
+    """Where things are; a browser is sent to the documentation."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchanges.of(scope)
+        refuse_query(scope)
+        if b"text/html" in exchange.headers.get(b"accept", b"").lower():
+            await exchange.answer(302, b"", (b"location", b"/docs"), _VARY_ACCEPT)
+            return
+        index = schemas.Index("relay", relay.__version__, "/docs", "/openapi.json", "/health", "/metrics")
+        await exchange.answer_json(200, index, _VARY_ACCEPT)
 
 
 class GetHealth:

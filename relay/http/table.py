@@ -39,9 +39,10 @@ from relay.http.jobs import DeleteJob, GetJob, GetJobs, PostEndpointReplay, Retr
 from relay.http.keys import DeleteKey, GenerateKey, GetKeys, PostKey, RotateKey
 from relay.http.openapi import document
 from relay.http.operations import Operation
+from relay.http.operator import OperatorToken
 from relay.http.static import Strangers
 from relay.http.stats import GetStats
-from relay.http.system import GetDocs, GetDocsFile, GetHealth, GetLive, GetMetrics, GetOpenApi
+from relay.http.system import GetDocs, GetDocsFile, GetHealth, GetIndex, GetLive, GetMetrics, GetOpenApi
 from relay.http.webhook import PostWebhookConfig
 from relay.ingest import GroupCommit
 from relay.limits import SignupLimiter
@@ -66,6 +67,7 @@ class Rooms:
     endpoints: Endpoints
     pings: Pings
     signups: SignupLimiter
+    operator: OperatorToken | None
     keys: Keys
     metrics: Metrics
     due: Callable[[], None]
@@ -281,13 +283,13 @@ def _keys(rooms: Rooms) -> list[Operation]:
             "POST", "/api/keys/generate",
             GenerateKey(
                 bodies, keys, rooms.signups, rooms.clients,
-                admin_token=rooms.settings.admin_token, max_tier=rooms.settings.signup_max_tier,
+                operator=rooms.operator, max_tier=rooms.settings.signup_max_tier,
             ),
             id="createOrganization",
             success={201: key_schemas.OrganizationCreated}, body=key_schemas.OrganizationCreate, key=False, token=True,
             errors=(
-                "invalid_admin_token", "tier_not_allowed", "too_many_signups", "database_unavailable", "commit_unknown",
-                "too_many_new_keys",
+                "invalid_admin_token", "too_many_wrong_tokens", "tier_not_allowed", "too_many_signups",
+                "database_unavailable", "commit_unknown", "too_many_new_keys",
             ),
         ),
         Operation(
@@ -318,6 +320,11 @@ def _keys(rooms: Rooms) -> list[Operation]:
 def _system(rooms: Rooms) -> list[Operation]:
     """What operators and their tools ask."""
     return [
+        Operation(
+            "GET", "/", GetIndex(),
+            id="getIndex",
+            success={200: schemas.Index}, key=False, errors=("invalid_request",),
+        ),
         Operation(
             "GET", "/health", GetHealth(rooms.cell),
             id="getHealth",

@@ -122,13 +122,13 @@ class SignupLimiter:
         """How many addresses are measured now."""
         return len(self._meters)
 
-    def spend(self, address: str) -> Allowance:
-        """Count one sign-up from a client's address."""
+    def spend(self, address: str, cost: int = 1) -> Allowance:
+        """Count one sign-up from a client's address; a `cost` of 0 only looks."""
         now = self._clock()
         meter = self._meters.get(address)
         if meter is None:
             meter = Meter(SIGNUP_RATE)
             self._meters.add(address, meter, now)
         if self._table is None:
-            return meter.spend(now, 1)
-        return self._table.spend(hashlib.blake2b(address.encode(), digest_size=KEY_BYTES).digest(), meter, now, 1)
+            return meter.spend(now, cost)
+        return self._table.spend(hashlib.blake2b(address.encode(), digest_size=KEY_BYTES).digest(), meter, now, cost)

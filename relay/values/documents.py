@@ -6,7 +6,8 @@ from typing import TypeVar
 
 import msgspec
 
-from relay.errors import ApiError, refused
+from relay.errors import ApiError
+from relay.values.expected import explained
 
 Kind = TypeVar("Kind")
 
@@ -34,7 +35,7 @@ def decode(decoder: msgspec.json.Decoder[Kind], body: bytes) -> Kind:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise refused(str(error)) from None
+        raise explained(str(error), decoder.type) from None
     except RecursionError:
         raise ApiError("too_deep") from None
     except msgspec.DecodeError:

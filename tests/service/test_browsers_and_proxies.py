@@ -51,7 +51,7 @@ async def test_a_preflight_is_answered_without_a_key_and_costs_nobody(behind: Ap
         allowed = {name.strip().lower() for name in answer.headers["access-control-allow-headers"].split(",")}
         assert allowed == {"x-api-key", "content-type", "idempotency-key", "x-request-id", "traceparent"}
         assert int(answer.headers["access-control-max-age"]) > 0
-        assert answer.headers["vary"] == "Origin"
+        assert "Origin" in answer.headers["vary"].split(", ")
         assert "access-control-allow-credentials" not in answer.headers
         assert "ratelimit-limit" not in answer.headers
     after = int((await tenant.get("/api/keys")).headers["ratelimit-remaining"])
@@ -74,7 +74,7 @@ async def test_a_page_of_an_allowed_origin_may_read_every_answer_errors_too(tena
     assert [answer.status_code for answer in answers] == [201, 400, 200, 422, 401, 404, 405, 200]
     for answer in answers:
         assert answer.headers["access-control-allow-origin"] == origin
-        assert answer.headers["vary"] == "Origin"
+        assert "Origin" in answer.headers["vary"].split(", ")
         exposed = {name.strip().lower() for name in answer.headers["access-control-expose-headers"].split(",")}
         assert exposed == {
             "x-request-id",
@@ -105,7 +105,7 @@ async def test_a_page_of_an_allowed_origin_may_read_every_answer_errors_too(tena
 async def test_other_origins_get_nothing_but_the_word_that_answers_differ(tenant: Tenant, origin: str) -> None:
     answer = await tenant.get("/api/inbox", headers={"Origin": origin})
     assert answer.status_code == 200, "what a browser withholds is its own affair"
-    assert answer.headers["vary"] == "Origin"
+    assert "Origin" in answer.headers["vary"].split(", ")
     assert not any(name.startswith("access-control-") for name in answer.headers)
     refused = await tenant.api.request("OPTIONS", "/api/events", headers={"Origin": origin, **ASKS})
     assert_error(refused, 405, "method_not_allowed")

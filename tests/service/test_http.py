@@ -95,7 +95,7 @@ async def requests_answered(api: Api, route: str, status: int) -> float:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/api", "/api/", "/api/inbox/", "/api/nothing", "/apis", "/docs/secret.py", "/health/"]
+    "path", ["/api", "/api/", "/api/inbox/", "/api/nothing", "/apis", "/docs/secret.py", "/health/"]
 )
 async def test_what_is_not_there_is_404_and_never_a_redirect(guest: Tenant, path: str) -> None:
     assert_error(await guest.get(path), 404, "not_found")

@@ -19,10 +19,11 @@ BAD = {
     "PORT": ["0", "65536", "-1", "80.5", "1e3", "eighty", "٨٠", "9" * 5000],
     "RELAY_OPS_PORT": ["0", "65536", "x"],
     "RELAY_WORKERS": ["0", "257", "two"],
-    "RELAY_ADMIN_TOKEN": ["hunter2 hunter2", "hunter2\u200b"],
+    "RELAY_ADMIN_TOKEN": ["hunter2 hunter2 hunter2", "hunter2hunter2hu\u200b", "hunter2hunter2h"],
     "RELAY_OPEN_SIGNUP": ["maybe", "2"],
     "RELAY_SIGNUP_MAX_TIER": ["gold", "Free"],
     "RELAY_ALLOWED_NETWORKS": ["10.0.0.1/8", "all", "10.0.0.0/33"],
+    "RELAY_KEEP_ALIVE_S": ["0.9", "3601", "nan", "inf", "long"],
     "RELAY_LEASE_S": ["0", "3601", "nan", "inf", "soon"],
     "RELAY_DEDUP_WINDOW_S": ["0", "2592001"],
     "RELAY_COMMIT_TIMEOUT_S": ["0", "61"],
@@ -136,7 +137,7 @@ def test_a_description_read_again_gives_the_same_settings_and_shows_no_secret() 
         "DATABASE_URL": "postgresql://u:hunter2@h/d",
         "DATABASE_DIRECT_URL": "postgresql://u:hunter2@h/e",
         "RELAY_SECRET_KEY": "hunter2" * 5,
-        "RELAY_ADMIN_TOKEN": "hunter2",
+        "RELAY_ADMIN_TOKEN": "hunter2" * 3,
         "RELAY_METRICS_TOKEN": "hunter2",
     }
     settings = load({**secrets, "RELAY_RETRY_SCHEDULE": "0.5,2", "RELAY_OPEN_SIGNUP": "yes"})
@@ -162,7 +163,7 @@ def relay(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_relay_config_prints_the_settings_in_force() -> None:
-    done = relay("config", PORT="9999", RELAY_ADMIN_TOKEN="hunter2")
+    done = relay("config", PORT="9999", RELAY_ADMIN_TOKEN="hunter2" * 3)
 
     assert (done.returncode, done.stderr) == (0, "")
     assert "PORT=9999" in done.stdout.splitlines()
