@@ -121,14 +121,14 @@ class Claimer:
         self._origin = self._after
         self._wrapped = False
 
-    async def unpark(self) -> bool:
-        """Let claims meet what was put off for long and is due now; say whether there may be more of it.
+    async def unpark(self) -> tuple[int, bool]:
+        """Let claims meet what was put off for long and is due now: how many deliveries, and whether there may be more.
 
         Raises:
             StoreError: some of it may have been unparked.
         """
         (row,) = await self._connection.fetch("unpark", _UNPARKED, timeout_s=_TIMEOUT_S)
-        return bool(row["unparked"] == _UNPARKED)
+        return row["unparked"], row["unparked"] == _UNPARKED
 
     async def claim(self, offer: Offer, turf: Turf) -> Claim:
         """Take what `offer` allows.
@@ -197,7 +197,7 @@ class Claimer:
             offer.bytes,
             offer.suspects,
             list(self._lost_tokens),
-            [],
+            turf.orphaned,
             self._first_token,
             self._last_token,
             self._timeout_s,

@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import logging
 from collections.abc import Callable
+from types import TracebackType
 from typing import Final
 from uuid import UUID
 
@@ -26,6 +27,8 @@ _NOTED_AFTER_S: Final = 60.0
 _MOST_NOTES: Final = 10_000
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 2.0
+# How long what is left at a stop may take.
+_LAST_NOTES_S: Final = 1.0
 _WAKE_TIMEOUT_S: Final = 2.0
 # The type of the event that tells an organization.
 _DISABLED: Final = "relay.endpoint.disabled"
@@ -59,6 +62,7 @@ class Health(Background):
         self._disable_after_s = disable_after_s
         self._now = now
         self._changed = asyncio.Event()
+        self._ends = False
         self._notes: dict[UUID, tuple[Endpoint, Breaker]] = {}
         self._given_up: dict[UUID, _Verdict] = {}
         self._disabled = metrics.counter(
@@ -88,8 +92,17 @@ class Health(Background):
         self._changed.set()
         return verdict
 
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._ends = True
+        self._changed.set()
+        if self._task is not None:
+            await asyncio.wait((self._task,), timeout=_LAST_NOTES_S)
+        await super().__aexit__(kind, error, traceback)
+
     async def run(self) -> None:
-        """Write what is to be written, until cancelled."""
+        """Write what is to be written, until it is left or cancelled."""
         pause_s = _FIRST_PAUSE_S
         while True:
             await self._changed.wait()
@@ -99,10 +112,14 @@ class Health(Background):
             except StoreError as reason:
                 waiting = len(self._notes) + len(self._given_up)
                 _log.warning("health_waits_for_database", extra={"endpoints": waiting, "reason": str(reason)})
+                if self._ends:
+                    return
                 self._changed.set()
                 await asyncio.sleep(pause_s)
                 pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
             else:
+                if self._ends:
+                    return
                 pause_s = _FIRST_PAUSE_S
 
     async def _write_all(self) -> None:

@@ -84,7 +84,7 @@ class DeliveryLoop:
         )
         self._directory = Directory(claiming, settings, vault)
         self._leases = Leases(cell.owned_connection(), settings.lease_s)
-        self._share = Share(cell, self._leases.endpoint_ids, self._look, metrics, pace)
+        self._share = Share(cell, self._leases.endpoint_ids, self._look, metrics, pace, settings.lease_s)
         self._recorder = Recorder(cell.owned_connection(), self._recorded)
         self._sender = Sender(Guard(settings.allowed_networks or ()), now=self._now)
         self._health = Health(cell, settings.endpoint_disable_after_s, self._now, metrics)
@@ -155,8 +155,8 @@ class DeliveryLoop:
         while not self._stopping.is_set():
             self._wake.clear()
             try:
-                await self._unpark()
                 await self._lap()
+                await self._unpark()
             except StoreError as reason:
                 _log.warning("claims_wait_for_database", extra={"reason": str(reason)})
                 await asyncio.sleep(pause_s)
@@ -176,9 +176,10 @@ class DeliveryLoop:
         now = asyncio.get_running_loop().time()
         if now < self._unpark_at:
             return
-        if await self._claimer.unpark():
+        unparked, more = await self._claimer.unpark()
+        if unparked:
             self._look()
-        else:
+        if not more:
             self._unpark_at = now + _UNPARK_S
 
     async def _lap(self) -> None:

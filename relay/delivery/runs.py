@@ -22,10 +22,14 @@ class Span(NamedTuple):
 
 
 class Turf(NamedTuple):
-    """What one process may claim from: all in `spans`, but for endpoints where another has something in flight."""
+    """What one process may claim from: all in `spans`, but for endpoints where another has something in flight.
+
+    What was claimed of buckets in `orphaned`, and not by us, is free before its lease ends: its claimer died.
+    """
 
     spans: tuple[Span, ...] = ()
     barred: frozenset[UUID] = frozenset()
+    orphaned: tuple[int, ...] = ()
 
 
 #: Of a process that shares with nobody.
@@ -44,6 +48,11 @@ def share(rank: int, processes: int) -> range:
     more than one run; past 64 processes some have none.
     """
     return range(_RUNS * rank // processes * RUN, _RUNS * (rank + 1) // processes * RUN, RUN)
+
+
+def buckets(runs: Iterable[int]) -> tuple[int, ...]:
+    """The buckets of these runs."""
+    return tuple(first + nth for first in sorted(runs) for nth in range(RUN))
 
 
 def spans(runs: Iterable[int]) -> tuple[Span, ...]:

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 from uuid import UUID
 
-from relay.delivery.runs import RUN, Turf, run_of, share, spans
+from relay.delivery.runs import RUN, Turf, buckets, run_of, share, spans
 from relay.store import Cell, StoreError
 from relay.telemetry.metrics import Metrics
 from relay.values.background import Background
@@ -65,6 +65,7 @@ class Share(Background):
         changed: called when there is another turf, and once the first is known.
         metrics: told how many buckets this process holds.
         pace: the times.
+        claim_s: how long a claim is somebody's, unless it is renewed.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Share(Background):
         changed: Callable[[], None],
         metrics: Metrics,
         pace: Pace,
+        claim_s: float = 0.0,
     ) -> None:
         self._cell = cell
         # None while there is no row of ours: before the first, and once its lease has run out.
@@ -86,6 +88,9 @@ class Share(Background):
         self._in_flight = in_flight
         self._changed = changed
         self._pace = pace
+        self._claim_s = claim_s
+        # Runs of processes that died, until all of their claims have ended.
+        self._orphaned: dict[int, float] = {}
         self._notice = asyncio.Event()
         self._held: frozenset[int] = frozenset()
         self._wanted: frozenset[int] = frozenset()
@@ -188,6 +193,8 @@ class Share(Background):
         news = bool(given_back) or len(told) < len(self._told) or self._announced is not leaves
         self._told = told
         self._held = frozenset(row["held"])
+        orphaned = self._orphaned | dict.fromkeys(row["orphaned"], time.monotonic() + self._claim_s)
+        self._orphaned = {run: until for run, until in orphaned.items() if run in self._held and until > asked_at}
         self._sure_until = self._leased_at + self._pace.lease_s * 7 / 8 if self._id is not None else 0.0
         far = zip(row["far_ids"], row["far_until"], strict=True)
         self._far = {lease: self._far.get(lease, asked_at) for lease in far}
@@ -224,7 +231,11 @@ class Share(Background):
         ours = self._held & self._wanted
         now = time.monotonic()
         self._unwanted = {run: self._unwanted.get(run, now) for run in self._held - ours}
-        self._turf = Turf(spans(ours), frozenset(endpoint for endpoint in on_wire if run_of(endpoint) in ours))
+        self._turf = Turf(
+            spans(ours),
+            frozenset(endpoint for endpoint in on_wire if run_of(endpoint) in ours),
+            buckets(ours.intersection(self._orphaned)),
+        )
 
     def _still_runs(self) -> list[int]:
         """What can be given back now."""

@@ -18,12 +18,13 @@ on conflict (id) do nothing;
 -- Runs are locked in order, and another process's row never waited for. A run that is free in our snapshot was given back
 -- before it, so what its holder still had on the wire there is in the same snapshot. `free_in_s` is when the next lease
 -- runs out of what it wants. `far_ids` are processes whose leases reach further than leases do, from a clock that was
--- ahead: of those that have not changed for the length of a lease ($8, $9) the lease has ended.
+-- ahead: of those that have not changed for the length of a lease ($8, $9) the lease has ended. `orphaned` are runs that
+-- were taken just now and whose holder died: what it had claimed of them is free.
 -- $1 process_id uuid, $2 wanted int2[], $3 given_back int2[], $4 lease_s float8, $5 alive_s float8: how long a process
 -- counts that says nothing, $6 leaves bool, $7 on_wire uuid[]: endpoints with something in flight in runs that it holds
 -- no more, $8 stuck process_id uuid[], $9 stuck leased_until timestamptz[]
--- gives: lives bool, renewed bool, process_ids uuid[], held int2[], on_wire uuid[], free_in_s float8, far_ids uuid[],
--- far_until timestamptz[]
+-- gives: lives bool, renewed bool, process_ids uuid[], held int2[], orphaned int2[], on_wire uuid[], free_in_s float8,
+-- far_ids uuid[], far_until timestamptz[]
 with clock as materialized (
     select
         now() as at,
@@ -149,6 +150,12 @@ select
         where not g.is_given_back
         order by first_bucket
     ) as held,
+    array(
+        select g.first_bucket
+        from changed as g
+        inner join runs as r on r.first_bucket = g.first_bucket
+        where not g.is_given_back and r.process_id in (select d.id from dead as d)
+    ) as orphaned,
     array(
         select unnest(o.on_wire)
         from others as o

@@ -15,7 +15,10 @@ import asyncpg
 import pytest
 
 from relay.delivery.answers import ErrorClass
+from relay.delivery.breaker import Breaker
 from relay.delivery.claims import Claimed, Claimer
+from relay.delivery.directory import Directory
+from relay.delivery.health import Health
 from relay.delivery.recorder import Recorder, Result
 from relay.delivery.runs import EVERYTHING
 from relay.delivery.slots import Offer
@@ -23,7 +26,7 @@ from relay.store import Cell
 from relay.telemetry.metrics import Metrics
 from relay.upkeep.runner import JobRunner
 from relay.values.uuid7 import floor
-from tests.books import Books, delivering, until
+from tests.books import VAULT, Books, delivering, settings, until
 from tests.flush import flush_of
 from tests.receiver import Received, Receiver, hang, reply
 
@@ -404,3 +407,16 @@ async def test_since_when_an_endpoint_fails_is_noted_once_it_has_lasted(
         await until(lambda: books.read("select 1 from relay.endpoints where failing_since is null"))
     # The first failure, not the one that made it worth a note.
     assert abs((since - first).total_seconds()) < 0.7
+
+
+async def test_what_is_not_noted_yet_is_noted_at_a_stop(cell: Cell, books: Books) -> None:
+    organization_id, endpoint_id = await books.endpoint("http://127.0.0.1/")
+    endpoint = await Directory(cell.owned_connection(), settings(), VAULT).find(cell, organization_id, endpoint_id)
+    assert endpoint is not None
+    now = asyncio.get_running_loop().time()
+    breaker = Breaker(now - 90.0, now - 5.0, now)
+    breaker.noted = False, False
+    async with Health(cell, 432_000.0, lambda: datetime.datetime.now(datetime.UTC), Metrics()) as health:
+        health.attempted(endpoint, breaker, now)
+    row = await endpoint_row(books, endpoint_id)
+    assert (row["failing_since"] is not None, row["broken_since"] is not None) == (True, True)

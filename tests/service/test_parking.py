@@ -77,14 +77,14 @@ async def test_a_hundred_thousand_endpoints_with_nothing_due_cost_a_claim_nothin
     explained = Explained(Opener(database, "relay tests", pooled=False, lifetime_s=540.0), Statements("relay"))
     claimer = Claimer(explained, 30.0)
     assert await claimer.claim(Offer(100, [], [], 4), EVERYTHING) == ([], False)
-    assert not await claimer.unpark()
+    assert await claimer.unpark() == (0, False)
     for (name, mode), plan in explained.seen.items():
         assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 30, (name, mode)
     # Those that fall due are found among the others, and nothing but them is looked at.
     await connection.execute(
         "update relay.open set due_at = now() - interval '1 second' where endpoint_id = any($1)", ids[:20]
     )
-    assert not await claimer.unpark()
+    assert await claimer.unpark() == (20, False)
     plan = explained.plans["force_generic_plan"]
     assert max(node["Actual Rows"] * node["Actual Loops"] for node in nodes(plan)) <= 40
     visited = await connection.fetch("select endpoint_id from relay.open where bucket >= 0")
