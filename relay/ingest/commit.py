@@ -65,6 +65,7 @@ class GroupCommit:
     ) -> None:
         self._cell = cell
         self._queue_bytes = queue_bytes
+        self._most_of_one = queue_bytes * 3 // 4
         self._tracer = tracer
         self._queue = Queue()
         # Taken from the queue, and not written yet.
@@ -75,7 +76,7 @@ class GroupCommit:
         self._arrived = asyncio.Event()
         self._closing = False
         self._task: asyncio.Task[None] | None = None
-        self._measures = Measures(metrics, lambda: self._queue.events, lambda: self._waiting_bytes)
+        self._measures = Measures(metrics, self._queue.count_events, lambda: self._queue.size + self._under_way_bytes)
         #: How many endpoints organizations have; whoever changes that says so.
         self.endpoint_counts = EndpointCounts(cell)
 
@@ -181,16 +182,16 @@ class GroupCommit:
         """
         self._measures.rejected(events, code)
 
-    @property
-    def _waiting_bytes(self) -> int:
-        return self._queue.size + self._under_way_bytes
-
     def _open_for(self, organization_id: UUID, events: int) -> None:
+        waiting_bytes = self._queue.size + self._under_way_bytes
+        # Less than one organization may have.
+        if waiting_bytes <= self._most_of_one and not self._closing:
+            return
         if self._closing:
             code = "shutting_down"
-        elif self._waiting_bytes > self._queue_bytes:
+        elif waiting_bytes > self._queue_bytes:
             code = "queue_full"
-        elif self._queue.size_of(organization_id) > self._queue_bytes * 3 // 4:
+        elif self._queue.size_of(organization_id) > self._most_of_one:
             code = "too_many_requests_waiting"
         else:
             return

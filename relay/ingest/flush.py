@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 from uuid import UUID
 
 from relay.errors import ApiError
@@ -31,6 +31,9 @@ class Waiting:
         batch: the batch that it came with otherwise.
         trace: of the request that brought it.
     """
+
+    #: How many events it is.
+    count: ClassVar = 1
 
     __slots__ = (
         "batch",
@@ -91,7 +94,8 @@ class Waiting:
 
     def accept(self) -> None:
         """Answer the request: committed."""
-        self.first = (self.event_id, self.digest)
+        if self.key is not None:
+            self.first = (self.event_id, self.digest)
         self._end(Accepted(self.event_id))
 
     def fail(self, code: str) -> None:
@@ -133,12 +137,14 @@ class Batch:
         future: ends with the last of its events.
     """
 
-    __slots__ = ("_left", "events", "future", "organization_id", "size")
+    __slots__ = ("_left", "count", "events", "future", "organization_id", "size")
 
     def __init__(self, organization_id: UUID, future: asyncio.Future[None]) -> None:
         self.organization_id = organization_id
         self.future = future
         self.events: Sequence[Waiting] = ()
+        #: How many events it is.
+        self.count = 0
         #: About how many bytes it holds while it waits.
         self.size = 0
         self._left = 0
@@ -147,7 +153,7 @@ class Batch:
         """Take in all of its events."""
         self.events = events
         self.size = sum([event.size for event in events])
-        self._left = len(events)
+        self.count = self._left = len(events)
 
     def one_ended(self) -> None:
         """Count one more outcome."""
@@ -171,6 +177,8 @@ def part_followers(events: Sequence[Waiting]) -> tuple[Sequence[Waiting], dict[K
 
     One statement cannot insert the same key twice; who follows shares the fate of the first.
     """
+    if not [event for event in events if event.key is not None]:
+        return events, {}
     leaders: list[Waiting] = []
     keys: set[Key] = set()
     followers: dict[Key, list[Waiting]] = {}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final, cast
 from uuid import UUID
 
 from relay.ingest.flush import Batch, Waiting
@@ -18,10 +18,12 @@ MAX_FLUSH_DELIVERIES: Final = 5000
 class _Line:
     """What one organization has waiting."""
 
-    __slots__ = ("items", "size")
+    __slots__ = ("batches", "events", "items", "size")
 
     def __init__(self) -> None:
         self.items: deque[Waiting | Batch] = deque()
+        self.batches = 0
+        self.events = 0
         self.size = 0
 
 
@@ -34,8 +36,6 @@ class Queue:
         self._turns: deque[UUID] = deque()
         #: About how many bytes wait.
         self.size = 0
-        #: How many events wait.
-        self.events = 0
 
     def __bool__(self) -> bool:
         return bool(self._turns)
@@ -44,6 +44,10 @@ class Queue:
         """About how many bytes of an organization wait."""
         line = self._lines.get(organization_id)
         return 0 if line is None else line.size
+
+    def count_events(self) -> int:
+        """How many events wait."""
+        return sum(line.events for line in self._lines.values())
 
     def items_of(self, organization_id: UUID) -> int:
         """How many requests of an organization wait."""
@@ -56,8 +60,13 @@ class Queue:
         if line is None:
             line = self._lines[item.organization_id] = _Line()
             self._turns.append(item.organization_id)
+        size = item.size
         line.items.append(item)
-        self._count(line, item, 1)
+        line.events += item.count
+        if isinstance(item, Batch):
+            line.batches += 1
+        line.size += size
+        self.size += size
 
     def put_back(self, item: Waiting | Batch) -> None:
         """Let one that was taken be its organization's next again."""
@@ -66,14 +75,22 @@ class Queue:
             line = self._lines[item.organization_id] = _Line()
             self._turns.appendleft(item.organization_id)
         line.items.appendleft(item)
-        self._count(line, item, 1)
+        line.events += item.count
+        if isinstance(item, Batch):
+            line.batches += 1
+        line.size += item.size
+        self.size += item.size
 
     def pop(self) -> Waiting | Batch:
         """Take the next item of the organization whose turn it is."""
         organization_id = self._turns.popleft()
         line = self._lines[organization_id]
         item = line.items.popleft()
-        self._count(line, item, -1)
+        line.events -= item.count
+        if isinstance(item, Batch):
+            line.batches -= 1
+        line.size -= item.size
+        self.size -= item.size
         if line.items:
             self._turns.append(organization_id)
         else:
@@ -86,39 +103,47 @@ class Queue:
         Args:
             endpoints_of: how many deliveries an event of an organization may open.
         """
+        lines, turns = self._lines, self._turns
+        each = {organization_id: endpoints_of(organization_id) for organization_id in lines}
+        if self._all_fits(each):
+            return self._take_all()
         taken: list[Waiting] = []
         size = deliveries = 0
-        each: dict[UUID, int] = {}
-        lines, turns = self._lines, self._turns
         while turns:
-            organization_id = turns[0]
-            line = lines[organization_id]
-            item = line.items[0]
-            opens = each.get(organization_id)
-            if opens is None:
-                opens = each[organization_id] = endpoints_of(organization_id)
-            events = 1 if isinstance(item, Waiting) else len(item.events)
+            item = lines[turns[0]].items[0]
+            size += item.size
+            deliveries += item.count * each[turns[0]]
             if taken and (
-                len(taken) + events > MAX_FLUSH_EVENTS
-                or size + item.size > MAX_FLUSH_BYTES
-                or deliveries + events * opens > MAX_FLUSH_DELIVERIES
+                len(taken) + item.count > MAX_FLUSH_EVENTS
+                or size > MAX_FLUSH_BYTES
+                or deliveries > MAX_FLUSH_DELIVERIES
             ):
                 break
-            line.items.popleft()
-            line.size -= item.size
-            size += item.size
-            deliveries += events * opens
-            if line.items:
-                turns.rotate(-1)
-            else:
-                turns.popleft()
-                del lines[organization_id]
-            if isinstance(item, Waiting):
-                taken.append(item)
-            else:
-                taken += item.events
-        self.size -= size
-        self.events -= len(taken)
+            self.pop()
+            _unpack(item, taken)
+        return taken
+
+    def _all_fits(self, endpoints: Mapping[UUID, int]) -> bool:
+        """Whether nothing has to wait for a second flush, which is so at nearly all times."""
+        if self.size > MAX_FLUSH_BYTES:
+            return False
+        events = deliveries = 0
+        for organization_id, line in self._lines.items():
+            events += line.events
+            deliveries += line.events * endpoints[organization_id]
+        return events <= MAX_FLUSH_EVENTS and deliveries <= MAX_FLUSH_DELIVERIES
+
+    def _take_all(self) -> list[Waiting]:
+        taken: list[Waiting] = []
+        for line in self._lines.values():
+            if not line.batches:
+                taken += cast("Iterable[Waiting]", line.items)
+                continue
+            for item in line.items:
+                _unpack(item, taken)
+        self._lines.clear()
+        self._turns.clear()
+        self.size = 0
         return taken
 
     def drain(self) -> Iterator[Waiting | Batch]:
@@ -126,7 +151,9 @@ class Queue:
         while self._turns:
             yield self.pop()
 
-    def _count(self, line: _Line, item: Waiting | Batch, sign: int) -> None:
-        line.size += sign * item.size
-        self.size += sign * item.size
-        self.events += sign * (1 if isinstance(item, Waiting) else len(item.events))
+
+def _unpack(item: Waiting | Batch, taken: list[Waiting]) -> None:
+    if isinstance(item, Waiting):
+        taken.append(item)
+    else:
+        taken += item.events

@@ -213,7 +213,7 @@ class Writer:
                 [filters_matching(event.type) for event in events],
                 _MOST_ROWS if len(events) > 1 else _ANY_DELIVERIES,
             )
-            if again or any(event.key is not None or event.trace is not None for event in events):
+            if again or _are_marked(events):
                 # Only the first of these leaves what it finds stored as it is.
                 statement = "commit_events_again" if again else "commit_events_with_keys"
                 (row,) = await self.fetch(statement, *columns, *_marks(events), self._dedup_window_s)
@@ -239,6 +239,11 @@ class Writer:
             else:
                 event.lost_to(holder["event_id"], holder["digest"])
                 self._measures.duplicate.add()
+
+
+def _are_marked(events: Sequence[Waiting]) -> bool:
+    marked = [event for event in events if event.key is not None or event.trace is not None]
+    return bool(marked)
 
 
 def _marks(events: Sequence[Waiting]) -> tuple[list[str | None], list[str | None], list[bytes], list[str | None]]:

@@ -36,16 +36,21 @@ def opens_one(_: UUID) -> int:
     return 1
 
 
+def opens_many(_: UUID) -> int:
+    """So many that a flush holds two events."""
+    return 2400
+
+
 async def test_organizations_take_turns_and_each_keeps_its_order() -> None:
     queue = Queue()
     first = [one(A) for _ in range(3)]
     for item in (*first, one(B), one(C), one(B)):
         queue.add(item)
-    taken = queue.take(opens_one)
-    assert whose(taken) == "abcaba"
-    assert [event for event in taken if event.organization_id == A] == first
+    flushes = [queue.take(opens_many) for _ in range(3)]
+    assert [whose(taken) for taken in flushes] == ["ab", "ca", "ab"]
+    assert [event for taken in flushes for event in taken if event.organization_id == A] == first
     assert not queue
-    assert (queue.events, queue.size) == (0, 0)
+    assert (queue.count_events(), queue.size) == (0, 0)
 
 
 async def test_a_batch_is_never_cut_and_others_come_before_the_next_one() -> None:
@@ -53,7 +58,7 @@ async def test_a_batch_is_never_cut_and_others_come_before_the_next_one() -> Non
     for item in (await many(A, 600), await many(A, 600), one(B), one(B)):
         queue.add(item)
     assert whose(queue.take(opens_one)) == "a" * 600 + "b"
-    assert queue.events == 601
+    assert queue.count_events() == 601
     assert whose(queue.take(opens_one)) == "a" * 600 + "b"
     assert queue.take(opens_one) == []
 
@@ -95,9 +100,9 @@ async def test_what_is_put_back_goes_first_again() -> None:
     again = [one(C), one(A)]
     for event in again:
         queue.put_back(event)
-    taken = queue.take(opens_one)
-    assert whose(taken) == "caba"
-    assert taken[:2] == again
+    flushes = [queue.take(opens_many) for _ in range(2)]
+    assert [whose(taken) for taken in flushes] == ["ca", "ab"]
+    assert flushes[0] == again
     assert queue.size == 0
 
 
@@ -108,4 +113,18 @@ async def test_one_after_the_other_is_taken_by_turns_too() -> None:
         queue.add(batch)
     assert queue.items_of(A) == 2
     assert [queue.pop(), queue.pop(), queue.pop()] == [batches[0], batches[2], batches[1]]
-    assert (queue.events, queue.size, queue.items_of(A)) == (0, 0, 0)
+    assert (queue.count_events(), queue.size, queue.items_of(A)) == (0, 0, 0)
+
+
+async def test_everything_goes_at_once_where_it_fits() -> None:
+    queue = Queue()
+    alone, small, large = one(A), await many(B, 1), await many(A, 3)
+    for item in (alone, small, large, one(C)):
+        queue.add(item)
+    taken = queue.take(opens_one)
+    assert sorted(whose(taken)) == list("aaaabc")
+    assert {alone, *small.events, *large.events} < set(taken)
+    assert not queue
+    queue.add(alone)
+    assert (queue.size, queue.size_of(A), queue.count_events()) == (alone.size, alone.size, 1)
+    assert queue.take(opens_one) == [alone]

@@ -194,3 +194,17 @@ def test_an_id_is_shifted_in_time_as_far_as_ids_go() -> None:
     assert uuid7.shifted(uuid7.shifted(id_, 120.0), -120.0) == id_
     assert uuid7.shifted(UUID(int=5), -1.0) == UUID(int=0)
     assert uuid7.shifted(UUID(int=2**128 - 1), 1.0) == UUID(int=2**128 - 1)
+
+
+@pytest.mark.parametrize("count", [1, 300, 1000])
+def test_many_ids_at_once_follow_each_other_and_what_came_before(count: int) -> None:
+    now = 1_700_000_000_000_000_000
+    clock = Uuid7Clock(lambda: now)
+    before = clock.new()
+    made = clock.some(count)
+    after = clock.new()
+    assert len(set(made)) == count
+    assert [before, *made, after] == sorted([before, *made, after])
+    assert all(uuid7.parse(str(id_)) == id_ for id_ in made)
+    assert uuid7.created_at(made[-1]) - uuid7.created_at(before) < datetime.timedelta(milliseconds=1)
+    assert clock.some(0) == []
