@@ -23,6 +23,8 @@ _LOOK_EVERY_S: Final = 0.5
 SMALL_BODY_BYTES: Final = 64 * 1024
 DROPPED_BYTES: Final = 8 * 1024 * 1024
 DROPPED_S: Final = 2.0
+# By then the server has written the head of a response.
+_WRITTEN_S: Final = 0.02
 # A body that was too slow before is not waited for as long.
 SLOW_DROPPED_S: Final = 0.5
 
@@ -201,17 +203,24 @@ def _is_media_type(given: bytes | None, taken: frozenset[bytes]) -> bool:
     return given.partition(b";")[0].strip().lower() in taken
 
 
+def awaits_body(exchange: Exchange) -> bool:
+    """Return whether some of a request's body may still come."""
+    return not exchange.body_ended and _declared_length(exchange.headers) != 0
+
+
 async def drop_rest(exchange: Exchange, within_s: float = DROPPED_S) -> None:
     """Read and drop what is left of a refused body, up to 8 MiB or `within_s`, so that the client sees the answer and
-    not a broken pipe. With `Expect: 100-continue` the client waits for our word and never sends it.
+    not a broken pipe. With `Expect: 100-continue` most clients wait for our word and never send it; some do not wait.
     """
-    headers = exchange.headers
-    declared = _declared_length(headers)
-    if exchange.body_ended or declared == 0 or b"expect" in headers:
+    if not awaits_body(exchange):
         return
+    declared = _declared_length(exchange.headers)
     dropped = 0
     try:
         async with asyncio.timeout(within_s):
+            if b"expect" in exchange.headers:
+                # To ask for the body before the response is written would be the word that the client waits for.
+                await asyncio.sleep(_WRITTEN_S)
             while dropped <= DROPPED_BYTES:
                 message = await exchange.receive()
                 size = len(message.get("body", b""))

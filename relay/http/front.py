@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Router
 
 from relay.errors import ApiError
-from relay.http.body import DROPPED_S, SLOW_DROPPED_S, drop_rest
+from relay.http.body import DROPPED_S, SLOW_DROPPED_S, awaits_body, drop_rest
 from relay.http.client import HSTS, Clients
 from relay.http.cors import Cors
 from relay.http.door import Door
@@ -199,6 +199,9 @@ class Front:
             return
         self._traffic.refused(error.kind.code)
         await self._charge_body(exchange, error)
+        if b"expect" in exchange.headers and awaits_body(exchange):
+            # Whether the body follows is for the client to decide, so nothing else can on this connection.
+            exchange.closing = True
         await exchange.fail(error)
         await drop_rest(exchange, SLOW_DROPPED_S if error.close else DROPPED_S)
         await self._charge_body(exchange, error)

@@ -158,6 +158,29 @@ async def test_a_refused_client_that_expects_100_continue_is_never_told_to_go_on
         assert await reader.read() == b"", "nothing follows, and the connection is closed"
 
 
+async def test_a_refused_client_that_does_not_wait_for_100_continue_reads_why_all_the_same(tenant: Tenant) -> None:
+    size = 4 * 1024 * 1024
+    request = head("POST", "/api/events", Expect="100-continue", Content_Length=size, X_API_Key=tenant.key) + bytes(
+        size
+    )
+    loop = asyncio.get_running_loop()
+    for _ in range(10):
+        line = socket.socket()
+        line.setblocking(False)
+        async with asyncio.timeout(15):
+            await loop.sock_connect(line, ("127.0.0.1", tenant.api.port))
+            # All of it, before the first look at the response.
+            await loop.sock_sendall(line, request)
+            reader, writer = await asyncio.open_connection(sock=line)
+            try:
+                answer = await read_answer(reader)
+                assert_error(answer, 413, "body_too_large")
+                assert answer.headers["connection"] == "close"
+                assert await reader.read() == b""
+            finally:
+                writer.transport.abort()
+
+
 async def test_an_accepted_client_that_expects_100_continue_is_told_to_go_on(tenant: Tenant) -> None:
     headers = {"Expect": "100-continue", "Content_Length": len(EVENT), "X_API_Key": tenant.key}
     async with asyncio.timeout(10), connection(tenant.api.port) as (reader, writer):
