@@ -10,7 +10,7 @@ from uuid import UUID
 from relay.errors import ApiError
 from relay.inbox.span import ALWAYS, Span
 from relay.store import PLAN_EACH, PLAN_KEPT, Cell, Row
-from relay.values import cursor
+from relay.values import cursor, uuid7
 from relay.values.cursor import Position
 
 #: One request examines at most this many rows; the queries say the same number.
@@ -118,6 +118,10 @@ async def read_page(cell: Cell, query: InboxQuery) -> Page:
 
 
 async def _read_page(cell: Cell, query: InboxQuery, start: Position) -> Page:
+    if query.dedup_id is not None and query.cursor is None and query.order == "desc":
+        page = await _read_by_key(cell, query, query.dedup_id)
+        if page is not None:
+            return page
     if query.wants_all:
         return await _read_all(cell, query, start)
     rows = await _read(cell, query, start)
@@ -131,6 +135,32 @@ async def _read_page(cell: Cell, query: InboxQuery, start: Position) -> Page:
     if walked is not None and (query.order == "asc" or walked["walked"] == EXAMINED_ROWS):
         return Page(events, query.cursor_at(Position(walked["epoch"], walked["xid"], UUID(walked["status"]))))
     return Page(events, query.cursor_at(start) if query.order == "asc" else None)
+
+
+async def _read_by_key(cell: Cell, query: InboxQuery, dedup_id: str) -> Page | None:
+    """The first page of the events with one dedup_id: the newest, which the keys of deduplication name. None where they
+    name none. An older one was accepted before that one's window began: the cursor leads there, if there is anything.
+    """
+    holder = await cell.fetch_row("holder_of_dedup_id", query.organization_id, dedup_id)
+    if holder is None:
+        return None
+    event_id: UUID = holder["event_id"]
+    following = UUID(int=event_id.int + 1)
+    end = Position(holder["epoch"], holder["xid"], event_id)
+    rows = await _walk(cell, query, end._replace(event_id=following), end, (event_id, following))
+    events = [row for row in rows if row["event_id"] is not None and query.span.holds(event_id)]
+    window = holder["expires_at"] - uuid7.created_at(event_id)
+    before = uuid7.shifted(event_id, -max(window.total_seconds(), 0.0))
+    since, _ = query.span.ids
+    if since is not None and since >= before:
+        return Page(events, None)
+    after = uuid7.shifted(before, uuid7.COMMITTED_WITHIN_S)
+    bounds = await cell.fetch_row("position_bounds", query.organization_id, before, after)
+    assert bounds is not None  # noqa: S101 - it always gives one
+    if bounds["low_epoch"] < 0:
+        return Page(events, None)
+    older = Position(bounds["high_epoch"], bounds["high_xid"], cursor.LAST.event_id)
+    return Page(events, query.cursor_at(min(older, end)))
 
 
 async def _read_all(cell: Cell, query: InboxQuery, start: Position) -> Page:
@@ -158,8 +188,14 @@ async def _read(cell: Cell, query: InboxQuery, start: Position) -> Sequence[Row]
         return await cell.fetch(name, query.organization_id, *asked, plans=PLAN_KEPT)
     first, last = await query.span.positions(cell, query.organization_id)
     start, end = (min(start, last), first) if descending else (max(start, first), last)
+    return await _walk(cell, query, start, end, query.span.ids)
+
+
+async def _walk(
+    cell: Cell, query: InboxQuery, start: Position, end: Position, ids: tuple[UUID | None, UUID | None]
+) -> Sequence[Row]:
     return await cell.fetch(
-        "inbox_all_desc" if descending else "inbox_all_asc",
+        "inbox_all_desc" if query.order == "desc" else "inbox_all_asc",
         query.organization_id,
         *start,
         query.limit,
@@ -167,10 +203,10 @@ async def _read(cell: Cell, query: InboxQuery, start: Position) -> Sequence[Row]
         None if query.status == "all" else query.status,
         end.epoch,
         end.xid,
-        *query.span.ids,
+        *ids,
         query.dedup_id,
         query.endpoint_id,
         query.most_bytes,
         # Bounds on the id rule out partitions, of which a plan that is kept knows nothing.
-        plans=PLAN_KEPT if query.span.is_open else PLAN_EACH,
+        plans=PLAN_KEPT if ids == (None, None) else PLAN_EACH,
     )

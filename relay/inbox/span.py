@@ -34,6 +34,11 @@ class Span:
             None if self.until is None else floor(self.until),
         )
 
+    def holds(self, event_id: UUID) -> bool:
+        """Return whether an event was made then."""
+        since, until = self.ids
+        return (since is None or event_id >= since) and (until is None or event_id < until)
+
     @property
     def identity(self) -> tuple[str, str]:
         """What tells it from other spans in a cursor."""

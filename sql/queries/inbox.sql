@@ -689,6 +689,21 @@ left join lateral (
     limit 1
 ) as h on true;
 
+-- name: holder_of_dedup_id
+-- The newest event with a dedup_id, as the keys of deduplication have it, and until when it keeps others from being
+-- accepted. No row once retention has taken the event or the key.
+-- $1 organization_id uuid, $2 dedup_id text
+-- gives: event_id uuid, expires_at timestamptz, epoch int4, xid int8
+select d.event_id, d.expires_at, e.epoch, e.xid
+from relay.dedup as d
+cross join lateral (
+    select e.epoch, e.xid
+    from relay.events as e
+    where e.organization_id = $1::uuid and e.id = d.event_id
+    limit 1
+) as e
+where d.organization_id = $1::uuid and d.kind = 'd' and d.key = $2::text;
+
 -- name: position_of_event
 -- Where one event stands in the order of commits.
 -- $1 organization_id uuid, $2 event_id uuid

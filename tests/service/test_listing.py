@@ -25,6 +25,55 @@ def ids(page: dict[str, list[dict[str, str]]]) -> list[str]:
     return [event["id"] for event in page["events"]]
 
 
+async def test_an_event_is_found_by_its_dedup_id_beside_any_number_of_others(stage: Stage, tenant: Tenant) -> None:
+    wanted = await tenant.accept(dedup_id="wanted")
+    # More than one request examines.
+    await stage.accept_many(tenant, 10_100)
+    page = await events(tenant, dedup_id="wanted")
+    assert (ids(page), page["next_cursor"]) == ([wanted], None)
+    assert page["events"][0]["dedup_id"] == "wanted"
+    for narrowed, found in (
+        ({"type": "order.*", "status": "pending"}, [wanted]),
+        ({"type": "other"}, []),
+        ({"status": "delivered"}, []),
+        ({"since": "2999-01-01T00:00:00Z"}, []),
+        ({"until": "2001-01-01T00:00:00Z"}, []),
+        ({"since": "2001-01-01T00:00:00Z", "until": "2999-01-01T00:00:00Z"}, [wanted]),
+    ):
+        page = await events(tenant, dedup_id="wanted", **narrowed)
+        assert (ids(page), page["next_cursor"]) == (found, None), narrowed
+
+
+async def test_events_that_had_the_dedup_id_before_its_window_are_on_the_pages_after(
+    stage: Stage, tenant: Tenant
+) -> None:
+    organization_id = UUID(tenant.organization_id)
+    older = await tenant.accept(dedup_id="again")
+    await stage.accept_many(tenant, 10_100)
+    # As if the window had ended: the key is free.
+    await stage.read(
+        "update relay.dedup set expires_at = now() - interval '1 second' where organization_id = $1", organization_id
+    )
+    newer = await tenant.accept(dedup_id="again")
+    await stage.read(
+        "update relay.dedup set expires_at = now() + interval '1 microsecond' where organization_id = $1",
+        organization_id,
+    )
+    found, mark, pages = [], None, 0
+    while pages == 0 or mark is not None:
+        page = await events(tenant, dedup_id="again", **({"cursor": mark} if mark else {}))
+        found += ids(page)
+        mark, pages = page["next_cursor"], pages + 1
+        assert found[0] == newer
+    assert found == [newer, older]
+    # The first page leaves out what the window rules out: with the whole of it, the older one is too young to be there.
+    await stage.read(
+        "update relay.dedup set expires_at = now() + interval '1 day' where organization_id = $1", organization_id
+    )
+    page = await events(tenant, dedup_id="again")
+    assert (ids(page), page["next_cursor"]) == ([newer], None)
+
+
 async def test_events_are_listed_in_every_state_and_in_both_orders(stage: Stage, tenant: Tenant) -> None:
     endpoint_id = await stage.endpoint(tenant)
     failed, delivered, pending = [await tenant.accept() for _ in range(3)]
