@@ -240,14 +240,17 @@ async def test_a_data_directory_that_is_put_back_behind_a_pooler_hides_nothing(f
         async with servers.pgbouncer(folder, live) as pooler:
             url = pooler.database("relay")
             async with open_cell(url) as cell, committing(cell) as commit:
-                await followers.go_on(cell)
+
+                async def post(count: int) -> list[UUID]:
+                    posted = PostedEvent("a.b", msgspec.Raw(b"1"))
+                    return [(await commit.join(ORGANIZATION_ID, posted))[0] for _ in range(count)]
+
+                await followers.meet(cell, await post(20))
                 await live.stop()
                 shutil.rmtree(folder / "live" / "cluster")
                 copy(folder / "backup" / "cluster", folder / "live" / "cluster")
                 await live.start()
-                posted = PostedEvent("a.b", msgspec.Raw(b"1"))
-                outcomes = [await commit.join(ORGANIZATION_ID, posted) for _ in range(20)]
-                await followers.meet(cell, [outcome[0] for outcome in outcomes])
+                await followers.meet(cell, await post(20))
 
 
 async def test_a_restart_hides_nothing_either(folder: Path) -> None:
