@@ -34,6 +34,8 @@ from relay.values.sealed import Vault
 if TYPE_CHECKING:
     from relay.telemetry.traces import Tracer
 
+# How long a start waits for a PostgreSQL that is slow, starting or full.
+_DATABASE_PATIENCE_S: Final = 30.0
 # Delivery processes keep house. Where there is none this one does, once nobody has for so long.
 _PATIENCE_S: Final = 30.0
 
@@ -87,6 +89,7 @@ class Service:
                     application="relay serve",
                     connections=self._connections,
                     lifetime_s=settings.db_max_lifetime_s,
+                    patience_s=_DATABASE_PATIENCE_S,
                 )
             )
             await cell.check_durability()

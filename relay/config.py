@@ -12,6 +12,7 @@ from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
 from relay.values.addresses import Network
+from relay.values.database_url import BadUrl, masked
 from relay.values.setting_text import (
     choice,
     flag,
@@ -254,6 +255,8 @@ def load(environ: Mapping[str, str]) -> Settings:
             continue
         try:
             values[setting.field] = setting.parse(text)
+        except BadUrl as bad:
+            raise BadSetting(f"{setting.variable}: {bad}") from None
         except ValueError:
             shown = "the value given" if setting.secret else repr(text)
             raise BadSetting(f"{setting.variable}: {shown} is not {setting.allowed}") from None
@@ -320,6 +323,8 @@ def _shown(setting: Setting, settings: Settings) -> str:
     value = getattr(settings, setting.field)
     if value is None or value == ():
         return ""
+    if setting.parse in (postgres_url, redis_url):
+        return masked(value)
     if setting.secret:
         return "****"
     if isinstance(value, tuple):

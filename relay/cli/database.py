@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from relay.cli.exits import FAILED, NOT_FOUND, UNREACHABLE, USAGE, Stop
+from relay.cli.exits import FAILED, NOT_FOUND, UNREACHABLE, USAGE, Stop, unreachable
 from relay.cli.settings import read_settings
 from relay.config import Settings
 from relay.local.failures import Unable
@@ -34,6 +35,9 @@ def settings_at_hand() -> Settings:
         running = find(settings.data_dir)
     except Unable as unable:
         raise Stop(unable.code, unable.line) from None
+    # What libpq's variables say is of other servers.
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
     made = (running.secret_key,) if running.secret_key else ()
     return dataclasses.replace(
         settings,
@@ -81,7 +85,7 @@ async def opened(settings: Settings) -> AsyncIterator[Cell]:
         ) as cell:
             yield cell
     except StoreError as error:
-        raise Stop(UNREACHABLE, f"DATABASE_URL: {error}") from None
+        raise unreachable(settings.database_url, error) from None
     except SecretKeyMismatch as error:
         raise Stop(USAGE, str(error)) from None
     except ApiError as error:

@@ -13,7 +13,7 @@ from typing import Final
 import click
 import uvloop
 
-from relay.cli.exits import FAILED, UNREACHABLE, USAGE, Stop
+from relay.cli.exits import FAILED, USAGE, Stop, unreachable
 from relay.cli.garbage import collect_seldom
 from relay.cli.listening import host_of, http_server, raise_open_files_limit, require_free, room_for, say_ready
 from relay.cli.settings import read_settings
@@ -39,6 +39,8 @@ _CONNECTIONS: Final = 9
 _OPS_BACKLOG: Final = 128
 _OPS_CONNECTIONS: Final = 256
 _OPS_CLOSE_S: Final = 0.5
+# How long a start waits for a PostgreSQL that is slow, starting or full.
+_PATIENCE_S: Final = 30.0
 # The port opens after so long also while PostgreSQL gives us nothing to claim.
 _OPS_WAIT_S: Final = 1.0
 
@@ -94,10 +96,11 @@ async def _deliver(settings: Settings, database_url: str, commons: Commons, no_o
                     application="relay deliver",
                     connections=settings.db_pool_max,
                     lifetime_s=settings.db_max_lifetime_s,
+                    patience_s=_PATIENCE_S,
                 )
             )
         except StoreError as error:
-            raise Stop(UNREACHABLE, f"DATABASE_URL: {error}") from None
+            raise unreachable(settings.database_url, error) from None
         watch_cell(cell, metrics)
         await stack.enter_async_context(Survey(cell, metrics))
         tracer = tracer_of(os.environ, "relay-deliver")

@@ -13,6 +13,7 @@ import click
 
 from relay.config import BadSetting
 from relay.telemetry.colour import RED, YELLOW, is_wanted, painted
+from relay.values.database_url import DatabaseUrl
 
 FAILED: Final = 1
 USAGE: Final = 2
@@ -40,6 +41,11 @@ class Stop(Exception):
         super().__init__(line)
         self.code = code
         self.line = line
+
+
+def unreachable(url: str | None, error: Exception) -> Stop:
+    """Say which database failed the command, and how."""
+    return Stop(UNREACHABLE, f"DATABASE_URL: {DatabaseUrl.read(url or '').shown}: {error}")
 
 
 def printable(text: str) -> str:

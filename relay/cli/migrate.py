@@ -6,7 +6,7 @@ import asyncio
 
 import click
 
-from relay.cli.exits import FAILED, UNREACHABLE, USAGE, Stop
+from relay.cli.exits import FAILED, USAGE, Stop, unreachable
 from relay.cli.settings import read_settings
 
 
@@ -32,7 +32,7 @@ def migrate() -> None:
     except MigrationRefused as refused:
         raise Stop(FAILED, str(refused)) from None
     except DatabaseUnavailable as unavailable:
-        raise Stop(UNREACHABLE, str(unavailable)) from None
+        raise unreachable(url, unavailable) from None
     for name in applied:
         click.echo(f"applied {name}")
     if not applied:

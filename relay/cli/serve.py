@@ -15,7 +15,7 @@ import uvloop
 
 from relay.app import Service
 from relay.auth import SecretKeyMismatch
-from relay.cli.exits import FAILED, UNREACHABLE, USAGE, Stop
+from relay.cli.exits import FAILED, USAGE, Stop, unreachable
 from relay.cli.garbage import collect_seldom
 from relay.cli.listening import (
     end_unread_answers,
@@ -132,7 +132,7 @@ async def _serve(settings: Settings, options: _Options) -> None:
                 )
             )
         except StoreError as error:
-            raise Stop(UNREACHABLE, f"DATABASE_URL: {error}") from None
+            raise unreachable(settings.database_url, error) from None
         except SecretKeyMismatch as error:
             raise Stop(USAGE, str(error)) from None
         host = host_of(settings)

@@ -88,6 +88,8 @@ async def _run(settings: Settings, environ: Mapping[str, str], supervisor: Super
     if settings.database_url is None:
         postgres = EmbeddedPostgres(data.postgres, fds=fds)
         await supervisor.start(postgres, needed=True)
+        # What libpq's variables say is of other servers: a PGPORT would lead to none.
+        env = {name: value for name, value in env.items() if not name.startswith("PG")}
         env["DATABASE_URL"] = postgres.url
         env.pop("DATABASE_DIRECT_URL", None)
     await _migrate(env, fds)

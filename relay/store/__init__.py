@@ -9,6 +9,7 @@ from relay.store.errors import (
     OutcomeUnknown,
     PartitionMissing,
     RowRefused,
+    ServerNotReady,
     StoreError,
 )
 from relay.store.listener import Listener
@@ -27,6 +28,7 @@ __all__ = [
     "PartitionMissing",
     "Row",
     "RowRefused",
+    "ServerNotReady",
     "Statements",
     "StoreError",
 ]

@@ -16,7 +16,7 @@ from asyncpg.pgproto import pgproto
 
 from relay.store import errors
 from relay.store.backends import CANCEL_TIMEOUT_S, BackendLimit
-from relay.store.connection import CONNECT_TIMEOUT_S, PLAN_EACH, RENEW_TIMEOUT_S, Connection, HotConnection, Opener, Row
+from relay.store.connection import PLAN_EACH, RENEW_TIMEOUT_S, Connection, HotConnection, Opener, Row
 from relay.store.listener import Listener
 from relay.store.server_clock import ServerClock, Step
 from relay.store.statements import Statements
@@ -37,6 +37,9 @@ _SERVER_TIMEOUT_S: Final = 12.0
 _STEADY_TIMEOUT_S: Final = 130.0
 # A pooler that has no connection left lets us wait, by default for two minutes.
 _PROBE_TIMEOUT_S: Final = 5.0
+# While a server is waited for.
+_CONTACT_PAUSE_S: Final = 0.5
+_SLOWEST_CONNECT_S: Final = 10.0
 _CONFLICT_TRIES: Final = 5
 # Flush, wide batches, wake-up, clock, keys, their verification, health and listener (or claims, leases, results, share,
 # clock, health and two listeners) each own one connection; the pool has what is left.
@@ -61,11 +64,21 @@ class Cell:
         application: what `pg_stat_activity` shows.
         connections: how many connections this process may hold.
         lifetime_s: the age at which a connection is replaced.
+        patience_s: how long to wait for a server that is slow, starting or full before entering fails.
     """
 
     def __init__(
-        self, url: str, *, direct_url: str | None, schema: str, application: str, connections: int, lifetime_s: float
+        self,
+        url: str,
+        *,
+        direct_url: str | None,
+        schema: str,
+        application: str,
+        connections: int,
+        lifetime_s: float,
+        patience_s: float = 0.0,
     ) -> None:
+        self._patience_s = patience_s
         self.statements = Statements(schema)
         self.schema = schema
         # The kind that asyncpg gives: to make, write out and send one takes 0.2 µs, and 1.4 the standard library's.
@@ -98,12 +111,15 @@ class Cell:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            self._opener.pooled = await _behind_pooler(self._opener)
+            found = await _first_contact(self._opener, self._patience_s)
+            self._opener.pooled = found or self._opener.target.pooled
+            if self._opener.target.binds_channel:
+                _log.warning("channel_binding_not_used", extra={"note": "sslmode=verify-full proves the server too"})
             if self._opener.pooled:
-                self._direct.pooled = self._direct.url == self._opener.url or await self._direct_is_pooled()
+                self._direct.pooled = self._direct.target == self._opener.target or await self._direct_is_pooled()
                 _say_pooled(listens=not self._direct.pooled)
             self._pool = asyncpg.create_pool(
-                self._opener.url,
+                self._opener.target.dsn,
                 min_size=0,
                 max_size=self.most_pooled,
                 max_inactive_connection_lifetime=60.0,
@@ -186,11 +202,11 @@ class Cell:
         if pool is None:
             raise errors.DatabaseUnavailable("the cell is not open")
         try:
-            await self._backends.acquire(min(timeout_s, 2 * CONNECT_TIMEOUT_S))
+            await self._backends.acquire(min(timeout_s, 2 * self._opener.connect_timeout_s))
         except TimeoutError:
             raise errors.DatabaseUnavailable("every connection of the pool is in use") from None
         try:
-            connection: Any = await pool.acquire(timeout=min(timeout_s, 2 * CONNECT_TIMEOUT_S))
+            connection: Any = await pool.acquire(timeout=min(timeout_s, 2 * self._opener.connect_timeout_s))
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
             self._backends.release()
             raise errors.connecting(error) from None
@@ -338,7 +354,7 @@ class Cell:
 
     async def _direct_is_pooled(self) -> bool:
         try:
-            return await _behind_pooler(self._direct)
+            return self._direct.target.pooled or await _behind_pooler(self._direct, self._direct.connect_timeout_s)
         except errors.DatabaseUnavailable:
             # Only hints come that way: they go on trying, and say so.
             return False
@@ -353,17 +369,46 @@ def _nothing() -> None:
     pass
 
 
-async def _behind_pooler(opener: Opener) -> bool:
+async def _first_contact(opener: Opener, patience_s: float) -> bool:
+    """Whether a pooler stands in front of a server that may be slow to take the first connection.
+
+    Raises:
+        DatabaseUnavailable: nothing answers, or not in `patience_s`.
+    """
+    try:
+        return await _behind_pooler(opener, opener.connect_timeout_s)
+    except errors.ServerNotReady as error:
+        if not patience_s:
+            raise
+        extra = {"database": opener.target.shown, "reason": str(error), "up_to_s": patience_s}
+        _log.warning("waiting_for_postgresql", extra=extra)
+    now = asyncio.get_running_loop().time
+    until = now() + patience_s
+    while True:
+        try:
+            await _behind_pooler(opener, max(until - now(), opener.connect_timeout_s))
+            break
+        except errors.ServerNotReady:
+            if now() + _CONTACT_PAUSE_S > until:
+                raise
+            await asyncio.sleep(_CONTACT_PAUSE_S)
+    begun = now()
+    pooled = await _behind_pooler(opener, _SLOWEST_CONNECT_S)
+    # One that is far away takes as long each time.
+    opener.allow(2 * (now() - begun))
+    return pooled
+
+
+async def _behind_pooler(opener: Opener, timeout_s: float) -> bool:
     """Whether a pooler stands in front: it invents the backend's process id. One that pools sessions does that too;
     nothing breaks when it is taken for one that pools transactions.
 
     Raises:
         DatabaseUnavailable: nothing answers.
     """
-    probe = Opener(opener.url, opener.application, pooled=True, lifetime_s=0.0)
-    connection = await probe.open()
+    connection = await opener.probe(timeout_s)
     try:
-        real = await connection.fetchval("select pg_backend_pid()", timeout=_PROBE_TIMEOUT_S)
+        real = await connection.fetchval("select pg_backend_pid()", timeout=max(timeout_s, _PROBE_TIMEOUT_S))
         return bool(real != connection.get_server_pid())
     except (
         OSError,

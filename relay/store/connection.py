@@ -13,6 +13,7 @@ from typing import Any, Final
 import asyncpg
 
 from relay.store import errors
+from relay.values.database_url import DatabaseUrl
 
 _log = logging.getLogger("relay.store")
 
@@ -86,7 +87,7 @@ class Opener:
     """Opens connections to one database.
 
     Args:
-        url: anything asyncpg accepts.
+        url: as in DATABASE_URL.
         application: what `pg_stat_activity` shows.
         pooled: a transaction pooler stands in front, so no session state: no prepared statements, no settings.
         lifetime_s: the age at which a connection is replaced.
@@ -102,7 +103,8 @@ class Opener:
         lifetime_s: float,
         statements: Mapping[str, str] | None = None,
     ) -> None:
-        self.url = url
+        self.target = DatabaseUrl.read(url)
+        self._connect_timeout_s = CONNECT_TIMEOUT_S
         self._statements = statements
         self.application = application
         self.pooled = pooled
@@ -123,7 +125,7 @@ class Opener:
         if plans is not None:
             settings["plan_cache_mode"] = plans
         return {
-            "timeout": CONNECT_TIMEOUT_S,
+            "timeout": self.connect_timeout_s,
             "connection_class": Connection,
             "statement_cache_size": 0 if self.pooled else 200,
             "max_cached_statement_lifetime": 0,
@@ -141,7 +143,9 @@ class Opener:
             DatabaseUnavailable: there is none to be had.
         """
         try:
-            connection: Connection = await asyncpg.connect(self.url, **self.options(server_timeout_s, plans=plans))
+            connection: Connection = await asyncpg.connect(
+                self.target.dsn, **self.options(server_timeout_s, plans=plans)
+            )
             try:
                 await self.on_open(connection)
             except BaseException:
@@ -156,12 +160,34 @@ class Opener:
         if self._statements is None:
             return
         try:
-            row = await connection.fetchrow(self._statements["enter_cell"], timeout=CONNECT_TIMEOUT_S)
+            row = await connection.fetchrow(self._statements["enter_cell"], timeout=self.connect_timeout_s)
             if row is not None and not row["is_current"]:
                 await connection.fetch(self._statements["renew_epoch"], timeout=RENEW_TIMEOUT_S)
         except asyncpg.InternalClientError:
             # The server said goodbye before we asked anything, for which asyncpg has neither a state nor an error.
             raise asyncpg.InterfaceError("the connection ended as soon as it was open") from None
+
+    async def probe(self, timeout_s: float) -> asyncpg.Connection:
+        """A connection that asks nothing of what stands in front: no settings, no prepared statements, no cell.
+
+        Raises:
+            DatabaseUnavailable: there is none to be had.
+        """
+        try:
+            return await asyncpg.connect(
+                self.target.dsn, timeout=timeout_s, statement_cache_size=0, connection_class=Connection
+            )
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError, TimeoutError) as error:
+            raise errors.connecting(error) from None
+
+    @property
+    def connect_timeout_s(self) -> float:
+        """How long opening a connection may take."""
+        return self.target.connect_timeout_s or self._connect_timeout_s
+
+    def allow(self, connect_timeout_s: float) -> None:
+        """Let opening a connection take so long, if the URL does not say how long and it is more than it could."""
+        self._connect_timeout_s = max(self._connect_timeout_s, connect_timeout_s)
 
     def is_old(self, connection: Any) -> bool:
         """Whether a connection of ours has reached the age at which it is replaced."""

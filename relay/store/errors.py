@@ -15,6 +15,9 @@ TRY_AGAIN: Final = ("40001", "40P01")
 #: The server says goodbye, or has become a standby: the connection is of no more use.
 GOODBYE: Final = ("25006", "57P01", "57P02", "57P03", "57P05")
 
+# It is starting or stopping; all of its connections are taken.
+_NOT_READY: Final = ("57P03", "53300")
+_CANCELLED: Final = "57014"
 _DISK_FULL: Final = "53100"
 
 #: No such table, schema, column or function.
@@ -27,6 +30,10 @@ class StoreError(Exception):
 
 class DatabaseUnavailable(StoreError):
     """The database did not do it, for certain: nothing was sent, or the statement was rolled back."""
+
+
+class ServerNotReady(DatabaseUnavailable):
+    """No connection was to be had, and soon one may: the server is slow, is starting, or has none left."""
 
 
 class PartitionMissing(DatabaseUnavailable):
@@ -57,10 +64,15 @@ class MigrationRefused(StoreError):
     """A migration cannot be applied; the message is a line for the operator."""
 
 
+def said(error: asyncpg.PostgresError) -> str:
+    """What PostgreSQL said, with its SQLSTATE and without its details, which may quote rows."""
+    return f"{error.args[0] if error.args else 'no message'} (SQLSTATE {error.sqlstate})"
+
+
 def connecting(error: BaseException) -> StoreError:
     """What a failure to connect means."""
     if isinstance(error, TimeoutError | asyncio.TimeoutError):
-        return DatabaseUnavailable("PostgreSQL does not answer")
+        return ServerNotReady("PostgreSQL does not answer")
     if isinstance(error, asyncpg.InvalidPasswordError | asyncpg.InvalidAuthorizationSpecificationError):
         return DatabaseUnavailable("PostgreSQL refuses the user or the password")
     if isinstance(error, asyncpg.InvalidCatalogNameError):
@@ -68,7 +80,12 @@ def connecting(error: BaseException) -> StoreError:
     if isinstance(error, asyncpg.PostgresError):
         if error.sqlstate in NOT_MIGRATED:
             return DatabaseUnavailable("the tables are missing: run `relay migrate`")
-        return DatabaseUnavailable(f"PostgreSQL refuses the connection (SQLSTATE {error.sqlstate})")
+        kind = ServerNotReady if error.sqlstate in _NOT_READY else DatabaseUnavailable
+        return kind(f"PostgreSQL refuses the connection: {said(error)}")
+    if isinstance(error, FileNotFoundError):
+        return DatabaseUnavailable(
+            "PostgreSQL cannot be reached: a socket or certificate that the URL names is not there"
+        )
     # The text of an OSError or a bad URL may hold the URL and so a password: only its kind is told.
     return DatabaseUnavailable(f"PostgreSQL cannot be reached ({type(error).__name__})")
 
@@ -88,7 +105,9 @@ def running(error: BaseException) -> StoreError:
             return TransactionConflict(state)
         if state.startswith("57P") or state.startswith("08"):
             return OutcomeUnknown(f"the connection ended (SQLSTATE {state})")
-        return DatabaseUnavailable(f"PostgreSQL could not do it (SQLSTATE {state})")
+        if state == _CANCELLED:
+            return DatabaseUnavailable("PostgreSQL ended the statement, which took longer than statement_timeout")
+        return DatabaseUnavailable(f"PostgreSQL refuses the statement: {said(error)}")
     if isinstance(error, asyncpg.DataError | ValueError | OverflowError):
         return RowRefused("22000")
     return OutcomeUnknown(f"the connection broke ({type(error).__name__})")

@@ -13,10 +13,12 @@ import asyncpg
 
 from relay.store import errors
 from relay.store.statements import Statements, in_schema, sql_folder
+from relay.values.database_url import DatabaseUrl
 
 _log = logging.getLogger("relay.store")
 
 _CREATE_TRIES: Final = 20
+_CONNECT_TIMEOUT_S: Final = 30.0
 _ALREADY_THERE: Final = (
     asyncpg.UniqueViolationError,
     asyncpg.DuplicateObjectError,
@@ -62,7 +64,10 @@ async def migrate(url: str, schema: str, folder: Path | None = None) -> list[str
     """
     try:
         # A statement that stays prepared is one more thing that a pooler cannot do.
-        connection = await asyncpg.connect(url, timeout=10.0, statement_cache_size=0)
+        target = DatabaseUrl.read(url)
+        connection = await asyncpg.connect(
+            target.dsn, timeout=target.connect_timeout_s or _CONNECT_TIMEOUT_S, statement_cache_size=0
+        )
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError, TimeoutError) as error:
         raise errors.connecting(error) from None
     try:
@@ -76,7 +81,7 @@ async def migrate(url: str, schema: str, folder: Path | None = None) -> list[str
 async def _migrate(
     connection: asyncpg.Connection, statements: Statements, schema: str, files: list[Migration]
 ) -> list[str]:
-    await _create_table(connection, statements)
+    await _create_table(connection, statements, schema)
     names = {file.name for file in files}
     applied: list[str] = []
     for file in files:
@@ -96,29 +101,28 @@ async def _migrate(
                 await connection.execute(in_schema(file.text, schema))
                 await connection.execute(statements["record_migration"], file.name, file.checksum)
         except asyncpg.PostgresError as error:
-            raise errors.MigrationRefused(
-                f"migration {file.name} cannot be applied: {error.sqlstate} {_message(error)}"
-            ) from None
+            raise errors.MigrationRefused(f"migration {file.name} cannot be applied: {errors.said(error)}") from None
         applied.append(file.name)
-    await connection.execute(statements["make_partitions"], DAYS_AHEAD)
+    try:
+        await connection.execute(statements["make_partitions"], DAYS_AHEAD)
+    except asyncpg.PostgresError as error:
+        raise errors.MigrationRefused(f"the partitions cannot be made: {errors.said(error)}") from None
     return applied
 
 
-async def _create_table(connection: asyncpg.Connection, statements: Statements) -> None:
+async def _create_table(connection: asyncpg.Connection, statements: Statements, schema: str) -> None:
     """`if not exists` still fails where two processes create the same thing at the same moment."""
     for attempt in range(_CREATE_TRIES):
         try:
-            await connection.execute(statements["create_schema"])
-            await connection.execute(statements["create_migrations_table"])
+            (found,) = await connection.fetch(statements["schema_is_there"], schema)
+            if not found["schema"]:
+                await connection.execute(statements["create_schema"])
+            if not found["migrations"]:
+                await connection.execute(statements["create_migrations_table"])
             return
         except _ALREADY_THERE as error:
             if attempt == _CREATE_TRIES - 1:
-                raise errors.MigrationRefused(f"the schema cannot be created: {_message(error)}") from None
+                raise errors.MigrationRefused(f"the schema cannot be created: {errors.said(error)}") from None
             await asyncio.sleep(0.05)
-        except asyncpg.InsufficientPrivilegeError as error:
-            raise errors.MigrationRefused(f"the schema cannot be created: {_message(error)}") from None
-
-
-def _message(error: asyncpg.PostgresError) -> str:
-    """What PostgreSQL says, without its details, which quote rows."""
-    return str(error.args[0]) if error.args else ""
+        except asyncpg.PostgresError as error:
+            raise errors.MigrationRefused(f"the schema cannot be created: {errors.said(error)}") from None

@@ -10,6 +10,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from relay.values.addresses import Network
+from relay.values.database_url import DatabaseUrl
 
 # The schedule that the Standard Webhooks specification shows ("Deliverability and reliability"): ten attempts in 75 h.
 STANDARD_RETRY_SCHEDULE: Final = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
@@ -64,9 +65,7 @@ def choice(*choices: str) -> Callable[[str], str]:
 
 def postgres_url(text: str) -> str:
     """A URL of a PostgreSQL database."""
-    parts = urlsplit(text)
-    if parts.scheme not in ("postgres", "postgresql"):
-        raise ValueError(text)
+    DatabaseUrl.read(text)
     return text
 
 

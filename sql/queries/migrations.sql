@@ -1,3 +1,12 @@
+-- name: schema_is_there
+-- Whether the schema and the table of what has been applied exist. Asked first, because making them, even if they exist,
+-- takes rights that a role may lack once they do.
+-- $1 schema text
+-- gives: schema bool, migrations bool
+select
+    exists (select from pg_namespace where nspname = $1::text) as schema,
+    to_regclass('relay.schema_migrations') is not null as migrations;
+
 -- name: create_schema
 -- The schema of the cell.
 create schema if not exists relay;

@@ -10,6 +10,7 @@ import pytest
 from relay.store import Cell, OutcomeUnknown
 from relay.store.connection import HotConnection, Opener
 from relay.values import uuid7
+from relay.values.database_url import DatabaseUrl
 
 pytestmark = pytest.mark.anyio
 
@@ -97,8 +98,8 @@ async def test_a_connection_that_has_reached_its_age_stays_while_no_other_is_to_
     first = await backend(connection)
     second = await backend(connection)
     assert second != first
-    opener.url = "postgresql://relay@127.0.0.1:1/relay"
+    opener.target = DatabaseUrl.read("postgresql://relay@127.0.0.1:1/relay")
     assert await backend(connection) == second
-    opener.url = database
+    opener.target = DatabaseUrl.read(database)
     assert await backend(connection) != second
     await connection.close()

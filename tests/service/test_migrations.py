@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import shutil
 from pathlib import Path
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -118,3 +119,36 @@ async def test_a_missing_server_and_missing_tables_are_told_apart(databases: Dat
     with pytest.raises(DatabaseUnavailable, match="run `relay migrate`"):
         async with open_cell(empty):
             pass
+
+
+async def test_a_role_that_may_only_use_its_schema_migrates_it(databases: Databases, empty: str) -> None:
+    """As an operator sets it up who gives no rights on the database."""
+    name = empty.partition("@/")[2]
+    admin = await asyncpg.connect(empty)
+    role = f"owner_{uuid4().hex}"
+    await admin.execute(f"create role {role} login password 'x'")
+    await admin.execute(f"create schema relay authorization {role}")
+    await admin.execute(f"grant execute on function pg_control_system(), pg_current_wal_insert_lsn() to {role}")
+    assert not await admin.fetchval("select has_database_privilege($1, current_database(), 'create')", role)
+
+    assert await migrate(f"postgresql://{role}:x@/{name}", "relay") == [each.name for each in migrations()]
+    assert await migrate(f"postgresql://{role}:x@/{name}", "relay") == []
+
+    await admin.execute("revoke create on schema relay from " + role)
+    await admin.close()
+
+
+async def test_on_a_read_only_server_what_is_missing_is_one_line(
+    empty: str, database: str, databases: Databases
+) -> None:
+    admin = await asyncpg.connect(databases.postgres.url)
+    for url in (empty, database):
+        name = url.partition("@/")[2].partition("?")[0]
+        await admin.execute(f"alter database {name} set default_transaction_read_only = on")
+    await admin.close()
+
+    with pytest.raises(MigrationRefused, match="read-only transaction") as refused:
+        await migrate(empty, "relay")
+
+    assert "\n" not in str(refused.value)
+    assert await migrate(database, "relay") == []

@@ -136,11 +136,11 @@ def asked(port: int, method: str, path: str, body: object, host: str, key: str =
         connection.close()
 
 
-def keys(data: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def keys(data: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Run `relay keys` with nothing but the data directory."""
     return subprocess.run(
         [sys.executable, "-m", "relay", "keys", *arguments],
-        env=environment(data, 1),
+        env=environment(data, 1, **more),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -273,9 +273,27 @@ def test_relay_keys_says_in_one_line_that_none_runs(data: Path, tmp_path: Path) 
         assert done.stderr == f"relay: DATABASE_URL: not set, and no `relay up` runs in {folder}\n"
 
 
-def test_another_loopback_address_than_the_usual_one_will_do(data: Path) -> None:
-    with Up(data, free_port(), HOST="127.0.0.2") as up:
+# Of another server, as on a machine where somebody works with psql.
+LIBPQ = {
+    "PGHOST": "db.invalid",
+    "PGPORT": "5433",
+    "PGUSER": "somebody",
+    "PGPASSWORD": "x",
+    "PGDATABASE": "other",
+    "PGSERVICE": "other",
+    "PGSSLMODE": "verify-full",
+    "PGSSLNEGOTIATION": "direct",
+    "PGTARGETSESSIONATTRS": "standby",
+    "PGOPTIONS": "-c default_transaction_read_only=on",
+}
+
+
+def test_another_loopback_address_will_do_and_variables_of_libpq_do_not_count(data: Path) -> None:
+    with Up(data, free_port(), HOST="127.0.0.2", **LIBPQ) as up:
         assert f"http://127.0.0.2:{up.port}/api/events" in up.line("curl ")
+        done = keys(data, "list", **LIBPQ)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "demo" in done.stdout
         assert up.stop() == 0
 
 

@@ -1,0 +1,155 @@
+"""URLs of PostgreSQL databases, in the ways in which libpq and the providers of databases write them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
+
+# What asyncpg reads in a URL.
+_PASSED_ON: Final = frozenset((
+    "host", "port", "user", "password", "passfile", "dbname", "database", "service", "target_session_attrs", "options",
+    "sslmode", "sslcert", "sslkey", "sslrootcert", "sslcrl", "sslpassword", "sslnegotiation",
+    "ssl_min_protocol_version", "ssl_max_protocol_version", "krbsrvname", "gsslib",
+))  # fmt: skip
+# What relay reads itself.
+_OURS: Final = frozenset({"connect_timeout", "channel_binding", "pgbouncer"})
+# What changes nothing here: each session of ours has keepalives and a name, TLS is never compressed, GSS is not spoken.
+_WITHOUT_EFFECT: Final = frozenset((
+    "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout",
+    "application_name", "fallback_application_name", "client_encoding", "gssencmode", "sslcompression", "sslsni",
+))  # fmt: skip
+_SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+_SECRETS: Final = frozenset({"password", "sslpassword"})
+_BROKEN_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+# libpq waits at least as long.
+_SHORTEST_TIMEOUT_S: Final = 2.0
+_LONGEST_TIMEOUT_S: Final = 300.0
+
+
+class BadUrl(ValueError):
+    """Says what is wrong with a URL, in a sentence that holds nothing of its password."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseUrl:
+    """A URL that was read.
+
+    Args:
+        dsn: what asyncpg takes.
+        connect_timeout_s: how long opening a connection may take, if the URL says so.
+        binds_channel: it asks for channel binding, which asyncpg cannot do.
+        pooled: it says that a transaction pooler stands in front.
+        shown: user, host, port and database, for people.
+    """
+
+    dsn: str
+    connect_timeout_s: float | None
+    binds_channel: bool
+    pooled: bool
+    shown: str
+
+    @classmethod
+    def read(cls, text: str) -> DatabaseUrl:
+        """Read a URL.
+
+        Raises:
+            BadUrl: it is malformed, or asks for something that is not understood.
+        """
+        parts, parameters = _parts(text), {}
+        for name, value in _pairs(parts.query):
+            if name not in _PASSED_ON | _OURS | _WITHOUT_EFFECT:
+                raise BadUrl(f"the parameter {name!r} is not understood: leave it out, or set it for the role")
+            parameters[name] = value
+        if parameters.get("sslmode", "prefer") not in _SSL_MODES:
+            raise BadUrl(f"sslmode is not one of {', '.join(_SSL_MODES)}")
+        if parameters.get("channel_binding", "prefer") not in ("disable", "prefer", "require"):
+            raise BadUrl("channel_binding is not one of disable, prefer, require")
+        for port in [part for part in parameters.get("port", "").split(",") if part]:
+            _check_port(port)
+        passed_on = {name: value for name, value in parameters.items() if name in _PASSED_ON}
+        return cls(
+            dsn=_joined(parts, parts.netloc, urlencode(passed_on, safe="/,:[]", quote_via=quote)),
+            connect_timeout_s=_timeout_s(parameters.get("connect_timeout")),
+            binds_channel=parameters.get("channel_binding") == "require",
+            pooled=parameters.get("pgbouncer", "").lower() == "true",
+            shown=_shown(parts, parameters),
+        )
+
+
+def masked(text: str) -> str:
+    """Return a URL with its password replaced by stars."""
+    parts = urlsplit(text)
+    login, at, hosts = parts.netloc.rpartition("@")
+    user, colon, _ = login.partition(":")
+    query = "&".join(
+        f"{name}=****" if unquote(name) in _SECRETS else pair
+        for pair in parts.query.split("&")
+        for name in [pair.partition("=")[0]]
+    )
+    return _joined(parts, f"{user}{colon and ':****'}{at}{hosts}", query)
+
+
+def _joined(parts: SplitResult, netloc: str, query: str) -> str:
+    # `geturl` leaves out slashes where there is no host.
+    return f"{parts.scheme}://{netloc}{parts.path}{query and '?'}{query}"
+
+
+def _parts(text: str) -> SplitResult:
+    scheme = text.partition("://")[0]
+    if scheme.partition("+")[0] in ("postgres", "postgresql") and "+" in scheme:
+        raise BadUrl(f"{scheme}:// is a way of SQLAlchemy's: write postgresql://")
+    if not text.startswith(("postgres://", "postgresql://")):
+        raise BadUrl("the value given is not a postgresql:// URL")
+    if _BROKEN_ESCAPE.search(text):
+        raise BadUrl("a % stands for itself: write %25")
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        raise BadUrl("it is malformed; what is special in user or password is written in percent-encoding") from None
+    login, _, hosts = parts.netloc.rpartition("@")
+    if "@" in login or parts.fragment or any(character.isspace() for character in text):
+        raise BadUrl("an @, # or space in user or password is written in percent-encoding: %40, %23, %20")
+    for host in hosts.split(","):
+        name, colon, port = host.rpartition(":")
+        if colon and not (host.startswith("[") and host.endswith("]")):
+            if ":" in name and not (name.startswith("[") and name.endswith("]")):
+                raise BadUrl("an IPv6 address stands in brackets; a / or ? in a password in percent-encoding: %2F, %3F")
+            if port:
+                _check_port(port)
+    return parts
+
+
+def _pairs(query: str) -> list[tuple[str, str]]:
+    try:
+        return parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
+    except ValueError:
+        raise BadUrl("what follows the ? is not written as name=value, joined by &") from None
+
+
+def _check_port(text: str) -> None:
+    if not re.fullmatch(r"\d{1,5}", text, re.ASCII) or not 1 <= int(text) <= 65535:
+        # It may be a part of a password that was not encoded.
+        raise BadUrl("the port is not a number from 1 to 65535")
+
+
+def _timeout_s(text: str | None) -> float | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"-?\d{1,9}", text, re.ASCII):
+        raise BadUrl("connect_timeout is not a number of seconds")
+    # As libpq has it, none and less is no limit, and one second is two.
+    seconds = int(text)
+    return _LONGEST_TIMEOUT_S if seconds <= 0 else min(max(float(seconds), _SHORTEST_TIMEOUT_S), _LONGEST_TIMEOUT_S)
+
+
+def _shown(parts: SplitResult, parameters: dict[str, str]) -> str:
+    login, _, hosts = parts.netloc.rpartition("@")
+    user = unquote(login.partition(":")[0]) or parameters.get("user", "")
+    database = unquote(parts.path.removeprefix("/")) or parameters.get("dbname") or parameters.get("database", "")
+    host = hosts or parameters.get("host", "")
+    port = parameters.get("port", "")
+    if port and ":" not in host.rpartition("]")[2]:
+        host += f":{port}"
+    return f"{user}{user and '@'}{host}/{database}"
