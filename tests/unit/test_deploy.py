@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import ipaddress
 import re
 import shutil
 import subprocess
@@ -20,6 +21,8 @@ import yaml
 
 from relay import __version__
 from relay.__main__ import COMMANDS
+from relay.cli.exits import USAGE
+from relay.cli.listening import MOST_FILES
 from relay.config import SETTINGS, load
 
 ROOT = Path(__file__).parents[2]
@@ -137,13 +140,25 @@ def test_what_is_set_outright_is_what_the_settings_may_be() -> None:
             {
                 name: filled.sub("", value) if "NETWORKS" in name else filled.sub("x" * 32, value)
                 for name, value in values.items()
+                if value is not None
             }
         )
+
+
+def test_the_composition_passes_on_every_setting_that_is_not_its_own() -> None:
+    # Where the database of `relay up` lies, and the port that health checks and Prometheus ask.
+    own = {"RELAY_DATA_DIR", "RELAY_OPS_PORT"}
+    for service in ours().values():
+        assert {name for name in service["environment"] if name.startswith("RELAY_")} == {
+            name for name in SETTING_NAMES - own if name.startswith("RELAY_")
+        }
 
 
 def test_no_secret_stands_in_a_file() -> None:
     for service in services().values():
         for name, value in service.get("environment", {}).items():
+            if value is None:
+                continue
             if re.search(r"PASSWORD|SECRET|TOKEN", name):
                 assert re.fullmatch(r"\$\{\w+:\?[^}]+\}", value), name
             assert not re.search(r"://[^/@]*:[^/@]+@", re.sub(r"\$\{[^}]+\}", "", value)), name
@@ -212,9 +227,23 @@ def test_prometheus_scrapes_the_services_at_their_ports_by_the_names_that_the_al
     assert scraped == {"relay-api": (["api"], API_PORT), "relay-deliver": (["deliver"], OPS_PORT)}
 
 
+def test_on_a_bare_machine_the_same_jobs_are_scraped_on_loopback() -> None:
+    config = yaml.safe_load(text("deploy/prometheus/prometheus.yml"))
+    scraped = {job["job_name"]: job["static_configs"] for job in config["scrape_configs"]}
+    assert scraped == {
+        "relay-api": [{"targets": [f"127.0.0.1:{API_PORT}"]}],
+        "relay-deliver": [{"targets": [f"127.0.0.1:{OPS_PORT}"]}],
+    }
+    assert config["rule_files"] == ["alerts.yml"]
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
-def test_prometheus_takes_its_configuration() -> None:
-    command = ["promtool", "check", "config", str(ROOT / "docs/prometheus/prometheus.yml")]
+@pytest.mark.parametrize("name", ["docs/prometheus/prometheus.yml", "deploy/prometheus/prometheus.yml"])
+def test_prometheus_takes_its_configuration(name: str, tmp_path: Path) -> None:
+    # Where they are installed the alerts lie beside it.
+    for file in (name, "docs/prometheus/alerts.yml"):
+        shutil.copy(ROOT / file, tmp_path)
+    command = ["promtool", "check", "config", str(tmp_path / "prometheus.yml")]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
@@ -285,3 +314,70 @@ def test_the_libraries_that_a_wheel_asks_for_are_read_from_it() -> None:
     assert found
     assert "libc.so.6" in image_size().needs(found[0].read_bytes())
     assert image_size().needs(b"#!/bin/sh") == []
+
+
+UNITS = ("serve", "deliver", "migrate")
+
+
+def unit(command: str) -> dict[str, list[str]]:
+    """What each directive of a unit is set to, in order."""
+    found: dict[str, list[str]] = {}
+    for line in text(f"deploy/systemd/relay-{command}.service").splitlines():
+        name, is_set, value = line.partition("=")
+        if is_set and not line.startswith("#"):
+            found.setdefault(name, []).append(value)
+    return found
+
+
+@pytest.mark.parametrize("command", UNITS)
+def test_a_unit_runs_a_command_that_there_is_with_next_to_no_rights(command: str) -> None:
+    directives = unit(command)
+    assert command in COMMANDS
+    assert directives["ExecStart"] == [f"/opt/relay/bin/relay {command}"]
+    assert directives["EnvironmentFile"] == ["/etc/relay/relay.env"]
+    assert directives["CapabilityBoundingSet"] == [""]
+    for name in ("NoNewPrivileges", "DynamicUser", "ProtectHome", "PrivateTmp", "MemoryDenyWriteExecute"):
+        assert directives[name] == ["yes"], name
+    assert directives["ProtectSystem"] == ["strict"]
+    if command != "migrate":
+        assert int(directives["TimeoutStopSec"][0]) > 30
+        assert directives["LimitNOFILE"] == [str(MOST_FILES)]
+        assert directives["RestartPreventExitStatus"] == [str(USAGE)]
+        assert directives["KillMode"] == ["mixed"]
+        assert directives["Requires"] == ["relay-migrate.service"]
+        assert "relay-migrate.service" in directives["After"][0].split()
+
+
+def test_the_environment_of_the_units_has_settings_alone_and_no_secret() -> None:
+    lines = [line for line in text("deploy/systemd/relay.env").splitlines() if line and not line.startswith("#")]
+    values = dict(line.split("=", 1) for line in lines)
+    assert set(values) <= SETTING_NAMES
+    for name in SECRET_NAMES & set(values):
+        assert not values[name] or ":" not in values[name].partition("@")[0].partition("//")[2], name
+    settings = load(values)
+    # Only the proxy reaches it, and the proxy is believed.
+    assert settings.host == "127.0.0.1"
+    assert any(ipaddress.ip_address("127.0.0.1") in network for network in settings.trusted_proxies)
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_systemd_takes_the_units_and_finds_little_exposed(tmp_path: Path) -> None:
+    command = str(Path(sysconfig.get_path("scripts")) / "relay")
+    paths = []
+    for name in UNITS:
+        paths.append(tmp_path / f"relay-{name}.service")
+        made = text(f"deploy/systemd/relay-{name}.service").replace("/opt/relay/bin/relay", command)
+        paths[-1].write_text(made, encoding="utf-8")
+    for words in (["verify"], ["security", "--offline=true", "--threshold=20"]):
+        done = subprocess.run(["systemd-analyze", *words, *paths], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        if words == ["verify"]:
+            # It complains of unknown directives, and ends with 0.
+            assert not [line for line in done.stderr.splitlines() if "relay-" in line], done.stderr
+
+
+def test_proxies_pass_on_to_the_port_of_the_api_and_keep_its_metrics_to_this_machine() -> None:
+    for name in ("deploy/nginx/relay.conf", "deploy/caddy/Caddyfile"):
+        assert f"127.0.0.1:{API_PORT}" in text(name)
+        assert re.search(r"/metrics \{?\s*(return )?404", text(name)), name
+        assert name in text("docs/deploy-machine.md")
