@@ -32,7 +32,8 @@ test: $(DEV) $(PROJECT) ## Run all tests, on a PostgreSQL they start themselves 
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 .PHONY: soak
-soak: $(DEV) $(PROJECT) ## Break everything again and again, and audit what was promised (SECONDS=1800, SEED=1)
+soak: $(DEV) $(PROJECT) ## The worst tenant of each tier; then break everything again and again, and audit it (SECONDS=1800, SEED=1)
+	$(BIN)/python -m tests.tenants
 	$(BIN)/python -m tests.faults $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 .PHONY: clients
