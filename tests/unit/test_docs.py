@@ -72,3 +72,17 @@ def test_nothing_names_to_pip_what_belongs_to_somebody_else_there() -> None:
             if installed := re.search(r"\b(?:pip|pipx|uv|poetry|pdm)\b.*?\b(?:install|add|run)\b(.*)", line):
                 found = [word for word in installed[1].split() if stranger.fullmatch(word)]
                 assert not found, f"{path.name}: {line}"
+
+
+def test_each_load_generator_has_a_ready_line_with_a_key_and_the_tier_is_raised() -> None:
+    section = page("performance.md").split("## Against your own instance")[1].split("\n## ")[0]
+    for line in (
+        "RELAY_RATE_LIMIT_ENTERPRISE=1000000000 relay up",
+        "relay keys create --organization load --tier enterprise",
+        "vegeta attack -rate",
+        "k6 run event.js",
+        "wrk -t2 -c64",
+        "h2load --h1 ",
+    ):
+        assert line in section, line
+    assert section.count("$KEY") + section.count("__ENV.KEY") + section.count('os.getenv("KEY")') >= 4
