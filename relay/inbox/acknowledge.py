@@ -29,12 +29,17 @@ async def acknowledge(cell: Cell, organization_id: UUID, event_ids: Sequence[UUI
         StoreError: the database does not answer. Trying again is safe.
     """
     known: set[UUID] = set()
+    # Those of which deliveries may have been opened again meanwhile.
+    pushed: set[UUID] = set()
     left = list(event_ids)
     for _ in range(_TRIES):
         rows = await cell.fetch("acknowledge", organization_id, left)
         known.update(row["id"] for row in rows)
+        pushed.update(row["id"] for row in rows if not row["waited"])
         cancelled.add(sum(row["cancelled"] for row in rows))
         left = [row["id"] for row in rows if row["moved"]]
         if not left:
+            if pushed:
+                await cell.fetch("mark_acknowledged", organization_id, list(pushed))
             return known
     raise DatabaseUnavailable("other transactions kept winning")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -11,9 +12,11 @@ import msgspec
 from msgspec import Struct
 
 from relay.errors import ApiError
-from relay.store import Cell, DatabaseUnavailable
+from relay.store import Cell, DatabaseUnavailable, StoreError
 from relay.store.answers import Once, kept_answer
 from relay.values import uuid7
+
+_log = logging.getLogger("relay.upkeep")
 
 # How often somebody else may get in between.
 _TRIES: Final = 5
@@ -87,6 +90,16 @@ async def find_delivery(cell: Cell, organization_id: UUID, delivery_id: UUID | N
     return found
 
 
+async def mark_acknowledged(cell: Cell, organization_id: UUID, event_ids: Sequence[UUID]) -> None:
+    """Look once more at events of which deliveries were opened: they may have been acknowledged at the same moment.
+    What was opened stays so whether this succeeds or not.
+    """
+    try:
+        await cell.fetch("mark_acknowledged", organization_id, event_ids)
+    except StoreError as reason:
+        _log.info("acknowledgements_not_marked", extra={"events": len(event_ids), "reason": str(reason)})
+
+
 async def _send_again(
     cell: Cell, organization_id: UUID, event_id: UUID, endpoint_id: UUID | None, once: Once | None
 ) -> SentAgain | None:
@@ -104,6 +117,8 @@ async def _send_again(
         if row["answer"] is None:
             return None
         if once is None or row["won"]:
+            # It may have been acknowledged at the same moment.
+            await mark_acknowledged(cell, organization_id, [event_id])
             return SentAgain(event_id, _reopened.decode(row["answer"]), due=row["due"] > 0, repeated=False)
         # Somebody else has taken the key since we looked.
     raise DatabaseUnavailable("other transactions kept winning")

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 from relay.store import Cell, Row
+from relay.upkeep.again import mark_acknowledged
 from relay.values.uuid7 import COMMITTED_WITHIN_S, bucket, shifted
 
 #: Deliveries that a batch opens at most: so far live traffic of the same endpoint waits behind a job.
@@ -123,6 +124,7 @@ class Batches:
         )
         if row is None:
             return None
+        await self._mark_acknowledged(job, row)
         moved = job._replace(at_event_id=row["at_event_id"], at_endpoint_id=row["at_endpoint_id"])
         return _opening(moved, row, rest_s=0.0)
 
@@ -146,9 +148,15 @@ class Batches:
         )
         if row is None:
             return None
+        await self._mark_acknowledged(job, row)
         moved = job._replace(at_epoch=row["at_epoch"], at_xid=row["at_xid"], at_event_id=row["at_event_id"])
         idle = row["at_end"] and not row["handled"]
         return _opening(moved, row, rest_s=_LOOK_AGAIN_S if idle else 0.0)
+
+    async def _mark_acknowledged(self, job: Job, row: Row) -> None:
+        """Look once more at what was opened: its event may have been acknowledged at the same moment."""
+        if row["reopened"]:
+            await mark_acknowledged(self._cell, job.organization_id, row["reopened"])
 
 
 def _endpoint_of(job: Job) -> UUID:

@@ -844,10 +844,10 @@ limit $5::int;
 -- Mark events as seen by their organization, and end what is open for its default endpoint: another team's endpoint is
 -- not silenced by one reader. Gives the events that exist; marking one twice changes nothing. `moved`: rows that this
 -- statement's snapshot has went while their locks were waited for, so there may be others in their place that it has
--- not seen: a delivery opened again, or the wait for an acknowledgement alone. `cancelled`: how many deliveries it
--- ended.
+-- not seen: a delivery opened again, or the wait for an acknowledgement alone. `waited`: it has ended that wait; without
+-- it a delivery may have been opened again beside us, see `mark_acknowledged`. `cancelled`: how many deliveries it ended.
 -- $1 organization_id uuid, $2 event_id uuid[]
--- gives: id uuid, moved bool, cancelled int8
+-- gives: id uuid, moved bool, waited bool, cancelled int8
 with wanted as materialized (
     select distinct w.event_id
     from unnest($2::uuid[]) as w (event_id)
@@ -908,6 +908,7 @@ cancelled as (
 select
     k.id,
     coalesce(o.seen, 0) <> coalesce(l.locked, 0) as moved,
+    coalesce(c.waited, false) as waited,
     coalesce(c.cancelled, 0) as cancelled
 from known as k
 left join (
@@ -916,9 +917,11 @@ left join (
     group by l.event_id
 ) as l on l.event_id = k.id
 left join (
-    select e.event_id, count(*) as cancelled
+    select
+        e.event_id,
+        count(*) filter (where e.endpoint_id <> '00000000-0000-0000-0000-000000000000') as cancelled,
+        bool_or(e.endpoint_id = '00000000-0000-0000-0000-000000000000') as waited
     from ended as e
-    where e.endpoint_id <> '00000000-0000-0000-0000-000000000000'
     group by e.event_id
 ) as c on c.event_id = k.id
 cross join lateral (
@@ -926,3 +929,38 @@ cross join lateral (
     from relay.open as o
     where o.organization_id = k.organization_id and o.epoch = k.epoch and o.xid = k.xid and o.event_id = k.id
 ) as o;
+
+-- name: mark_acknowledged
+-- Mark what is open of events that are acknowledged. A delivery that is opened again, or anew, while its event is
+-- acknowledged may be seen by neither statement; so both look once more after their commit, and whichever comes second
+-- sees the other.
+-- $1 organization_id uuid, $2 event_id uuid[]
+with known as materialized (
+    select e.organization_id, e.epoch, e.xid, e.id
+    from unnest($2::uuid[]) as w (event_id)
+    cross join lateral (
+        select e.organization_id, e.epoch, e.xid, e.id
+        from relay.events as e
+        where e.organization_id = $1::uuid and e.id = w.event_id
+        limit 1
+    ) as e
+    where exists (
+        select
+        from relay.acknowledgements as a
+        where a.organization_id = $1::uuid and a.event_id = w.event_id
+    )
+),
+locked as materialized (
+    select o.organization_id, o.epoch, o.xid, o.event_id, o.endpoint_id
+    from known as k
+    inner join relay.open as o
+        on o.organization_id = k.organization_id and o.epoch = k.epoch and o.xid = k.xid and o.event_id = k.id
+    where not o.acknowledged and o.endpoint_id <> '00000000-0000-0000-0000-000000000000'
+    order by o.organization_id, o.epoch, o.xid, o.event_id, o.endpoint_id
+    for update of o
+)
+update relay.open as o
+set acknowledged = true
+from locked as k
+where o.organization_id = k.organization_id and o.epoch = k.epoch and o.xid = k.xid and o.event_id = k.event_id
+    and o.endpoint_id = k.endpoint_id;

@@ -260,7 +260,7 @@ from kept;
 -- which to go on, $6 until uuid, exclusive, $7 endpoint_id uuid or null, $8 statuses text[], $9 error_class text or null,
 -- $10 created_at timestamptz, $11 batch int, $12 lease_s float8
 -- gives: status text, at_event_id uuid, at_endpoint_id uuid, handled int8, epoch int4[], xid int8[], event_id uuid[],
--- endpoint_id uuid[]
+-- endpoint_id uuid[], reopened uuid[]
 with job as materialized (
     select j.organization_id, j.id
     from relay.jobs as j
@@ -409,7 +409,8 @@ select
     array(select g.epoch from going as g where g.enabled order by g.event_id, g.endpoint_id) as epoch,
     array(select g.xid from going as g where g.enabled order by g.event_id, g.endpoint_id) as xid,
     array(select g.event_id from going as g where g.enabled order by g.event_id, g.endpoint_id) as event_id,
-    array(select g.endpoint_id from going as g where g.enabled order by g.event_id, g.endpoint_id) as endpoint_id
+    array(select g.endpoint_id from going as g where g.enabled order by g.event_id, g.endpoint_id) as endpoint_id,
+    array(select g.event_id from going as g) as reopened
 from moved as m;
 
 -- name: catch_up_batch
@@ -422,7 +423,7 @@ from moved as m;
 -- after which to go on, $7 last epoch int, $8 last xid int8, $9 until uuid, exclusive, $10 since uuid,
 -- $11 endpoint_id uuid, $12 batch int, $13 settled_s float8, $14 lease_s float8
 -- gives: status text, at_epoch int4, at_xid int8, at_event_id uuid, at_end bool, handled int8, epoch int4[], xid int8[],
--- event_id uuid[], endpoint_id uuid[]
+-- event_id uuid[], endpoint_id uuid[], reopened uuid[]
 with job as materialized (
     select j.organization_id, j.id
     from relay.jobs as j
@@ -567,7 +568,8 @@ select
     array(select f.epoch from found as f where f.enabled order by f.event_id) as epoch,
     array(select f.xid from found as f where f.enabled order by f.event_id) as xid,
     array(select f.event_id from found as f where f.enabled order by f.event_id) as event_id,
-    array(select f.endpoint_id from found as f where f.enabled order by f.event_id) as endpoint_id
+    array(select f.endpoint_id from found as f where f.enabled order by f.event_id) as endpoint_id,
+    array(select f.event_id from found as f) as reopened
 from moved as m;
 
 -- name: hold_batch

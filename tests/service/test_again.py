@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from uuid import UUID
 
 import asyncpg
@@ -19,6 +20,7 @@ from tests.conftest import open_cell
 from tests.flush import flush_of
 from tests.receiver import Received, Receiver, reply
 from tests.stage import NIL, Stage, deliveries, events
+from tests.working import begin, over, running
 
 
 @pytest.fixture
@@ -355,6 +357,70 @@ async def test_racing_replays_retries_and_ends_keep_one_row_for_each_delivery(st
         assert {answer.status_code for answer in answers} == {202}
         rows = [row["endpoint_id"] for row in (*await stage.open(tenant), *await stage.ended(tenant))]
         assert sorted(rows) == sorted(endpoints)
+
+
+async def locking(stage: Stage, query: str, *arguments: object) -> asyncpg.Connection:
+    """A connection that has run this and not committed it."""
+    connection = await asyncpg.connect(stage.url)
+    await connection.execute("begin")
+    await connection.fetch(query, *arguments)
+    return connection
+
+
+async def waits_for_lock(stage: Stage) -> bool:
+    waiting = "select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+    return bool(await stage.read(waiting))
+
+
+@pytest.mark.parametrize("how", ["retry", "replay", "job"])
+async def test_what_is_opened_again_while_its_event_is_acknowledged_is_marked(
+    stage: Stage, tenant: Tenant, how: str
+) -> None:
+    endpoint_id = await stage.endpoint(tenant)
+    event_id = await tenant.accept()
+    await stage.end(endpoint_id, "failed", event_id)
+    # Who opens it waits, with a snapshot from before the acknowledgement.
+    lock = await locking(stage, "select from relay.deliveries where event_id = $1 for update", UUID(event_id))
+    async with AsyncExitStack() as stack:
+        if how == "job":
+            job_id = (await begin(tenant))["job_id"]
+            await stack.enter_async_context(running(stage.cell))
+            asking = asyncio.create_task(over(tenant, job_id))
+        else:
+            asked = retry(tenant, event_id, endpoint_id) if how == "retry" else replay(tenant, event_id)
+            asking = asyncio.create_task(asked)  # type: ignore[arg-type]
+        await until(lambda: waits_for_lock(stage))
+        assert (await tenant.post(f"/api/ack/{event_id}")).status_code == 200
+        await lock.execute("commit")
+        await asking
+    await lock.close()
+    assert [row["acknowledged"] for row in await stage.open(tenant)] == [True]
+    assert await tenant.walk(status="pending") == []
+
+
+async def test_an_acknowledgement_finds_what_was_opened_again_beside_it(stage: Stage, tenant: Tenant) -> None:
+    failed, open_ = await stage.endpoint(tenant), await stage.endpoint(tenant)
+    event_id = await tenant.accept()
+    await stage.end(failed, "failed", event_id)
+    # It is opened again, and not committed; the acknowledgement waits for the other delivery's row.
+    opening = await locking(
+        stage,
+        stage.cell.statements["send_again"],
+        UUID(tenant.organization_id),
+        UUID(event_id),
+        failed,
+        None,
+        None,
+        0.0,
+    )
+    asking = asyncio.create_task(tenant.post(f"/api/ack/{event_id}"))
+    await until(lambda: waits_for_lock(stage))
+    await opening.execute("commit")
+    assert (await asking).status_code == 200
+    await opening.close()
+    rows = await stage.open(tenant)
+    assert {row["endpoint_id"]: row["acknowledged"] for row in rows} == {failed: True, open_: True}
+    assert await tenant.walk(status="pending") == []
 
 
 async def test_an_acknowledgement_that_meets_a_cancellation_leaves_nothing_waiting(
