@@ -146,6 +146,11 @@ def _measure(pid: int) -> tuple[float, int]:
         return 0.0, 0
 
 
+def cpu_s(pid: int) -> float:
+    """CPU seconds that a process has used so far."""
+    return _measure(pid)[0]
+
+
 def _pss(pid: int) -> int:
     """Proportional bytes; 0 where we may not look."""
     with contextlib.suppress(OSError, StopIteration):

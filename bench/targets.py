@@ -47,6 +47,12 @@ TARGETS: Final = {
     "delivery": Target(
         what="deliveries of a backlog, one process", unit="/s", must=3_500, prize=6_000, at_least=True, scales=True
     ),
+    "batch_cpu": Target(what="the API's CPU for an event of a batch of 300", unit="µs"),
+    "delivery_cpu": Target(what="the delivery process's CPU for a delivery of a backlog", unit="µs"),
+    "even_cpu": Target(what="the API's CPU for a request at 1,000 req/s, evenly spaced", unit="µs"),
+    "even_cpu_ratio": Target(what="the same, to the bare callable", unit="", prize=1.25),
+    "burst_p99": Target(what="p99 at 2,500 req/s in bursts of 50", unit="ms"),
+    "burst_p99_ratio": Target(what="the same, to the bare callable", unit="", must=2.0, prize=1.5),
     "growth": Target(what="backlog growth at 2,500/s accepted and delivered", unit="/s", must=25, noise=5),
     "growth_prize": Target(what="backlog growth at 4,000/s, scaled", unit="/s", prize=40, noise=5),
     "receipt_1000": Target(what="p95 from 201 to receiver at 1,000/s", unit="ms", must=100, prize=20),

@@ -13,7 +13,7 @@ from gevent.event import Event  # type: ignore[import-untyped]
 
 from bench.generator.feed import Feed
 from bench.generator.plan import Plan
-from bench.generator.schedule import poisson
+from bench.generator.schedule import bursts, even, poisson
 from bench.generator.tally import Tally
 from bench.generator.timer import Timer
 from bench.generator.traffic import Outgoing, Traffic
@@ -117,7 +117,7 @@ class OpenLoop(Load):
 
     def __init__(self, plan: Plan, traffic: Traffic, feed: Feed, rate: float) -> None:
         super().__init__(plan, traffic, feed)
-        self._due = poisson(rate, plan.warm_up_s + plan.seconds, plan.seed)
+        self._due = _due(plan, rate)
         self._at = 0
         self._idle: list[Connection] = []
         self._waiting: deque[float] = deque()
@@ -205,6 +205,17 @@ class OpenLoop(Load):
     def _end_if_done(self) -> None:
         if self._at == len(self._due) and not self._under_way and not self._waiting and _monotonic() >= self.ended:
             self._over.set()
+
+
+def _due(plan: Plan, rate: float) -> list[float]:
+    seconds = plan.warm_up_s + plan.seconds
+    match plan.arrivals:
+        case "poisson":
+            return poisson(rate, seconds, plan.seed)
+        case "even":
+            return even(rate, seconds)
+        case "bursts":
+            return bursts(rate, seconds, plan.burst)
 
 
 class ClosedLoop(Load):

@@ -6,6 +6,7 @@ from typing import Literal
 
 from msgspec import Struct, field
 
+Arrivals = Literal["poisson", "even", "bursts"]
 TrafficKind = Literal["small", "refused", "events", "batch", "mixed"]
 
 #: The shares at which a latency curve is drawn.
@@ -19,7 +20,9 @@ class Plan(Struct, kw_only=True):
         host: an address or a name.
         keys: of the tenants, who take turns.
         traffic: what is sent.
-        rate: requests a second, open loop with Poisson arrivals; None is a closed loop over `connections`.
+        rate: requests a second, open loop; None is a closed loop over `connections`.
+        arrivals: of the open loop: at random, evenly spaced, or `burst` at a time, evenly spaced.
+        burst: how many requests a burst has.
         connections: opened before the start.
         most_connections: opened while others wait for their answers; an arrival that finds all of them busy waits.
         seconds: how long it is counted.
@@ -36,6 +39,8 @@ class Plan(Struct, kw_only=True):
     traffic: TrafficKind
     rate: float | None
     seconds: float
+    arrivals: Arrivals = "poisson"
+    burst: int = 50
     warm_up_s: float = 2.0
     connections: int = 64
     most_connections: int = 1024

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from bench.scenarios import claims, delivery, fairness, footprint, ingest
+from bench.scenarios import claims, delivery, fairness, footprint, ingest, pace
 from bench.scenarios.run import Scenario
 
 SCENARIOS: Final = (
     Scenario("bare", "The bare callable: the ceiling of this machine and of the generator", ingest.bare, remote=True),
     Scenario("self-test", "The generator's self-test", footprint.self_test, remote=True),
     Scenario("ingest", "Ingest at 2,500 req/s, open loop", ingest.steady, remote=True, comparable=True),
+    Scenario("even", "1,000 req/s, evenly spaced, by turns with the bare callable", pace.even, comparable=True),
+    Scenario("bursts", "2,500 req/s in bursts of 50, by turns with the bare callable", pace.bursts, comparable=True),
     Scenario(
         "saturation", "Saturation: how much it takes, closed loop", ingest.saturation, remote=True, comparable=True
     ),

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from bench.scenarios.run import TENANTS, Bench, Outcome
+from bench.scenarios.run import TENANTS, Bench, Load, Outcome
 from bench.service import Relay, free_port, module
 
 RATE: Final = 2_500.0
@@ -99,3 +99,11 @@ async def batch(bench: Bench, outcome: Outcome) -> None:
         outcome.skipped = "this relay has no POST /api/events/batch"
         return
     bench.row(outcome, "batch", result.per_second * _BATCH, void=result.void is not None)
+    if bench.remote is None:
+        bench.row(outcome, "batch_cpu", cpu_us(load, "api") / _BATCH, void=result.void is not None)
+
+
+def cpu_us(load: Load, name: str) -> float:
+    """Microseconds of CPU that a process took for each request of a load."""
+    (usage,) = (usage for usage in load.usages if usage.name == name)
+    return usage.cpu * 1_000_000 / load.result.per_second

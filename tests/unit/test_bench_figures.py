@@ -6,7 +6,7 @@ import math
 from itertools import pairwise
 
 from bench.charts import Axis, Series, bars, lines
-from bench.generator.schedule import poisson
+from bench.generator.schedule import bursts, even, poisson
 from bench.generator.tally import Tally, percentile
 from bench.metrics import buckets, parse, total
 from bench.targets import TARGETS, fails, judge
@@ -27,6 +27,19 @@ def test_gaps_between_arrivals_are_exponential() -> None:
 
     # Of exponential gaps a share of 1/e is longer than the mean.
     assert abs(sum(gap > 0.001 for gap in gaps) / len(gaps) - math.exp(-1)) < 0.02
+
+
+def test_evenly_spaced_arrivals_and_bursts_meet_their_rate_exactly() -> None:
+    assert even(1_000.0, 2.0)[:3] == [0.0, 0.001, 0.002]
+    assert len(even(1_000.0, 2.0)) == 2_000
+
+    due = bursts(2_500.0, 2.0, 50)
+
+    assert len(due) == 5_000
+    assert due == sorted(due)
+    assert due[50] == 0.02
+    # A burst is over long before the next one.
+    assert due[49] < 0.0011
 
 
 def test_a_percentile_is_a_value_that_was_seen() -> None:
