@@ -29,6 +29,7 @@ from relay.delivery.claims import Claimer
 from relay.delivery.runs import EVERYTHING
 from relay.delivery.slots import Offer
 from relay.inbox import InboxQuery, Order, read_page
+from relay.ingest.filters import filters_matching
 from relay.store import PLAN_KEPT, Cell, HotConnection, Statements
 from relay.store.connection import Opener
 from relay.values.cursor import FIRST, LAST, Position
@@ -173,7 +174,7 @@ class Side:
             ids,
             ["order.created"] * count,
             [_PAYLOAD] * count,
-            [None] * count,
+            [filters_matching("order.created")] * count,
             _MOST_DELIVERIES,
         )
 
