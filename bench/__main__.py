@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -58,6 +59,8 @@ def main(
         raise click.UsageError("--host and --key go together")
     if against and (host or compare):
         raise click.UsageError("--against starts both sides itself: leave out --host and --compare")
+    # As Ctrl-C: what was started and checked out is ended and removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     chosen = _chosen(only)
     seconds = seconds or (_QUICK_S if quick else _DEFAULT_S)
     report.mkdir(parents=True, exist_ok=True)
