@@ -18,7 +18,8 @@ import asyncpg
 from relay.local.postgres import EmbeddedPostgres
 from tests.processes import children_of
 
-_SEGMENT: Final = 16 * 1024 * 1024
+# As `relay up` makes its clusters.
+_SEGMENT: Final = 4 * 1024 * 1024
 _SEGMENTS_PER_LOG: Final = 2**32 // _SEGMENT
 
 

@@ -290,7 +290,7 @@ async def test_keys_that_ended_two_days_ago_are_forgotten_and_no_others(cell: ob
         await connection.execute(ends, old.key_id, "49 hours")
         await connection.execute(ends, recent.key_id, "47 hours")
 
-        row = await node.cell.fetch_row("forget_keys", 1000)
+        row = await node.cell.fetch_row("forget_keys", 1000, datetime.datetime.now(datetime.UTC))
 
         left = {row["id"] for row in await connection.fetch("select id from relay.api_keys")}
         await connection.close()
@@ -358,7 +358,7 @@ async def test_one_that_slept_for_longer_than_changes_are_kept_reads_all_its_key
         connection = await asyncpg.connect(database)
         await connection.execute("update relay.key_changes set changed_at = now() - interval '61 minutes'")
         await connection.close()
-        row = await here.cell.fetch_row("forget_key_changes", 1000)
+        row = await here.cell.fetch_row("forget_key_changes", 1000, datetime.datetime.now(datetime.UTC))
         assert row is not None
         assert row["forgotten"] == 1
 
