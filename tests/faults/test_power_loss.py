@@ -28,7 +28,7 @@ from tests.processes import children_of
 from tests.service.test_group_commit import committing
 
 # Whoever does not wait for the flush has it done behind his back this often.
-SETTINGS = {"wal_writer_delay": "10s", "wal_writer_flush_after": "0", "autovacuum": "off"}
+SETTINGS = {"wal_writer_delay": "10s", "wal_writer_flush_after": "1GB", "autovacuum": "off"}
 
 
 @asynccontextmanager
