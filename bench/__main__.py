@@ -26,7 +26,7 @@ from bench.scenarios.every import SCENARIOS
 from bench.scenarios.run import Bench, Outcome, Scenario
 from bench.service import Bed, Relay, file_limit_up
 from bench.targets import fails
-from relay.local.failures import Unable
+from relay.local.errors import Unable
 
 _REPORT: Final = Path(__file__).with_name("report")
 _QUICK_S: Final = 3.0

@@ -18,7 +18,7 @@ from bench.rounds import Comparison, compare
 from bench.scenarios.run import Bench, Outcome, Scenario
 from bench.service import Bed, file_limit_up
 from bench.targets import Row
-from relay.local.failures import Unable
+from relay.local.errors import Unable
 
 
 class _Side:

@@ -27,8 +27,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 if TYPE_CHECKING:
-    from relay.delivery.request import Target
-    from relay.delivery.sender import Sender
+    from relay.delivery.transport.request import Target
+    from relay.delivery.transport.sender import Sender
 
 _AT_ONCE: Final = 16
 _PAYLOAD: Final = b'{"order":"0193","lines":[' + b",".join([b'{"sku":"a-1","count":2}'] * 40) + b"]}"
@@ -135,7 +135,7 @@ def _receiver() -> Iterator[list[int]]:
 
 
 async def _deliver(sender: Sender, target: Target, count: int) -> None:
-    from relay.delivery.sender import Post
+    from relay.delivery.transport.sender import Post
     from relay.values.uuid7 import Uuid7Clock
 
     clock = Uuid7Clock()
@@ -153,9 +153,9 @@ async def _deliver(sender: Sender, target: Target, count: int) -> None:
 
 
 async def _measure(ports: list[int], turns: int) -> None:
-    from relay.delivery.guard import Guard
-    from relay.delivery.request import Keys, Target
-    from relay.delivery.sender import Sender
+    from relay.delivery.transport.request import Keys, Target
+    from relay.delivery.transport.sender import Sender
+    from relay.delivery.transport.ssrf_guard import Guard
 
     guard = Guard([ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128")])
     spent: dict[str, list[float]] = {kind.name: [] for kind in _KINDS}

@@ -21,7 +21,7 @@ from bench import machine
 from bench.scenarios.delivery import receiving
 from bench.scenarios.run import TENANTS, Bench
 from bench.service import Bed, file_limit_up
-from relay.local.failures import Unable
+from relay.local.errors import Unable
 
 _REPORT: Final = Path(__file__).with_name("report")
 _SAMPLES_PER_S: Final = 250

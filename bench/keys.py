@@ -29,9 +29,9 @@ from bench.processes import Sampler
 from bench.scenarios.run import TENANTS, Bench
 from bench.service import Bed, Relay, file_limit_up, free_port
 from relay.auth import Keyring, mint
-from relay.auth.format import LENGTH, read
+from relay.auth.key_format import LENGTH, read
 from relay.store import Cell
-from relay.values.sealed import Vault
+from relay.values.encryption import Vault
 from relay.values.uuid7 import Uuid7Clock
 
 _KEYS: Final = 5_000

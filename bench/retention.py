@@ -21,10 +21,10 @@ import click
 import uvloop
 
 from bench.service import Bed, Relay, free_port
-from relay.config import load
+from relay.config.settings import load
+from relay.maintenance.leader_tasks import Housekeeping
 from relay.store import Cell
 from relay.telemetry.metrics import Counter, Metrics
-from relay.upkeep.housekeeping import Housekeeping
 from relay.values.uuid7 import Uuid7Clock
 
 _CONNECTIONS: Final = 32

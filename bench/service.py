@@ -22,9 +22,9 @@ import asyncpg
 
 from bench.builds import OURS, Build
 from bench.metrics import Scrape, parse
-from relay.local.children import finished, launch, tell
-from relay.local.failures import ChildEnded
+from relay.local.errors import ChildEnded
 from relay.local.postgres import EmbeddedPostgres
+from relay.local.processes import finished, launch, tell
 
 #: How the database's processes are called, all together.
 POSTGRESQL: Final = "postgresql"

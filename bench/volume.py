@@ -24,10 +24,10 @@ import uvloop
 
 from bench.plans import Explained, outline
 from bench.service import Bed
-from relay.delivery.allowance import FIRST_SLOTS
+from relay.delivery.capacity.concurrency import Offer
+from relay.delivery.capacity.endpoint_state import FIRST_SLOTS
 from relay.delivery.claims import Claimer
-from relay.delivery.runs import EVERYTHING
-from relay.delivery.slots import Offer
+from relay.delivery.ownership.buckets import EVERYTHING
 from relay.inbox import InboxQuery, Order, read_page
 from relay.ingest.filters import filters_matching
 from relay.store import PLAN_KEPT, Cell, HotConnection, Statements

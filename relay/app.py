@@ -1,4 +1,4 @@
-"""The whole service on one page: what an API process consists of. What can be asked of it: relay.http.table."""
+"""The whole service on one page: what an API process consists of. What can be asked of it: relay.http.routes."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from relay.auth import Guard, Hasher, Keyring, Keys
-from relay.config import Settings
-from relay.delivery.endpoints import Endpoints
-from relay.delivery.pings import Pings
+from relay.config.settings import Settings
+from relay.endpoints.ping_client import Pings
+from relay.endpoints.repository import Endpoints
+from relay.http.access_log import Journal
+from relay.http.admission import Door
+from relay.http.application import Front
 from relay.http.body import BodyClock
-from relay.http.client import Clients
+from relay.http.bulkhead import Crowd
 from relay.http.cors import Cors
-from relay.http.crowd import Crowd
-from relay.http.door import Door
-from relay.http.front import Front
-from relay.http.journal import Journal
 from relay.http.operator import OperatorToken
+from relay.http.proxies import Clients
+from relay.http.routes import Rooms, operations
 from relay.http.static import Strangers
-from relay.http.table import Rooms, operations
 from relay.ingest import GroupCommit, Hint
 from relay.limits import SharedTable, SignupLimiter, open_limits
+from relay.maintenance.cell_metrics import Survey, watch_cell
+from relay.maintenance.leader_tasks import Housekeeping
+from relay.maintenance.partitions import Partitions
+from relay.runtime.shared_memory import Commons
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
-from relay.telemetry.vitals import Vitals
-from relay.upkeep.housekeeping import Housekeeping
-from relay.upkeep.partitions import Partitions
-from relay.upkeep.survey import Survey, watch_cell
-from relay.values.commons import Commons
-from relay.values.sealed import Vault
+from relay.telemetry.process_metrics import Vitals
+from relay.values.encryption import Vault
 
 if TYPE_CHECKING:
     from relay.telemetry.traces import Tracer

@@ -10,7 +10,7 @@ from typing import Any, Self
 import httpx2
 from jsonschema import Draft202012Validator
 
-from relay.local.children import PythonChild
+from relay.local.processes import PythonChild
 
 _TIMEOUT_S = 30.0
 

@@ -10,11 +10,11 @@ from uuid import UUID
 
 import asyncpg
 
-from relay.config import Settings, load
+from relay.config.settings import Settings, load
 from relay.delivery.loop import DeliveryLoop
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
-from relay.values.sealed import Vault
+from relay.values.encryption import Vault
 from relay.values.uuid7 import bucket
 from tests.conftest import SECRET_KEY
 from tests.flush import flush_of

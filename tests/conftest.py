@@ -15,10 +15,10 @@ import asyncpg
 import hypothesis
 import pytest
 
-from relay.local.children import PythonChild
+from relay.local.processes import PythonChild
 from relay.store import Cell
 from relay.store.migrations import migrate
-from relay.values.sealed import Vault
+from relay.values.encryption import Vault
 from tests import servers
 from tests.api import Api
 from tests.stage import Stage

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from relay.auth import Guard, Hasher, Keyring, Keys, Tenant, mint
-from relay.auth.format import read
+from relay.auth.key_format import read
 from relay.errors import ApiError
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
-from relay.values.sealed import Vault
+from relay.values.encryption import Vault
 from tests.conftest import SECRET_KEY, open_cell
 
 

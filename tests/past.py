@@ -8,11 +8,11 @@ from uuid import UUID
 
 import asyncpg
 
+from relay.maintenance.clock_plausibility import PlausibleTime
+from relay.maintenance.leader import Leader
+from relay.maintenance.retention import Pace, Retention
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
-from relay.upkeep.leader import Leader
-from relay.upkeep.plausible import PlausibleTime
-from relay.upkeep.retention import Pace, Retention
 from relay.values.uuid7 import Uuid7Clock, bucket
 from tests.flush import flush_of
 

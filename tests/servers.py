@@ -16,8 +16,8 @@ from urllib.parse import quote
 
 import asyncpg
 
-from relay.local.children import finished, launch, tell
 from relay.local.postgres import EmbeddedPostgres
+from relay.local.processes import finished, launch, tell
 from relay.local.users import unprivileged
 
 POSTGRESQL_15 = Path("/usr/lib/postgresql/15/bin")

@@ -8,13 +8,13 @@ import sys
 
 import uvloop
 
-from relay.cli.listening import say_ready
-from relay.config import load
+from relay.cli.http_server import say_ready
+from relay.config.settings import load
 from relay.delivery.loop import DeliveryLoop
-from relay.delivery.share import Pace
+from relay.delivery.ownership.bucket_leases import Pace
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
-from relay.values.sealed import Vault
+from relay.values.encryption import Vault
 
 #: Quick, and slow enough for a machine that does something else for half a second.
 QUICK = Pace(tick_s=0.15, alive_s=0.9, lease_s=1.2, patience_s=0.3)

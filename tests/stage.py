@@ -9,7 +9,7 @@ from uuid import UUID
 import asyncpg
 
 from relay.store import Cell
-from relay.values.sealed import Vault
+from relay.values.encryption import Vault
 from relay.values.uuid7 import bucket
 from tests.api import Api, Tenant
 from tests.flush import flush_of

@@ -10,9 +10,9 @@ from uuid import UUID
 
 import asyncpg
 
+from relay.jobs.runner import JobRunner
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
-from relay.upkeep.runner import JobRunner
 from relay.values import uuid7
 from tests.api import Tenant
 from tests.books import until

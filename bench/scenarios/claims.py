@@ -11,10 +11,10 @@ from bench import backlogs
 from bench.generator.tally import percentile
 from bench.plans import Explained, outline
 from bench.scenarios.run import Bench, Outcome
-from relay.delivery.allowance import FIRST_SLOTS
+from relay.delivery.capacity.concurrency import Offer
+from relay.delivery.capacity.endpoint_state import FIRST_SLOTS
 from relay.delivery.claims import Claimer
-from relay.delivery.runs import EVERYTHING
-from relay.delivery.slots import Offer
+from relay.delivery.ownership.buckets import EVERYTHING
 from relay.store import HotConnection
 from relay.store.connection import Opener
 from relay.store.statements import Statements

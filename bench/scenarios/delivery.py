@@ -19,10 +19,10 @@ from bench.processes import cpu_s
 from bench.scenarios.ingest import RATE
 from bench.scenarios.run import TENANTS, Bench, Outcome
 from bench.service import Relay, free_port, marker, module
+from relay.delivery.capacity.concurrency import Offer
 from relay.delivery.claims import Claimer
+from relay.delivery.ownership.buckets import EVERYTHING
 from relay.delivery.recorder import Recorder, Result
-from relay.delivery.runs import EVERYTHING
-from relay.delivery.slots import Offer
 from relay.store import Cell
 
 _EVERY_S: Final = 0.5

@@ -20,7 +20,7 @@ from bench.processes import Usage, named
 from bench.scenarios.ingest import target
 from bench.scenarios.run import TENANTS, Bench, Load, Outcome
 from bench.service import POSTGRESQL, Relay, free_port, module, until_it_listens
-from relay.local.children import finished, launch, tell
+from relay.local.processes import finished, launch, tell
 
 _RATE: Final = 1_000.0
 _IDLE: Final = 2_000

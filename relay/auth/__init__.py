@@ -1,11 +1,11 @@
 """The guard: API keys, their verification, and what a process remembers of it."""
 
-from relay.auth.format import ApiKey, mint, read
-from relay.auth.guard import Guard
+from relay.auth.authenticator import Guard
 from relay.auth.hasher import Hasher
+from relay.auth.key_admin import Keys, NewKey, NewOrganization, Rotated
+from relay.auth.key_format import ApiKey, mint, read
+from relay.auth.key_listing import Holding, KeyList, KeyShown, Organization
 from relay.auth.keyring import Keyring, SecretKeyMismatch
-from relay.auth.keys import Keys, NewKey, NewOrganization, Rotated
-from relay.auth.listing import Holding, KeyList, KeyShown, Organization
 from relay.auth.tenant import SCOPES, Tenant
 
 __all__ = [

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 from relay.auth.hasher import Hasher
-from relay.values.background import Background
+from relay.runtime.service import Background
 
 #: How many keys of one organization, and of all, may wait.
 MOST_OF_ORGANIZATION: Final = 200

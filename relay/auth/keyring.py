@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, Self
 
 from relay.store import Cell
-from relay.values.sealed import CannotOpen, Resealed, Vault
+from relay.values.encryption import CannotOpen, Resealed, Vault
 
 _CONTEXT: Final = b"api keys"
 _HMAC_KEY_BYTES: Final = 32

@@ -10,8 +10,8 @@ from typing import Final
 from uuid import UUID
 
 from relay.auth.cache import KeyCache
+from relay.runtime.service import Background
 from relay.store import Cell, StoreError
-from relay.values.background import Background
 
 _log = logging.getLogger("relay.auth")
 

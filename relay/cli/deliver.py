@@ -15,22 +15,22 @@ import uvloop
 
 from relay.cli.exits import FAILED, USAGE, Stop, unreachable
 from relay.cli.garbage import collect_seldom
-from relay.cli.listening import host_of, http_server, raise_open_files_limit, require_free, room_for, say_ready
+from relay.cli.http_server import host_of, http_server, raise_open_files_limit, require_free, room_for, say_ready
 from relay.cli.settings import read_settings
 from relay.cli.tracing import tracer_of
-from relay.config import Settings
+from relay.config.settings import Settings
 from relay.delivery.loop import DeliveryLoop
+from relay.jobs.runner import JobRunner
 from relay.local.supervisor import StopSignals
+from relay.maintenance.cell_metrics import Survey, watch_cell
+from relay.maintenance.leader_tasks import Housekeeping
+from relay.maintenance.partitions import Partitions
+from relay.runtime.shared_memory import Commons
 from relay.store import Cell, StoreError
 from relay.telemetry import logs
 from relay.telemetry.metrics import Metrics
-from relay.telemetry.vitals import Vitals
-from relay.upkeep.housekeeping import Housekeeping
-from relay.upkeep.partitions import Partitions
-from relay.upkeep.runner import JobRunner
-from relay.upkeep.survey import Survey, watch_cell
-from relay.values.commons import Commons
-from relay.values.sealed import Vault
+from relay.telemetry.process_metrics import Vitals
+from relay.values.encryption import Vault
 
 _log = logging.getLogger("relay.deliver")
 
@@ -148,8 +148,8 @@ async def _end_at_once(signals: StopSignals) -> None:
 @asynccontextmanager
 async def _ops_port(settings: Settings, cell: Cell, metrics: Metrics) -> AsyncIterator[None]:
     # Imported here: `relay up` has no use for a second server.
-    from relay.http.journal import Journal
-    from relay.http.ops import ops
+    from relay.http.access_log import Journal
+    from relay.http.ops_port import ops
 
     server = http_server(
         ops(cell, metrics, Journal(settings.log_sample), settings.metrics_token),

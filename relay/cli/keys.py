@@ -12,10 +12,10 @@ from uuid import UUID
 
 import click
 
-from relay.cli.database import opened, require_secret_key, settings_at_hand
+from relay.cli.cell import opened, require_secret_key, settings_at_hand
 from relay.cli.exits import NOT_FOUND, USAGE, Stop
-from relay.cli.shown_keys import print_key, print_objects, print_table
-from relay.config import TIERS, Settings
+from relay.cli.key_output import print_key, print_objects, print_table
+from relay.config.settings import TIERS, Settings
 from relay.values import uuid7
 from relay.values.times import read_rfc3339, rfc3339, rfc3339_or_none
 
@@ -148,7 +148,7 @@ def reencrypt() -> None:
 async def _change(settings: Settings, work: Callable[[Keys, KeyList], Any]) -> None:
     require_secret_key(settings)
     from relay.auth import Hasher, KeyList, Keyring, Keys
-    from relay.values.sealed import Vault
+    from relay.values.encryption import Vault
 
     async with opened(settings) as cell, Hasher() as hasher:
         keyring = await Keyring.open(cell, Vault(settings.secret_keys))
@@ -209,12 +209,12 @@ async def _reencrypt(settings: Settings) -> None:
     if not settings.secret_keys:
         raise Stop(USAGE, "RELAY_SECRET_KEY: name the new secret and the old ones, separated by commas")
     from relay.auth import keyring
-    from relay.delivery import reseal
-    from relay.values.sealed import Vault
+    from relay.endpoints import reencryption
+    from relay.values.encryption import Vault
 
     vault = Vault(settings.secret_keys)
     async with opened(settings) as cell:
-        done = (await keyring.reseal(cell, vault)).and_(await reseal.reseal(cell, vault))
+        done = (await keyring.reseal(cell, vault)).and_(await reencryption.reseal(cell, vault))
     click.echo(f"re-encrypted {done.moved} of {done.seals} seals")
     if done.unopened:
         raise Stop(

@@ -17,7 +17,7 @@ from relay.app import Service
 from relay.auth import SecretKeyMismatch
 from relay.cli.exits import FAILED, USAGE, Stop, unreachable
 from relay.cli.garbage import collect_seldom
-from relay.cli.listening import (
+from relay.cli.http_server import (
     end_unread_answers,
     host_of,
     http_server,
@@ -29,14 +29,14 @@ from relay.cli.listening import (
 )
 from relay.cli.settings import read_settings
 from relay.cli.tracing import tracer_of
-from relay.config import Settings, unknown
-from relay.http.front import Front
-from relay.local.children import PythonChild
-from relay.local.failures import Unable
+from relay.config.settings import Settings, unknown
+from relay.http.application import Front
+from relay.local.errors import Unable
+from relay.local.processes import PythonChild
 from relay.local.supervisor import StopSignals, StopTimes, Supervisor
+from relay.runtime.shared_memory import Commons
 from relay.store import StoreError
 from relay.telemetry import logs
-from relay.values.commons import Commons
 
 _log = logging.getLogger("relay.serve")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from relay.cli.exits import warn
-from relay.config import Settings, load, unknown
+from relay.config.settings import Settings, load, unknown
 
 
 def read_settings() -> Settings:

@@ -44,7 +44,7 @@ def tracer_of(environ: Mapping[str, str], service: str) -> Tracer | None:
         raise Stop(
             USAGE, f"{named or 'OTEL_TRACES_EXPORTER'}: traces need OpenTelemetry: pip install 'relay-events[otel]'"
         ) from None
-    from relay.telemetry.sampling import BadTraceSetting
+    from relay.telemetry.trace_sampling import BadTraceSetting
 
     try:
         return Tracer(environ, service)

@@ -19,8 +19,8 @@ def up() -> None:
     settings = read_settings()
 
     # Imported here: a bad setting need not wait for a server.
-    from relay.cli.listening import raise_open_files_limit
-    from relay.local.failures import Unable
+    from relay.cli.http_server import raise_open_files_limit
+    from relay.local.errors import Unable
     from relay.local.up import up as run
     from relay.telemetry import logs
 

@@ -9,18 +9,18 @@ import random
 from math import inf
 from typing import TYPE_CHECKING, Final
 
-from relay.delivery.allowance import SLOW_AFTER_S, Ending
+from relay.delivery.capacity.concurrency import Slot, Slots
+from relay.delivery.capacity.endpoint_state import SLOW_AFTER_S, Ending
 from relay.delivery.claims import Claimed, is_suspect
-from relay.delivery.directory import Endpoint
-from relay.delivery.health import Health
+from relay.delivery.endpoint_cache import Endpoint
+from relay.delivery.endpoint_health import Health
 from relay.delivery.leases import Leases
-from relay.delivery.measures import Measures
+from relay.delivery.metrics import Measures
+from relay.delivery.outcome import crash_of, ending_of, is_gone, result_of
 from relay.delivery.recorder import Recorder, Result
-from relay.delivery.request import Target
-from relay.delivery.sender import Answer, Post, Sender
-from relay.delivery.shortage import Shortage
-from relay.delivery.slots import Slot, Slots
-from relay.delivery.verdict import crash_of, ending_of, is_gone, result_of
+from relay.delivery.transport.request import Target
+from relay.delivery.transport.sender import Answer, Post, Sender
+from relay.delivery.transport.shortage import Shortage
 
 if TYPE_CHECKING:
     from relay.telemetry.traces import Tracer

@@ -13,8 +13,8 @@ from uuid import UUID
 
 from msgspec import Struct
 
-from relay.delivery.runs import Span, Turf
-from relay.delivery.slots import Offer
+from relay.delivery.capacity.concurrency import Offer
+from relay.delivery.ownership.buckets import Span, Turf
 from relay.store import HotConnection, Row, StoreError
 
 _NIL: Final = UUID(int=0)

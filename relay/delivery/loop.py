@@ -11,24 +11,24 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from relay.config import Settings
+from relay.config.settings import Settings
 from relay.delivery.attempts import Attempts
-from relay.delivery.breaker import Tolerance
+from relay.delivery.capacity.circuit_breaker import Tolerance
+from relay.delivery.capacity.concurrency import Offer, Slots
 from relay.delivery.claims import Claimed, Claimer, has_crashed
-from relay.delivery.directory import Directory
-from relay.delivery.due import DueTimes
-from relay.delivery.guard import Guard
-from relay.delivery.health import Health
+from relay.delivery.endpoint_cache import Directory
+from relay.delivery.endpoint_health import Health
 from relay.delivery.leases import Leases
-from relay.delivery.measures import Measures
-from relay.delivery.pinging import Pinging
+from relay.delivery.metrics import Measures
+from relay.delivery.ownership.bucket_leases import PACE, Pace, Share
+from relay.delivery.ping_worker import Pinging
 from relay.delivery.recorder import Recorder, Result
-from relay.delivery.sender import Sender
-from relay.delivery.share import PACE, Pace, Share
-from relay.delivery.slots import Offer, Slots
+from relay.delivery.retry_timer import DueTimes
+from relay.delivery.transport.sender import Sender
+from relay.delivery.transport.ssrf_guard import Guard
 from relay.store import Cell, StoreError
 from relay.telemetry.metrics import Metrics
-from relay.values.sealed import Vault
+from relay.values.encryption import Vault
 
 if TYPE_CHECKING:
     from relay.telemetry.traces import Tracer

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from relay.delivery.answers import ErrorClass
 from relay.delivery.claims import Held
+from relay.delivery.transport.response import ErrorClass
 from relay.store import HotConnection, PartitionMissing, RowRefused, StoreError
 
 _log = logging.getLogger("relay.delivery")

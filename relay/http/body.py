@@ -11,10 +11,10 @@ import msgspec
 
 from relay.errors import ApiError
 from relay.http.exchange import Exchange
-from relay.http.schemas import EmptyObject
-from relay.values import documents
-from relay.values.background import Background
-from relay.values.documents import Kind
+from relay.http.schemas.common import EmptyObject
+from relay.runtime.service import Background
+from relay.values import json_documents
+from relay.values.json_documents import Kind
 
 BETWEEN_BYTES_S: Final = 10.0
 WHOLE_BODY_S: Final = 30.0
@@ -239,5 +239,5 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[Kind]) -> Kind:
     Raises:
         ApiError: `invalid_utf8`, `malformed_json`, `invalid_request` or `too_deep`.
     """
-    documents.check_utf8(body)
-    return documents.decode(decoder, body)
+    json_documents.check_utf8(body)
+    return json_documents.decode(decoder, body)

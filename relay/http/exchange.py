@@ -14,7 +14,7 @@ import msgspec
 
 from relay.auth import Tenant
 from relay.errors import ApiError
-from relay.http.crowd import Party
+from relay.http.bulkhead import Party
 from relay.http.encoding import GZIP, LEAST_BYTES, VARY, takes_gzip
 
 _log = logging.getLogger("relay.http")

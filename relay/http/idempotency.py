@@ -7,7 +7,7 @@ from typing import Final
 
 from relay.http.exchange import Exchange, Header, Scope
 from relay.ingest import read_idempotency_key
-from relay.store.answers import Once
+from relay.store.idempotency import Once
 
 #: Says that an answer was given before.
 REPLAYED: Final[Header] = (b"idempotent-replayed", b"true")

@@ -12,9 +12,9 @@ import orjson
 
 import relay
 from relay.errors import KINDS
-from relay.http import schemas
 from relay.http.json_schema import defaults_in_words, simplify, without_null
 from relay.http.operations import Operation
+from relay.http.schemas import common as schemas
 
 # The part before it says whose id it is.
 _PARAMETER: Final = re.compile(r"(\w+)/\{(\w+)\}")

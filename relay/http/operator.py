@@ -7,8 +7,8 @@ import logging
 
 from relay.errors import ApiError
 from relay.http import exchange as exchanges
-from relay.http.client import Clients, neighbourhood
 from relay.http.exchange import Exchange, Scope
+from relay.http.proxies import Clients, neighbourhood
 from relay.limits import SignupLimiter
 from relay.telemetry.metrics import Metrics
 

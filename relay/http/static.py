@@ -10,9 +10,9 @@ from typing import Final, NamedTuple
 
 from relay.errors import ApiError
 from relay.http import exchange as exchanges
-from relay.http.client import Clients, neighbourhood
 from relay.http.encoding import GZIP, VARY, compressed, takes_gzip
 from relay.http.exchange import PIECE_BYTES, Header, Scope
+from relay.http.proxies import Clients, neighbourhood
 
 # Large responses on their way to clients without a key: of one network, and of all.
 OF_ONE_CLIENT: Final = 4

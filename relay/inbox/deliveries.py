@@ -8,7 +8,7 @@ from typing import Final, Literal
 from uuid import UUID
 
 from relay.errors import ApiError
-from relay.inbox.span import Span
+from relay.inbox.time_range import Span
 from relay.store import Cell, Row
 from relay.values import cursor
 from relay.values.cursor import Position

@@ -8,7 +8,7 @@ from typing import Final, Literal
 from uuid import UUID
 
 from relay.errors import ApiError
-from relay.inbox.span import ALWAYS, Span
+from relay.inbox.time_range import ALWAYS, Span
 from relay.store import PLAN_EACH, PLAN_KEPT, Cell, Row
 from relay.values import cursor, uuid7
 from relay.values.cursor import Position

@@ -1,10 +1,10 @@
 """From a posted body to a committed event."""
 
 from relay.ingest.batch import MAX_EVENTS, Item, parse_array, parse_lines
-from relay.ingest.commit import GroupCommit
-from relay.ingest.hint import Hint
+from relay.ingest.group_commit import GroupCommit
 from relay.ingest.outcome import Accepted, Duplicate, KeyReused, Outcome, Replayed
 from relay.ingest.parse import PostedEvent, parse_event, read_idempotency_key
+from relay.ingest.wakeup import Hint
 
 __all__ = [
     "MAX_EVENTS",

@@ -12,7 +12,7 @@ from msgspec import UNSET
 
 from relay.errors import ApiError
 from relay.ingest.parse import PostedEvent, check_event, mask_lone_surrogates, parse_event
-from relay.values.documents import check_utf8, decode
+from relay.values.json_documents import check_utf8, decode
 
 MAX_EVENTS: Final = 1000
 

@@ -8,8 +8,8 @@ from collections.abc import Collection
 from typing import Final
 from uuid import UUID
 
+from relay.runtime.service import Background
 from relay.store import Cell, StoreError
-from relay.values.background import Background
 
 _log = logging.getLogger("relay.ingest")
 

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from relay.errors import ApiError, invalid
-from relay.values.documents import check_utf8, decode
+from relay.values.json_documents import check_utf8, decode
 
 MAX_PAYLOAD_BYTES: Final = 256 * 1024
 MAX_DEPTH: Final = 512

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, cast
 from uuid import UUID
 
-from relay.ingest.flush import Batch, Waiting
+from relay.ingest.pending_event import Batch, Waiting
 
 MAX_FLUSH_BYTES: Final = 8 * 1024 * 1024
 MAX_FLUSH_EVENTS: Final = 1000

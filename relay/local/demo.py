@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from relay.local.data_dir import DataDir
-from relay.local.failures import Unable
+from relay.local.errors import Unable
 
 _log: Final = logging.getLogger("relay.local")
 

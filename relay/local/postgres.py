@@ -18,9 +18,9 @@ from types import TracebackType
 from typing import Final, Self
 
 from relay.local import binaries, cluster
-from relay.local.children import finished, launch, tell
-from relay.local.failures import Unable
+from relay.local.errors import Unable
 from relay.local.files import folder, read_if_there, write_whole
+from relay.local.processes import finished, launch, tell
 from relay.local.users import User, closed_to, unprivileged
 
 _log: Final = logging.getLogger("relay.local")

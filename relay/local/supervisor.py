@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from signal import SIGINT, SIGTERM
 from typing import Final, Protocol
 
-from relay.local.failures import Unable
+from relay.local.errors import Unable
 
 _log: Final = logging.getLogger("relay.local")
 

@@ -13,15 +13,15 @@ from signal import SIGTERM
 from typing import Final, NamedTuple
 
 from relay import __version__
-from relay.config import Settings, unknown
-from relay.local.children import PythonChild, launch, module, tell
+from relay.config.settings import Settings, unknown
 from relay.local.data_dir import DataDir
 from relay.local.demo import Api
-from relay.local.failures import ChildEnded, Unable
+from relay.local.errors import ChildEnded, Unable
 from relay.local.postgres import EmbeddedPostgres
+from relay.local.processes import PythonChild, launch, module, tell
 from relay.local.receiver import DemoReceiver
 from relay.local.supervisor import StopSignals, Supervisor
-from relay.values.commons import Commons
+from relay.runtime.shared_memory import Commons
 
 _DEFAULT_HOST: Final = "127.0.0.1"
 _BAD_SETTING: Final = 2

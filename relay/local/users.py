@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-from relay.local.failures import Unable
+from relay.local.errors import Unable
 
 
 class User(NamedTuple):

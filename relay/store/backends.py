@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Final
 
+from relay.runtime.service import Background
 from relay.store import errors
-from relay.values.background import Background
 
 _log = logging.getLogger("relay.store")
 

@@ -9,9 +9,9 @@ from typing import Any, Final, Self
 
 import asyncpg
 
+from relay.runtime.service import Background
 from relay.store import errors
 from relay.store.connection import Opener
-from relay.values.background import Background
 
 _log = logging.getLogger("relay.store")
 

@@ -10,7 +10,7 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.openmetrics.exposition import generate_latest as generate_open_metrics
 
-from relay.telemetry.page import Definition, PageReader
+from relay.telemetry.metrics_page import Definition, PageReader
 
 _COMBINE: Final[Mapping[str, Callable[[float, float], float]]] = {
     "sum": lambda one, other: one + other,

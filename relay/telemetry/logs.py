@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Any, Final
 
 from relay.telemetry.colour import is_wanted
-from relay.telemetry.log_lines import JsonLines, ReadableLines
-from relay.telemetry.log_outlet import Outlet
+from relay.telemetry.log_format import JsonLines, ReadableLines
+from relay.telemetry.log_handler import Outlet
 
 _log: Final = logging.getLogger("relay")
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import nan
 from typing import Final, Literal
 
+from relay.runtime.shared_memory import PAGE_BYTES, Commons
 from relay.telemetry.exposition import Exposition
-from relay.telemetry.page import Definition, Page
-from relay.values.commons import PAGE_BYTES, Commons
+from relay.telemetry.metrics_page import Definition, Page
 
 _log = logging.getLogger("relay.telemetry")
 

@@ -20,7 +20,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanK
 from opentelemetry.trace.propagation import set_span_in_context
 
 from relay import __version__
-from relay.telemetry.sampling import Sampling
+from relay.telemetry.trace_sampling import Sampling
 from relay.values.traceparent import TraceParent
 
 # A collector that does not answer holds up the end of the process no longer than this.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.generator import receipts
-from relay.local.children import finished, launch, tell
+from relay.local.processes import finished, launch, tell
 from tests.api import Api
 from tests.conftest import ADMIN_TOKEN, free_port
 from tests.faults.ground import ROOT, Ground

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from relay.local.children import PythonChild
 from relay.local.postgres import EmbeddedPostgres
+from relay.local.processes import PythonChild
 from relay.local.supervisor import Pauses, Supervisor
 from relay.store.migrations import migrate
 from tests.conftest import LOOPBACK, environment

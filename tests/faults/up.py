@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Final, Self
 from urllib.parse import quote
 
-from relay.local.children import finished, launch, tell
-from relay.local.failures import ChildEnded
+from relay.local.errors import ChildEnded
+from relay.local.processes import finished, launch, tell
 from relay.local.supervisor import Pauses, Supervisor
 from tests.conftest import ADMIN_TOKEN
 from tests.faults.scene import Scene

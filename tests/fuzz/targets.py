@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from relay.auth import format as keys
+from relay.auth import key_format as keys
 from relay.errors import ApiError
 from relay.ingest.batch import parse_array, parse_lines
 from relay.ingest.parse import MAX_PAYLOAD_BYTES, PostedEvent, parse_event, read_idempotency_key

@@ -12,12 +12,12 @@ import asyncpg
 import pytest
 
 from relay.auth import KeyList
-from relay.delivery.endpoints import Endpoints
+from relay.endpoints.repository import Endpoints
 from relay.inbox import DeliveriesQuery, InboxQuery, Span, read_attempts, read_deliveries, read_event, read_page
 from relay.inbox.stats import read_stats
+from relay.jobs.lifecycle import list_jobs, read_job
+from relay.jobs.redelivery import find_delivery
 from relay.store import Cell, Row
-from relay.upkeep.again import find_delivery
-from relay.upkeep.jobs import list_jobs, read_job
 from relay.values import uuid7
 from relay.values.uuid7 import bucket
 from tests.api import Tenant

@@ -14,15 +14,15 @@ from contextlib import ExitStack, asynccontextmanager
 import httpx2
 import pytest
 
-from relay.cli.listening import http_server, until_it_answers
-from relay.http.client import Clients
+from relay.cli.http_server import http_server, until_it_answers
+from relay.http.access_log import Journal
+from relay.http.application import Front
 from relay.http.exchange import Receive, Scope, Send
-from relay.http.front import Front
-from relay.http.journal import Journal
 from relay.http.operations import Operation
-from relay.http.schemas import Health
+from relay.http.proxies import Clients
+from relay.http.resources.system import GetLive
+from relay.http.schemas.common import Health
 from relay.http.static import IN_ALL, OF_ONE_CLIENT, Static, Strangers
-from relay.http.system import GetLive
 from relay.telemetry.metrics import Metrics
 from tests.api import Api, Tenant
 from tests.conftest import free_port

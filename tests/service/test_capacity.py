@@ -13,11 +13,11 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from relay.delivery.capacity.concurrency import Offer
+from relay.delivery.capacity.organization_quota import EVERYTHING as UNBOUNDED
+from relay.delivery.capacity.organization_quota import LARGEST_PAYLOAD
 from relay.delivery.claims import Claimer, columns
-from relay.delivery.quota import EVERYTHING as UNBOUNDED
-from relay.delivery.quota import LARGEST_PAYLOAD
-from relay.delivery.runs import EVERYTHING
-from relay.delivery.slots import Offer
+from relay.delivery.ownership.buckets import EVERYTHING
 from relay.store import Cell, StoreError
 from tests.books import Books, delivering, until
 from tests.conftest import SECRET_KEY, open_cell

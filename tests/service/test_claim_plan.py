@@ -7,10 +7,10 @@ import pytest
 
 from bench.backlogs import make_due, make_endpoints
 from bench.plans import MODES, Explained, looked_at, nodes, outline
-from relay.delivery.allowance import FIRST_SLOTS
+from relay.delivery.capacity.concurrency import Offer
+from relay.delivery.capacity.endpoint_state import FIRST_SLOTS
 from relay.delivery.claims import Claimer
-from relay.delivery.runs import EVERYTHING
-from relay.delivery.slots import Offer
+from relay.delivery.ownership.buckets import EVERYTHING
 from relay.store.connection import Opener
 from relay.store.statements import Statements
 

@@ -8,10 +8,10 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from relay.maintenance.cell_metrics import watch_cell
 from relay.store import Cell
 from relay.store.server_clock import Step
 from relay.telemetry.metrics import Metrics
-from relay.upkeep.survey import watch_cell
 from relay.values.uuid7 import steady_ns
 from tests.books import Books, delivering, until
 from tests.receiver import Receiver

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import asyncpg
 import pytest
 
+from relay.maintenance.leader_tasks import Housekeeping
 from relay.store.migrations import migrate
 from relay.telemetry.metrics import Metrics
-from relay.upkeep.housekeeping import Housekeeping
 from tests import servers
 from tests.api import Tenant
 from tests.books import settings, until

@@ -13,16 +13,16 @@ import asyncpg
 import pytest
 from standardwebhooks import Webhook
 
-from relay.delivery.answers import ErrorClass
+from relay.delivery.capacity.concurrency import Offer
 from relay.delivery.claims import Claimer, Held
 from relay.delivery.leases import Leases
+from relay.delivery.ownership.buckets import EVERYTHING
 from relay.delivery.recorder import Recorder, Result
-from relay.delivery.runs import EVERYTHING
-from relay.delivery.slots import Offer
+from relay.delivery.transport.response import ErrorClass
+from relay.maintenance.partitions import Partitions
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
-from relay.upkeep.partitions import Partitions
-from relay.values.sealed import Vault
+from relay.values.encryption import Vault
 from relay.values.signature import written
 from relay.values.uuid7 import bucket
 from tests.books import SECRET, Books, delivering, until

@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 
 from relay.local import binaries
-from relay.local.failures import Unable
+from relay.local.errors import Unable
 from relay.local.postgres import EmbeddedPostgres
 from relay.local.users import User, closed_to, unprivileged
 

@@ -14,17 +14,17 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from relay.delivery.answers import ErrorClass
-from relay.delivery.breaker import Breaker
+from relay.delivery.capacity.circuit_breaker import Breaker
+from relay.delivery.capacity.concurrency import Offer
 from relay.delivery.claims import Claimed, Claimer
-from relay.delivery.directory import Directory
-from relay.delivery.health import Health
+from relay.delivery.endpoint_cache import Directory
+from relay.delivery.endpoint_health import Health
+from relay.delivery.ownership.buckets import EVERYTHING
 from relay.delivery.recorder import Recorder, Result
-from relay.delivery.runs import EVERYTHING
-from relay.delivery.slots import Offer
+from relay.delivery.transport.response import ErrorClass
+from relay.jobs.runner import JobRunner
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
-from relay.upkeep.runner import JobRunner
 from relay.values.uuid7 import floor
 from tests.books import VAULT, Books, delivering, settings, until
 from tests.flush import flush_of
@@ -52,7 +52,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Probes begin at a twentieth of a second, and nothing is found by polling."""
     monkeypatch.setattr("relay.delivery.loop._POLL_S", 60.0)
-    monkeypatch.setattr("relay.delivery.breaker._FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr("relay.delivery.capacity.circuit_breaker._FIRST_PAUSE_S", 0.05)
 
 
 async def claimed(cell: Cell) -> list[Claimed]:
@@ -238,7 +238,7 @@ async def test_another_process_goes_on_with_an_open_breaker(cell: Cell, books: B
 async def test_enabling_an_endpoint_closes_its_breaker(
     cell: Cell, books: Books, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relay.delivery.breaker._FIRST_PAUSE_S", 60.0)
+    monkeypatch.setattr("relay.delivery.capacity.circuit_breaker._FIRST_PAUSE_S", 60.0)
     organization_id, endpoint_id = await books.endpoint(receiver.url)
     receiver.script = hang
     async with delivering(cell, **QUICK, delivery_timeout_s=0.1, retry_schedule=(60.0,)):
@@ -394,7 +394,7 @@ async def test_a_success_in_between_keeps_an_endpoint(cell: Cell, books: Books, 
 async def test_since_when_an_endpoint_fails_is_noted_once_it_has_lasted(
     cell: Cell, books: Books, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relay.delivery.health._NOTED_AFTER_S", 0.8)
+    monkeypatch.setattr("relay.delivery.endpoint_health._NOTED_AFTER_S", 0.8)
     organization_id, endpoint_id = await books.endpoint(receiver.url)
     receiver.script = reply(500)
     await books.accept(organization_id)

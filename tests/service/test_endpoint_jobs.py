@@ -9,7 +9,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from relay.upkeep.batches import OPENED
+from relay.jobs.batches import OPENED
 from relay.values import uuid7
 from relay.values.uuid7 import Uuid7Clock
 from tests.api import Tenant

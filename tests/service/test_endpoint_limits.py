@@ -15,13 +15,13 @@ import asyncpg
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from relay.delivery.capacity.concurrency import Offer
 from relay.delivery.claims import Claimer
-from relay.delivery.runs import EVERYTHING
-from relay.delivery.slots import Offer
+from relay.delivery.ownership.buckets import EVERYTHING
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
 from relay.values.ed25519 import private_key
-from relay.values.sealed import Vault
+from relay.values.encryption import Vault
 from relay.values.signature import written
 from tests.books import SECRET, VAULT, Books, delivering, until
 from tests.receiver import Received, Receiver, hang, reply

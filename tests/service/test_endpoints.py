@@ -16,7 +16,7 @@ import pytest
 
 from relay.values import uuid7
 from relay.values.ed25519 import public_key
-from relay.values.sealed import Vault
+from relay.values.encryption import Vault
 from tests.api import Api, Tenant
 from tests.conftest import SECRET_KEY, Commands, Databases
 from tests.proxy import Proxy

@@ -16,7 +16,7 @@ import pytest
 
 from relay.errors import ApiError
 from relay.ingest import GroupCommit, PostedEvent
-from relay.local.children import PythonChild
+from relay.local.processes import PythonChild
 from relay.store import Cell, DatabaseUnavailable
 from relay.store.connection import Opener
 from relay.telemetry.metrics import Metrics

@@ -16,8 +16,8 @@ import asyncpg
 import pytest
 
 from relay.local.postgres import EmbeddedPostgres
+from relay.maintenance.leader import Leader
 from relay.store.migrations import migrate
-from relay.upkeep.leader import Leader
 from tests.api import Tenant
 from tests.books import until
 from tests.conftest import Commands, open_cell

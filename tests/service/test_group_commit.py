@@ -13,9 +13,9 @@ import pytest
 
 from relay.errors import ApiError
 from relay.ingest import Accepted, Duplicate, GroupCommit, KeyReused, Outcome, PostedEvent, Replayed
+from relay.maintenance.partitions import Partitions
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
-from relay.upkeep.partitions import Partitions
 from relay.values.uuid7 import Uuid7Clock
 from tests.api import Api
 from tests.conftest import Commands, Databases, open_cell

@@ -13,13 +13,13 @@ import asyncpg
 import pytest
 
 from relay.delivery.loop import DeliveryLoop
+from relay.jobs.batches import OPENED
+from relay.maintenance.clock_plausibility import PlausibleTime
+from relay.maintenance.expiry import Tidy
+from relay.maintenance.leader import Leader
 from relay.telemetry.metrics import Metrics
-from relay.upkeep.batches import OPENED
-from relay.upkeep.leader import Leader
-from relay.upkeep.plausible import PlausibleTime
-from relay.upkeep.tidy import Tidy
 from relay.values import uuid7
-from relay.values.sealed import Vault
+from relay.values.encryption import Vault
 from relay.values.times import rfc3339
 from relay.values.uuid7 import Uuid7Clock
 from tests.api import Tenant

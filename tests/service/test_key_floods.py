@@ -14,14 +14,14 @@ import pytest
 
 from relay.auth import Keyring, mint
 from relay.auth.cache import KeyCache
-from relay.auth.format import LENGTH
 from relay.auth.hasher import Hasher
-from relay.auth.reads import KeyReads
-from relay.auth.verify import Verifier
+from relay.auth.key_format import LENGTH
+from relay.auth.key_loader import KeyReads
+from relay.auth.verifier import Verifier
 from relay.errors import ApiError
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
-from relay.values.sealed import Vault
+from relay.values.encryption import Vault
 from relay.values.uuid7 import Uuid7Clock
 from tests.api import Api
 from tests.conftest import SECRET_KEY, Databases, open_cell

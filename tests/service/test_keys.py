@@ -11,10 +11,10 @@ import asyncpg
 import pytest
 
 from relay.auth import KeyList, Keyring, SecretKeyMismatch, mint
-from relay.auth.format import digest
+from relay.auth.key_format import digest
 from relay.errors import ApiError
 from relay.store import Cell
-from relay.values.sealed import Vault
+from relay.values.encryption import Vault
 from relay.values.uuid7 import Uuid7Clock
 from tests.conftest import SECRET_KEY, Databases, open_cell
 from tests.guarding import Node, rotate_silently, running, signed_up, until, with_another_secret

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from relay.auth import KeyList
+from relay.local.discovery import find
 from relay.local.postgres import EmbeddedPostgres
-from relay.local.running import find
 from tests.conftest import SECRET_KEY, Commands, Databases, environment, free_port
 from tests.guarding import Node, running, until
 

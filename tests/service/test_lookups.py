@@ -16,12 +16,12 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from relay.delivery.answers import ErrorClass
-from relay.delivery.guard import Guard
-from relay.delivery.request import Keys, Target
-from relay.delivery.resolver import Address, Asker, Hung, Pace, Resolver, asking
-from relay.delivery.sender import Answer, Post, Sender
-from relay.delivery.shortage import Shortage
+from relay.delivery.transport.request import Keys, Target
+from relay.delivery.transport.resolver import Address, Asker, Hung, Pace, Resolver, asking
+from relay.delivery.transport.response import ErrorClass
+from relay.delivery.transport.sender import Answer, Post, Sender
+from relay.delivery.transport.shortage import Shortage
+from relay.delivery.transport.ssrf_guard import Guard
 from relay.store import Cell
 from relay.values.uuid7 import Uuid7Clock
 from tests.books import Books, delivering, until

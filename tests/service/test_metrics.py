@@ -19,11 +19,11 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from relay.local.children import PythonChild
+from relay.local.processes import PythonChild
+from relay.maintenance.cell_metrics import Survey, watch_cell
+from relay.runtime.shared_memory import Commons
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
-from relay.upkeep.survey import Survey, watch_cell
-from relay.values.commons import Commons
 from tests.api import Api, Tenant
 from tests.books import Books, delivering, until
 from tests.conftest import ADMIN_TOKEN, LOOPBACK, Commands, environment, free_port, open_cell
@@ -441,8 +441,8 @@ async def now(books: Books) -> Any:
 async def test_what_a_look_counts_one_by_one_is_bounded_and_the_rest_is_reckoned(
     cell: Cell, books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relay.upkeep.survey._COUNTED", 100)
-    monkeypatch.setattr("relay.upkeep.survey._PAGES", 20.0)
+    monkeypatch.setattr("relay.maintenance.cell_metrics._COUNTED", 100)
+    monkeypatch.setattr("relay.maintenance.cell_metrics._PAGES", 20.0)
     organization_id, _ = await books.endpoint("http://127.0.0.1:9/")
     for _ in range(6):
         await books.accept(organization_id, 1000, wake=False)
@@ -459,8 +459,8 @@ async def test_what_a_look_counts_one_by_one_is_bounded_and_the_rest_is_reckoned
 async def test_a_look_for_the_oldest_goes_on_where_the_last_one_stopped(
     cell: Cell, books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relay.upkeep.survey._VISITS", 3)
-    monkeypatch.setattr("relay.upkeep.survey._INTERVAL_S", 0.01)
+    monkeypatch.setattr("relay.maintenance.cell_metrics._VISITS", 3)
+    monkeypatch.setattr("relay.maintenance.cell_metrics._INTERVAL_S", 0.01)
     endpoints = []
     for _ in range(8):
         organization_id, endpoint_id = await books.endpoint("http://127.0.0.1:9/")
@@ -498,7 +498,7 @@ async def test_a_look_reads_indexes_and_a_bounded_sample(stage: Stage) -> None:
 async def test_figures_of_a_database_that_is_away_are_not_shown_and_postgres_is_down(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relay.upkeep.survey._INTERVAL_S", 0.05)
+    monkeypatch.setattr("relay.maintenance.cell_metrics._INTERVAL_S", 0.05)
     monkeypatch.setattr("relay.store.cell.CLOCK_INTERVAL_S", 0.05)
     async with Proxy(database) as proxy, open_cell(proxy.url) as cell:
         metrics = Metrics()

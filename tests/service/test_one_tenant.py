@@ -11,7 +11,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from relay.http.crowd import REQUESTS, WAITING
+from relay.http.bulkhead import REQUESTS, WAITING
 from tests.api import Api, Tenant
 from tests.service.test_http import EVENT, assert_error, chunk, connection, head
 from tests.stage import Stage

@@ -12,7 +12,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from relay.cli.listening import MOST_FILES, raise_open_files_limit, room_for
+from relay.cli.http_server import MOST_FILES, raise_open_files_limit, room_for
 from relay.store import Cell
 from tests.books import Books
 from tests.conftest import Commands, environment, free_port

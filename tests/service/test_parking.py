@@ -11,9 +11,9 @@ import pytest
 
 from bench.backlogs import make_endpoints
 from bench.plans import Explained, nodes
+from relay.delivery.capacity.concurrency import Offer
 from relay.delivery.claims import Claimer
-from relay.delivery.runs import EVERYTHING
-from relay.delivery.slots import Offer
+from relay.delivery.ownership.buckets import EVERYTHING
 from relay.store import Cell
 from relay.store.connection import Opener
 from relay.store.statements import Statements

@@ -6,7 +6,7 @@ import datetime
 from typing import Any
 
 from relay.inbox.page import InboxQuery, read_page
-from relay.inbox.span import Span
+from relay.inbox.time_range import Span
 from relay.values.uuid7 import Uuid7Clock
 from tests.conftest import open_cell, pooled_url
 from tests.stage import Stage

@@ -10,9 +10,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from relay.config import Rate
-from relay.limits.ledger import Ledger
-from relay.limits.nodes import NodesLimiter
+from relay.config.settings import Rate
+from relay.limits.redis_client import Ledger
+from relay.limits.redis_limiter import NodesLimiter
 from relay.telemetry.metrics import Metrics
 from tests.api import Api
 from tests.conftest import Commands, free_port

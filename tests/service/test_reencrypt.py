@@ -9,9 +9,9 @@ from uuid import UUID
 import asyncpg
 
 from relay.auth import Keyring
-from relay.delivery.reseal import reseal
+from relay.endpoints.reencryption import reseal
 from relay.store import Cell
-from relay.values.sealed import Resealed, Vault
+from relay.values.encryption import Resealed, Vault
 from relay.values.signature import written
 from tests.api import Tenant
 from tests.conftest import SECRET_KEY, Commands, environment, free_port

@@ -14,12 +14,12 @@ import asyncpg
 import pytest
 
 from relay.inbox.page import InboxQuery, read_page
+from relay.maintenance.cleanup import ExpiredKeys
+from relay.maintenance.clock_plausibility import PlausibleTime
+from relay.maintenance.leader import Leader
+from relay.maintenance.retention import Retention
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
-from relay.upkeep.expired import ExpiredKeys
-from relay.upkeep.leader import Leader
-from relay.upkeep.plausible import PlausibleTime
-from relay.upkeep.retention import Retention
 from relay.values.uuid7 import steady_ns
 from tests.books import delivering, until
 from tests.conftest import Commands, open_cell

@@ -18,10 +18,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from relay.delivery.answers import ErrorClass
-from relay.delivery.guard import Guard
-from relay.delivery.request import Keys, Target
-from relay.delivery.sender import Answer, Post, Sender
+from relay.delivery.transport.request import Keys, Target
+from relay.delivery.transport.response import ErrorClass
+from relay.delivery.transport.sender import Answer, Post, Sender
+from relay.delivery.transport.ssrf_guard import Guard
 from relay.values.uuid7 import Uuid7Clock
 from tests.receiver import Received, Receiver, hang, raw, reply
 

@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 
 from relay.auth import Keyring
-from relay.values.sealed import Vault
+from relay.values.encryption import Vault
 from tests.api import Api, Tenant
 from tests.conftest import SECRET_KEY, Commands, Databases, environment, free_port, open_cell
 from tests.service.test_http import assert_error, connection, head

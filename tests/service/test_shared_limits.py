@@ -13,12 +13,12 @@ from uuid import UUID, uuid4
 import httpx2
 import pytest
 
-from relay.config import Rate
+from relay.config.settings import Rate
 from relay.limits import Limiter, SharedTable, SignupLimiter
 from relay.limits.gcra import Meter
-from relay.limits.shared import SETS, WAYS
+from relay.limits.shared_table import SETS, WAYS
+from relay.runtime.shared_memory import Commons
 from relay.telemetry.metrics import Metrics
-from relay.values.commons import Commons
 from tests.api import Tenant
 from tests.conftest import Commands
 
@@ -53,10 +53,10 @@ def test_processes_that_spend_at_once_spend_no_more_than_there_is() -> None:
     tenant = uuid4()
     program = (
         "import sys, time, uuid\n"
-        "from relay.config import Rate\n"
+        "from relay.config.settings import Rate\n"
         "from relay.limits import Limiter, SharedTable\n"
         "from relay.telemetry.metrics import Metrics\n"
-        "from relay.values.commons import Commons\n"
+        "from relay.runtime.shared_memory import Commons\n"
         "table = SharedTable(Commons.inherit(sys.argv[1]), Metrics())\n"
         "limiter = Limiter({'free': Rate(1, 1000)}, time.monotonic, table)\n"
         "print(flush=True); sys.stdin.readline()\n"

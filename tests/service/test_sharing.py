@@ -15,14 +15,14 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from relay.delivery.capacity.concurrency import Offer
 from relay.delivery.claims import Claimer
 from relay.delivery.loop import DeliveryLoop
-from relay.delivery.runs import RUN, Span, Turf
-from relay.delivery.runs import share as share_of
-from relay.delivery.share import PACE, Pace, Share
-from relay.delivery.slots import Offer
-from relay.local.children import PythonChild
+from relay.delivery.ownership.bucket_leases import PACE, Pace, Share
+from relay.delivery.ownership.buckets import RUN, Span, Turf
+from relay.delivery.ownership.buckets import share as share_of
 from relay.local.postgres import EmbeddedPostgres
+from relay.local.processes import PythonChild
 from relay.store import Cell
 from relay.store.migrations import migrate
 from relay.store.statements import Statements

@@ -17,7 +17,7 @@ from signal import SIGTERM
 import httpx2
 import pytest
 
-from relay.local.children import finished, launch, tell
+from relay.local.processes import finished, launch, tell
 from relay.store.migrations import migrate, migrations
 from tests.api import Api, Tenant
 from tests.conftest import ADMIN_TOKEN, LOOPBACK, Commands, Databases, environment, free_port

@@ -13,13 +13,13 @@ from uuid import UUID
 
 import pytest
 
-from relay.cli.listening import end_unread_answers, http_server, until_it_answers
-from relay.http import crowd as crowds
+from relay.cli.http_server import end_unread_answers, http_server, until_it_answers
+from relay.http import bulkhead as crowds
 from relay.http import exchange as exchanges
-from relay.http.crowd import Crowd
+from relay.http.access_log import Journal
+from relay.http.application import Front
+from relay.http.bulkhead import Crowd
 from relay.http.exchange import PIECE_BYTES, Receive, Scope, Send
-from relay.http.front import Front
-from relay.http.journal import Journal
 from relay.http.operations import Operation
 from relay.telemetry.metrics import Metrics
 from tests.conftest import free_port

@@ -15,10 +15,10 @@ from granian.server.embed import Server
 
 from relay.errors import ApiError
 from relay.http import exchange as exchanges
+from relay.http.access_log import Journal
+from relay.http.application import Front
 from relay.http.body import DROPPED_BYTES, DROPPED_S, BodyClock
 from relay.http.exchange import Receive, Scope, Send
-from relay.http.front import Front
-from relay.http.journal import Journal
 from relay.http.operations import Operation
 from relay.telemetry.metrics import Metrics
 from tests.conftest import free_port

@@ -21,9 +21,9 @@ from jsonschema import Draft202012Validator
 from prometheus_client.parser import text_string_to_metric_families
 
 import relay
-from relay.config import load
+from relay.config.settings import load
 from relay.errors import KINDS
-from relay.http.table import Rooms, operations
+from relay.http.routes import Rooms, operations
 from relay.telemetry.metrics import Metrics
 from tests.api import Api
 from tests.conftest import ADMIN_TOKEN, Commands, Databases, environment, free_port, open_cell

@@ -16,12 +16,12 @@ from aiohttp.http_exceptions import HttpProcessingError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.delivery.answers import ErrorClass
-from relay.delivery.guard import Guard
-from relay.delivery.request import Keys, Target
-from relay.delivery.responses import is_interim
-from relay.delivery.sender import Answer, Post, Sender
-from relay.delivery.wire import _Connection, kept_s
+from relay.delivery.transport.connection_pool import _Connection, kept_s
+from relay.delivery.transport.request import Keys, Target
+from relay.delivery.transport.response import ErrorClass
+from relay.delivery.transport.response_reader import is_interim
+from relay.delivery.transport.sender import Answer, Post, Sender
+from relay.delivery.transport.ssrf_guard import Guard
 from relay.values.uuid7 import Uuid7Clock
 from tests.receiver import Received, Receiver, Script, raw, reply
 
@@ -89,7 +89,7 @@ async def test_the_host_header_names_the_host_and_no_user(sender: Sender, author
 
 
 async def test_an_international_name_is_asked_for_and_named_in_ascii(receiver: Receiver) -> None:
-    from relay.delivery.resolver import Address, Resolver
+    from relay.delivery.transport.resolver import Address, Resolver
 
     asked = []
 

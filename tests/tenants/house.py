@@ -14,8 +14,8 @@ from typing import Final, Self
 
 import httpx2
 
-from relay.local.children import PythonChild
 from relay.local.postgres import EmbeddedPostgres
+from relay.local.processes import PythonChild
 from relay.store.migrations import migrate
 from tests.api import Api
 from tests.conftest import ADMIN_TOKEN, LOOPBACK, environment, free_port

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.delivery.answers import LONGEST_RETRY_AFTER_S, retry_after_s
+from relay.delivery.transport.response import LONGEST_RETRY_AFTER_S, retry_after_s
 
 NOW = datetime.datetime(2026, 11, 23, 12, 0, 0, tzinfo=datetime.UTC)
 

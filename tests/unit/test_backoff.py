@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.values.backoff import LONGEST_WAIT_S, wait_s
+from relay.values.retry_schedule import LONGEST_WAIT_S, wait_s
 
 DEFAULT = (1.0, 2.0, 4.0, 8.0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from relay.errors import ApiError
-from relay.http.batch import results_of
+from relay.http.resources.batch import results_of
 from relay.ingest import Accepted, Duplicate, parse_array
 from relay.ingest.outcome import Outcome
 from relay.values.uuid7 import Uuid7Clock

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from relay.http.client import Clients, neighbourhood
+from relay.config.parsers import networks
 from relay.http.exchange import Scope
-from relay.values.setting_text import networks
+from relay.http.proxies import Clients, neighbourhood
 
 TRUSTED = networks("10.0.0.0/8, 127.0.0.1, 2001:db8:1::/48")
 

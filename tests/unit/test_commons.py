@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from relay.values.commons import LIMITS_BYTES, PAGE_BYTES, Commons
+from relay.runtime.shared_memory import LIMITS_BYTES, PAGE_BYTES, Commons
 
 
 def test_a_child_writes_a_page_that_its_parent_reads_and_another_goes_on_with_it() -> None:
     commons = Commons.create(3)
     program = (
-        "import sys; from relay.values.commons import Commons\n"
+        "import sys; from relay.runtime.shared_memory import Commons\n"
         "commons = Commons.inherit(sys.argv[1]); page = commons.page_of(commons.page)\n"
         "page[0] += 1; commons.limits[-1] += 1"
     )

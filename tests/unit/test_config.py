@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.config import SETTINGS, BadSetting, Rate, describe, load
-from relay.values.setting_text import STANDARD_RETRY_SCHEDULE
+from relay.config.parsers import STANDARD_RETRY_SCHEDULE
+from relay.config.settings import SETTINGS, BadSetting, Rate, describe, load
 
 BAD = {
     "DATABASE_URL": ["mysql://u:hunter2hunter2@h/d", "hunter2hunter2"],

@@ -9,8 +9,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from relay.errors import ApiError
-from relay.http import crowd as crowds
-from relay.http.crowd import REQUESTS, WAITING, Crowd, Party
+from relay.http import bulkhead as crowds
+from relay.http.bulkhead import REQUESTS, WAITING, Crowd, Party
 
 ORGANIZATION = UUID(int=1)
 MIB = 1024 * 1024

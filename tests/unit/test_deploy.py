@@ -22,8 +22,8 @@ import yaml
 from relay import __version__
 from relay.__main__ import COMMANDS
 from relay.cli.exits import USAGE
-from relay.cli.listening import MOST_FILES
-from relay.config import SETTINGS, load
+from relay.cli.http_server import MOST_FILES
+from relay.config.settings import SETTINGS, load
 
 ROOT = Path(__file__).parents[2]
 SETTING_NAMES = {setting.variable for setting in SETTINGS}

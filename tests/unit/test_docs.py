@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from relay.__main__ import COMMANDS
-from relay.config import SETTINGS
+from relay.config.settings import SETTINGS
 from relay.errors import KINDS
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ def test_every_code_that_is_raised_is_in_the_table() -> None:
 
 
 def test_every_event_of_requests_and_every_fact_about_them_is_documented() -> None:
-    journal = (ROOT / "relay" / "http" / "journal.py").read_text(encoding="utf-8")
+    journal = (ROOT / "relay" / "http" / "access_log.py").read_text(encoding="utf-8")
     documented = set(re.findall(r"`(\w+)`", page("logs.md")))
     assert set(re.findall(r"\"(request_(?:failed|slow|sampled|refused))\"", journal)) <= documented
     assert set(re.findall(r"^ {8}\"(\w+)\":", journal, re.MULTILINE)) <= documented

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.endpoints.validation import check_catch_up, check_headers, filters_of
 from relay.errors import ApiError
-from relay.http.endpoint_rules import check_catch_up, check_headers, filters_of, members_of
-from relay.http.endpoint_schemas import EndpointUpdate
+from relay.http.resources.endpoints import members_of
+from relay.http.schemas.endpoints import EndpointUpdate
 
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.config import Rate
+from relay.config.settings import Rate
 from relay.limits import Limiter, SignupLimiter
 from relay.limits.gcra import Meter
 from relay.values.uuid7 import Uuid7Clock

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from relay.delivery.guard import Blocked, Guard
+from relay.delivery.transport.ssrf_guard import Blocked, Guard
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from uuid import UUID
 
 import msgspec
 
-from relay.ingest.flush import Batch, Waiting
 from relay.ingest.parse import PostedEvent
+from relay.ingest.pending_event import Batch, Waiting
 from relay.ingest.queue import MAX_FLUSH_BYTES, Queue
 from relay.values.uuid7 import Uuid7Clock
 

@@ -9,8 +9,8 @@ from uuid import UUID
 import pytest
 
 from relay.auth import Tenant
+from relay.http.access_log import SLOW_S, Journal
 from relay.http.exchange import Exchange, RequestIds
-from relay.http.journal import SLOW_S, Journal
 from relay.telemetry.traces import Trace
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

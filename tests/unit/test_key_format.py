@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.auth import mint, read
-from relay.auth.format import digest
+from relay.auth.key_format import digest
 from relay.values.uuid7 import Uuid7Clock
 
 HMAC_KEY = bytes(range(32))

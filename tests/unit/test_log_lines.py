@@ -12,7 +12,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from relay.telemetry.log_lines import JsonLines, ReadableLines, traceback_of
+from relay.telemetry.log_format import JsonLines, ReadableLines, traceback_of
 
 HOSTILE = 'a\n{"event":"forged"}\r\x1b[31mred\x00\x7f\u2028\u2029\u202ebidi\u200b end'
 RAW = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u200b]")

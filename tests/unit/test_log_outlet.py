@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from relay.telemetry.log_lines import JsonLines
-from relay.telemetry.log_outlet import LINES_PER_SECOND, Outlet, Repeats
+from relay.telemetry.log_format import JsonLines
+from relay.telemetry.log_handler import LINES_PER_SECOND, Outlet, Repeats
 from tests.unit.test_log_lines import record
 
 SAMPLED = "request_sampled"

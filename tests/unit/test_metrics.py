@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from relay.telemetry import page as pages
+from relay.runtime.shared_memory import PAGE_BYTES, Commons
+from relay.telemetry import metrics_page as pages
 from relay.telemetry.metrics import WAITS_S, Metrics
-from relay.values.commons import PAGE_BYTES, Commons
 
 #: A writer in a process of its own: it counts up a histogram and a counter until it is told to end.
 WRITER = """
 import sys
 from relay.telemetry.metrics import Metrics
-from relay.values.commons import Commons
+from relay.runtime.shared_memory import Commons
 metrics = Metrics(Commons.inherit(sys.argv[1]))
 counter = metrics.counter("relay_tries", "Tries.", "result")
 seconds = metrics.histogram("relay_tries_seconds", "Time of a try.", (0.01, 0.1, 1.0)).of()

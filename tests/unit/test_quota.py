@@ -7,7 +7,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.delivery.quota import LARGEST_PAYLOAD, Quotas
+from relay.delivery.capacity.organization_quota import LARGEST_PAYLOAD, Quotas
 from relay.ingest.parse import MAX_PAYLOAD_BYTES
 
 MIB = 1024 * 1024

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from relay.auth import verify
-from relay.auth.verify import Refusals
+from relay.auth import verifier
+from relay.auth.verifier import Refusals
 
 
 class Clock:
@@ -18,7 +18,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(verify, "time", clock)
+    monkeypatch.setattr(verifier, "time", clock)
     return clock
 
 

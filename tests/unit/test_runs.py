@@ -8,7 +8,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.delivery.runs import BUCKETS, EVERYTHING, RUN, Span, run_of, share, spans
+from relay.delivery.ownership.buckets import BUCKETS, EVERYTHING, RUN, Span, run_of, share, spans
 from relay.values.uuid7 import bucket
 
 RUNS = list(range(0, BUCKETS, RUN))

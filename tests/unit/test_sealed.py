@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.values.sealed import CannotOpen, Vault
+from relay.values.encryption import CannotOpen, Vault
 
 FIRST, SECOND = "first " * 8, "second " * 8
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.delivery.allowance import FIRST_SLOTS, MOST_SLOTS, Ending, Limits
-from relay.delivery.breaker import Breaker, Tolerance
-from relay.delivery.slots import Slot, Slots
+from relay.delivery.capacity.circuit_breaker import Breaker, Tolerance
+from relay.delivery.capacity.concurrency import Slot, Slots
+from relay.delivery.capacity.endpoint_state import FIRST_SLOTS, MOST_SLOTS, Ending, Limits
 
 A, B = UUID(int=1), UUID(int=2)
 EVENT = UUID(int=3)

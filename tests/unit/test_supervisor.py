@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.local.children import PythonChild
-from relay.local.failures import ChildEnded, Unable
+from relay.local.errors import ChildEnded, Unable
+from relay.local.processes import PythonChild
 from relay.local.supervisor import Pauses, StopSignals, StopTimes, Supervisor
 
 ROOT = Path(__file__).parents[2]
@@ -134,7 +134,7 @@ async def test_children_die_with_a_supervisor_that_is_killed(env: dict[str, str]
     script = textwrap.dedent(
         """
         import asyncio, os, sys
-        from relay.local.children import PythonChild
+        from relay.local.processes import PythonChild
 
         async def hold():
             child = PythonChild("api", ("tiny", "-"), env=dict(os.environ))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.telemetry.sampling import BadTraceSetting, Sampling
+from relay.telemetry.trace_sampling import BadTraceSetting, Sampling
 from relay.values.traceparent import TraceParent
 
 TRACE, SPAN = 0x4BF92F3577B34DA6A3CE929D0E0E4736, 0x00F067AA0BA902B7

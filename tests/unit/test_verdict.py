@@ -7,12 +7,12 @@ from uuid import UUID
 
 import pytest
 
-from relay.delivery.allowance import Ending, Limits
-from relay.delivery.answers import ErrorClass
+from relay.delivery.capacity.endpoint_state import Ending, Limits
 from relay.delivery.claims import Claimed, Held
-from relay.delivery.directory import Endpoint
-from relay.delivery.sender import Answer
-from relay.delivery.verdict import ending_of, result_of
+from relay.delivery.endpoint_cache import Endpoint
+from relay.delivery.outcome import ending_of, result_of
+from relay.delivery.transport.response import ErrorClass
+from relay.delivery.transport.sender import Answer
 
 ID = UUID(int=1)
 NOW = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.delivery.request import Keys, message_of
+from relay.delivery.transport.request import Keys, message_of
 from relay.values.ed25519 import private_key, public_key
 from relay.values.uuid7 import Uuid7Clock
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from relay.delivery.request import Keys, header_of_type, message_of
+from relay.delivery.transport.request import Keys, header_of_type, message_of
 from relay.values.ed25519 import private_key
 from relay.values.signature import written
 from relay.values.uuid7 import Uuid7Clock, created_at

@@ -1,0 +1,98 @@
+"""The database that a command works on: DATABASE_URL's, or that of a `relay up` on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from relay.cli.exits import FAILED, NOT_FOUND, UNREACHABLE, USAGE, Stop, unreachable
+from relay.cli.settings import read_settings
+from relay.config.settings import Settings
+from relay.local.discovery import find
+from relay.local.errors import Unable
+from relay.telemetry import logs
+
+if TYPE_CHECKING:
+    from relay.errors import ApiError
+    from relay.store import Cell
+
+_CODES = {401: NOT_FOUND, 404: NOT_FOUND, 422: USAGE, 503: UNREACHABLE}
+
+
+def settings_at_hand() -> Settings:
+    """The settings, with the database and the secret key of a `relay up` on this machine where none are given.
+
+    Raises:
+        Stop: no database is given, and none runs.
+    """
+    settings = read_settings()
+    if settings.database_url is not None:
+        return settings
+    try:
+        running = find(settings.data_dir)
+    except Unable as unable:
+        raise Stop(unable.code, unable.line) from None
+    # What libpq's variables say is of other servers.
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
+    made = (running.secret_key,) if running.secret_key else ()
+    return dataclasses.replace(
+        settings,
+        database_url=running.database_url,
+        database_direct_url=None,
+        secret_keys=settings.secret_keys or made,
+    )
+
+
+def require_secret_key(settings: Settings) -> None:
+    """Stop without a secret key.
+
+    Raises:
+        Stop: there is none.
+    """
+    if not settings.secret_keys:
+        raise Stop(
+            USAGE,
+            "RELAY_SECRET_KEY: name the one of this database "
+            f"(`relay up` keeps the one that it made in {settings.data_dir / 'secret_key'})",
+        )
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Cell]:
+    """The cell, for as long as it is used; what the database or the API's rules refuse ends the command.
+
+    Raises:
+        Stop: with one line that says why.
+    """
+    logs.set_up(settings.log_level, "keys")
+    # Imported here: they bring asyncpg, which a bad setting need not wait for.
+    from relay.auth import SecretKeyMismatch
+    from relay.errors import ApiError
+    from relay.store import Cell, StoreError
+
+    try:
+        async with Cell(
+            settings.database_url or "",
+            direct_url=settings.database_direct_url,
+            schema=settings.schema,
+            application="relay keys",
+            connections=settings.db_pool_max,
+            lifetime_s=settings.db_max_lifetime_s,
+        ) as cell:
+            yield cell
+    except StoreError as error:
+        raise unreachable(settings.database_url, error) from None
+    except SecretKeyMismatch as error:
+        raise Stop(USAGE, str(error)) from None
+    except ApiError as error:
+        raise Stop(_CODES.get(error.kind.status, FAILED), _line(error)) from None
+
+
+def _line(error: ApiError) -> str:
+    if error.details:
+        return "; ".join(f"{detail.field}: {detail.message}" for detail in error.details)
+    return error.kind.sentence

@@ -1,0 +1,176 @@
+"""What is known of endpoints: loaded once for each version of one, remembered while it is used."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+from uuid import UUID
+
+import msgspec
+from msgspec import Struct
+
+from relay.config.settings import Settings
+from relay.delivery.capacity.endpoint_state import MOST_SLOTS, SLOW_AFTER_S, Limits
+from relay.delivery.claims import Claimed
+from relay.delivery.transport.request import RESERVED, Key, Keys, Target
+from relay.store import Cell, HotConnection, Row
+from relay.values.ed25519 import private_key
+from relay.values.encryption import Vault
+
+_log = logging.getLogger("relay.delivery")
+
+_REMEMBERED: Final = 10_000
+# A connection that has gone silent is noticed by nothing else.
+_TIMEOUT_S: Final = 5.0
+
+
+class Endpoint(Struct, frozen=True):
+    """One version of an endpoint.
+
+    Args:
+        organization_id: whose it is.
+        id: its id.
+        version: raised by each change of it.
+        enabled: whether it is to be delivered to.
+        target: what a request to it is made from; None when its secret or its headers cannot be opened.
+        schedule: the waits between attempts, in seconds.
+        attempts: how many a delivery gets.
+        limits: how much it takes, and how it was doing when this was read.
+    """
+
+    organization_id: UUID
+    id: UUID
+    version: int
+    enabled: bool
+    url: str
+    target: Target | None
+    schedule: tuple[float, ...]
+    attempts: int
+    limits: Limits
+
+
+class Directory:
+    """Knows endpoints.
+
+    Args:
+        connection: shared with whoever claims: the two take turns.
+        settings: what holds for endpoints that say nothing else.
+        vault: opens secrets and headers.
+    """
+
+    def __init__(self, connection: HotConnection, settings: Settings, vault: Vault) -> None:
+        self._connection = connection
+        self._settings = settings
+        self._vault = vault
+        self._known: OrderedDict[UUID, Endpoint] = OrderedDict()
+
+    async def of_claim(self, deliveries: Sequence[Claimed]) -> Mapping[UUID, Endpoint]:
+        """The endpoints of a claim, by id, without those that have been disabled or deleted meanwhile.
+
+        Raises:
+            StoreError: what is not known yet cannot be read.
+        """
+        found: dict[UUID, Endpoint] = {}
+        lacking: dict[UUID, UUID] = {}
+        for delivery in deliveries:
+            endpoint_id = delivery.held.endpoint_id
+            if endpoint_id in found or endpoint_id in lacking:
+                continue
+            known = self._known.get(endpoint_id)
+            if known is None or known.version < delivery.version:
+                lacking[endpoint_id] = delivery.held.organization_id
+            else:
+                self._known.move_to_end(endpoint_id)
+                found[endpoint_id] = known
+        if lacking:
+            rows = await self._connection.fetch(
+                "endpoints_of_claim", list(lacking.values()), list(lacking), timeout_s=_TIMEOUT_S
+            )
+            found |= self._remember(rows)
+        return found
+
+    async def find(self, cell: Cell, organization_id: UUID, endpoint_id: UUID) -> Endpoint | None:
+        """An endpoint as it stands now, disabled ones too; None when it is gone.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        row = await cell.fetch_row("endpoints_of_claim", [organization_id], [endpoint_id])
+        return None if row is None else self._open(row)
+
+    def _remember(self, rows: Iterable[Row]) -> dict[UUID, Endpoint]:
+        found = {}
+        for row in rows:
+            endpoint = self._open(row)
+            if not endpoint.enabled:
+                continue
+            found[endpoint.id] = self._known[endpoint.id] = endpoint
+            self._known.move_to_end(endpoint.id)
+        while len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+        return found
+
+    def _open(self, row: Row) -> Endpoint:
+        endpoint_id: UUID = row["id"]
+        try:
+            target = self._target(row)
+        except ValueError as reason:
+            target = None
+            # The text of a ValueError of ours; msgspec's would quote what it read.
+            said = type(reason).__name__ if isinstance(reason, msgspec.MsgspecError) else str(reason)
+            _log.error("endpoint_secret_cannot_be_opened", extra={"endpoint_id": str(endpoint_id), "reason": said})
+        waits = row["retry_schedule"]
+        now = asyncio.get_running_loop().time()
+        failing_s, broken_s = row["failing_s"], row["broken_s"]
+        return Endpoint(
+            organization_id=row["organization_id"],
+            id=endpoint_id,
+            version=row["version"],
+            enabled=row["enabled"],
+            url=row["url"],
+            target=target,
+            schedule=self._settings.retry_schedule if waits is None else tuple(waits),
+            attempts=self._settings.attempts if waits is None else len(waits) + 1,
+            limits=Limits(
+                version=row["version"],
+                most=row["max_in_flight"] or MOST_SLOTS,
+                per_second=row["rate_limit_per_second"],
+                failing_at=None if failing_s is None else now - failing_s,
+                broken_at=None if broken_s is None else now - broken_s,
+                organization_id=row["organization_id"],
+                may_last=(row["timeout_s"] or self._settings.delivery_timeout_s) > SLOW_AFTER_S,
+            ),
+        )
+
+    def _target(self, row: Row) -> Target:
+        context = row["id"].bytes
+        present = _key(self._vault.open(row["secret_seal"], context), row["signature"])
+        headers: dict[str, str] = {}
+        if row["headers_seal"] is not None:
+            headers = msgspec.json.decode(self._vault.open(row["headers_seal"], context), type=dict[str, str])
+        return Target(
+            url=row["url"],
+            keys=Keys(present, self._old_key(row), row["old_secret_until"]),
+            headers={name: value for name, value in headers.items() if name.lower() not in RESERVED},
+            timeout_s=row["timeout_s"] or self._settings.delivery_timeout_s,
+            organization_id=row["organization_id"],
+        )
+
+    def _old_key(self, row: Row) -> Key | None:
+        if row["old_secret_seal"] is None:
+            return None
+        try:
+            return _key(self._vault.open(row["old_secret_seal"], row["id"].bytes), row["signature"])
+        except ValueError as reason:
+            # The present one is enough to go on with.
+            _log.warning(
+                "old_endpoint_secret_cannot_be_opened", extra={"endpoint_id": str(row["id"]), "reason": str(reason)}
+            )
+            return None
+
+
+def _key(secret: bytes, scheme: str) -> Key:
+    return private_key(secret) if scheme == "v1a" else secret

@@ -1,0 +1,92 @@
+"""What an answer, or the lack of one, means for a delivery."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import re
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+from typing import Final
+
+import aiohttp
+
+from relay.delivery.transport.resolver import Hung
+from relay.delivery.transport.ssrf_guard import Blocked
+
+#: A receiver may put off the next attempt this long.
+LONGEST_RETRY_AFTER_S: Final = 3600.0
+_SECONDS: Final = re.compile(r"[0-9]+", re.ASCII)
+
+
+class ErrorClass(StrEnum):
+    """Why an attempt failed."""
+
+    DNS = "dns"
+    CONNECT = "connect"
+    TLS = "tls"
+    TIMEOUT = "timeout"
+    BLOCKED = "blocked"
+    PROTOCOL = "protocol"
+    HTTP = "http"
+    #: Not of an answer: the attempts before this one each ended with their process.
+    CRASH = "crash"
+
+
+def error_class(error: BaseException) -> ErrorClass:
+    """The class of what aiohttp raised instead of giving an answer.
+
+    `connect` is a connection that could not be made or broke, `protocol` an answer that is not HTTP, or a URL that
+    cannot be asked.
+    """
+    match error:
+        case asyncio.TimeoutError():
+            return ErrorClass.TIMEOUT
+        case aiohttp.ClientConnectorDNSError():
+            return ErrorClass.DNS
+        case aiohttp.ClientSSLError():
+            return ErrorClass.TLS
+        case aiohttp.ClientConnectorError(os_error=Blocked()):
+            return ErrorClass.BLOCKED
+        # ServerDisconnectedError and resets; uvloop raises RuntimeError where a transport is closing.
+        case aiohttp.ClientConnectionError() | OSError() | RuntimeError():
+            return ErrorClass.CONNECT
+        case _:
+            return ErrorClass.PROTOCOL
+
+
+def detail(error: BaseException) -> bytes | None:
+    """Return what the owner of an endpoint should know beyond the class of an error, stored in place of a response."""
+    match error:
+        case aiohttp.ClientConnectorError(os_error=Blocked(address=str(address))):
+            return f"{address} is not an address that webhooks may reach.".encode()
+        case _:
+            return None
+
+
+def rest_s(error: BaseException) -> float | None:
+    """Return how long to put off the next attempt after an error: a name whose servers hang is not asked at once."""
+    match error:
+        case aiohttp.ClientConnectorDNSError(os_error=Hung(rest_s=float(left_s))):
+            return left_s
+        case _:
+            return None
+
+
+def retry_after_s(value: str, now: datetime.datetime) -> float | None:
+    """How long a `Retry-After` (RFC 9110, section 10.2.3) asks to wait, an hour at most; None where it is malformed."""
+    value = value.strip()
+    if _SECONDS.fullmatch(value):
+        digits = value.lstrip("0") or "0"
+        # Python refuses to convert thousands of digits.
+        return LONGEST_RETRY_AFTER_S if len(digits) > 4 else min(float(digits), LONGEST_RETRY_AFTER_S)
+    if not value.isascii() or len(value) > 64:
+        return None
+    try:
+        moment = parsedate_to_datetime(value)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=datetime.UTC)
+        wait_s = (moment - now).total_seconds()
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+    return min(max(wait_s, 0.0), LONGEST_RETRY_AFTER_S)

@@ -1,0 +1,297 @@
+"""The organization's endpoints: where its events are pushed to."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple
+from uuid import UUID
+
+import msgspec
+
+from relay.endpoints.changes import CatchUp, Members, Scheme
+from relay.errors import ApiError
+from relay.store import Cell, Row
+from relay.store.idempotency import kept_answer
+from relay.values import cursor, ed25519, signature, uuid7
+from relay.values.cursor import Position
+from relay.values.encryption import Vault
+
+#: What the filters of an organization's endpoints may take together.
+MAX_FILTER_BYTES: Final = 256 * 1024
+# A job to catch up ends with the events of this long after its creation: what was accepted by a process that did not
+# see the endpoint yet is among them.
+_CATCH_UP_AFTER: Final = datetime.timedelta(seconds=2)
+# No id is older.
+_EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+
+
+class Written(NamedTuple):
+    """An endpoint as a row of `endpoint_by_id`, the job that catches up, and whether this is the answer to a repeat."""
+
+    endpoint: Row
+    job_id: UUID | None
+    replayed: bool
+
+
+class Rotated(NamedTuple):
+    """A new secret: the symmetric one as text or the public key, and when the one before it ends."""
+
+    secret: str | None
+    public_key: str | None
+    previous_expires_at: datetime.datetime
+
+
+class _Answer(msgspec.Struct):
+    """What is kept of an answer: the ids in it. Not the secret, which is opened from its seal again."""
+
+    endpoint_id: UUID
+    job_id: UUID
+
+
+class _Job(NamedTuple):
+    """The parameters of a job that catches up."""
+
+    job_id: UUID | None
+    since: UUID | None
+    until: UUID | None
+
+
+class Endpoints:
+    """The endpoints of one cell's organizations.
+
+    Every method raises StoreError when the database does not answer.
+
+    Args:
+        cell: where they are.
+        vault: seals secrets and header values.
+        most: how many endpoints an organization may have, by tier; what is beyond that stays.
+        due: called when something may have become due.
+        changed: called with an organization when it got an endpoint or lost one.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        vault: Vault,
+        *,
+        most: Mapping[str, int],
+        due: Callable[[], None],
+        changed: Callable[[UUID], None],
+    ) -> None:
+        self._cell = cell
+        self._vault = vault
+        self._most = most
+        self._due = due
+        self._changed = changed
+
+    def now(self) -> datetime.datetime:
+        """The time as PostgreSQL has it."""
+        return uuid7.created_at(self._cell.clock.new())
+
+    async def page(self, organization_id: UUID, after: str | None, limit: int) -> tuple[Sequence[Row], str | None]:
+        """Endpoints, newest first, as many as 8 MiB hold, and the cursor after them.
+
+        Raises:
+            ApiError: `invalid_cursor`.
+        """
+        query = ("endpoints", str(organization_id))
+        start = cursor.LAST if after is None else cursor.read(after, query)
+        if start is None:
+            raise ApiError("invalid_cursor")
+        rows = await self._cell.fetch("endpoints_page", organization_id, start.event_id, limit)
+        if not rows or not rows[-1]["more"]:
+            return rows, None
+        return rows, cursor.write(Position(0, 0, rows[-1]["id"]), query)
+
+    async def read(self, organization_id: UUID, endpoint_id: UUID) -> Row | None:
+        """One endpoint, or None when the organization has no such."""
+        return await self._cell.fetch_row("endpoint_by_id", organization_id, endpoint_id)
+
+    async def create(
+        self, organization_id: UUID, tier: str, members: Members, scheme: Scheme, catch_up: CatchUp | None
+    ) -> tuple[Written, str | None]:
+        """Make an endpoint of an organization that has this tier.
+
+        Returns:
+            It, and its symmetric secret as text; a private key is shown to nobody.
+
+        Raises:
+            ApiError: `too_many_endpoints`, `too_many_filters`, `idempotency_key_reused`, or `endpoint_not_found` where
+                the request is the repeat of one whose endpoint has been deleted.
+            CannotOpen: a repeat, and the secret was sealed under a key that is not given.
+        """
+        endpoint_id = self._cell.clock.new()
+        secret = signature.new_secret()
+        job = self._job(catch_up)
+        row = await self._cell.fetch_row(
+            "create_endpoint",
+            organization_id,
+            endpoint_id,
+            uuid7.bucket(endpoint_id),
+            members.url,
+            members.description or "",
+            members.event_types or (),
+            members.event_prefixes or (),
+            members.enabled is not False,
+            *self._headers(members, endpoint_id),
+            members.rate_limit_per_second,
+            members.max_in_flight,
+            members.timeout_s,
+            members.retry_schedule,
+            scheme,
+            self._vault.seal(secret, endpoint_id.bytes),
+            ed25519.public_key(secret) if scheme == "v1a" else None,
+            *job,
+            *self._kept(catch_up, endpoint_id, job.job_id),
+            self._most[tier],
+            MAX_FILTER_BYTES,
+        )
+        if row is None:
+            repeated = await self._repeated(organization_id, catch_up)
+            if repeated is None:
+                counted = await self._cell.fetch_row("endpoint_counts", [organization_id])
+                full = counted is None or counted["endpoints"] >= self._most[tier]
+                raise self._too_many_endpoints(tier) if full else ApiError("too_many_filters")
+            row = repeated.endpoint
+            secret = await self._secret_of(organization_id, row["id"])
+            return repeated, signature.written(secret) if row["signature"] == "v1" else None
+        self._changed(organization_id)
+        if job.job_id is not None:
+            self._due()
+        return Written(row, job.job_id, replayed=False), signature.written(secret) if scheme == "v1" else None
+
+    async def change(
+        self, organization_id: UUID, endpoint_id: UUID, members: Members, catch_up: CatchUp | None
+    ) -> Written | None:
+        """Change what is given of an endpoint; None when the organization has no such.
+
+        Raises:
+            ApiError: `too_many_filters`, `idempotency_key_reused`, or `endpoint_not_found` as `create`.
+        """
+        job = self._job(catch_up)
+        row = await self._cell.fetch_row(
+            "change_endpoint",
+            organization_id,
+            endpoint_id,
+            sorted(members.given),
+            members.url,
+            members.description,
+            members.event_types,
+            members.event_prefixes,
+            members.enabled,
+            *self._headers(members, endpoint_id),
+            members.rate_limit_per_second,
+            members.max_in_flight,
+            members.timeout_s,
+            members.retry_schedule,
+            self._cell.clock.new(),
+            *job,
+            *self._kept(catch_up, endpoint_id, job.job_id),
+            MAX_FILTER_BYTES,
+        )
+        if row is None:
+            repeated = await self._repeated(organization_id, catch_up)
+            if repeated is None and members.event_types and await self.read(organization_id, endpoint_id) is not None:
+                raise ApiError("too_many_filters")
+            return repeated
+        if members.enabled or members.url is not None or job.job_id is not None:
+            self._due()
+        return Written(row, job.job_id, replayed=False)
+
+    async def delete(self, organization_id: UUID, endpoint_id: UUID) -> bool:
+        """Delete an endpoint; False when the organization has no such."""
+        row = await self._cell.fetch_row("delete_endpoint", organization_id, endpoint_id, self._cell.clock.new())
+        self._changed(organization_id)
+        return row is not None
+
+    async def rotate(self, organization_id: UUID, endpoint_id: UUID) -> Rotated | None:
+        """Give an endpoint a new secret beside the one it has; None when the organization has no such endpoint."""
+        secret = signature.new_secret()
+        row = await self._cell.fetch_row(
+            "rotate_secret",
+            organization_id,
+            endpoint_id,
+            self._vault.seal(secret, endpoint_id.bytes),
+            ed25519.public_key(secret),
+        )
+        if row is None:
+            return None
+        shown = signature.written(secret) if row["signature"] == "v1" else None
+        return Rotated(shown, row["public_key"], row["old_secret_until"])
+
+    async def set_default(self, organization_id: UUID, tier: str, url: str) -> tuple[UUID, bytes]:
+        """Point the organization's default endpoint at a URL; its secret stays when it has one. One that relay disabled
+        is enabled with another URL.
+
+        Returns:
+            The endpoint's id and its signing secret.
+
+        Raises:
+            ApiError: `too_many_endpoints`.
+            CannotOpen: the secret there is was sealed under a key that is not given.
+        """
+        endpoint_id = self._cell.clock.new()
+        seal = self._vault.seal(signature.new_secret(), endpoint_id.bytes)
+        row = await self._cell.fetch_row(
+            "set_default_endpoint",
+            organization_id,
+            endpoint_id,
+            uuid7.bucket(endpoint_id),
+            url,
+            seal,
+            self._most[tier],
+            self._cell.clock.new(),
+        )
+        if row is None:
+            raise self._too_many_endpoints(tier)
+        self._changed(organization_id)
+        if row["is_released"]:
+            self._due()
+        kept: UUID = row["id"]
+        return kept, self._vault.open(row["secret_seal"], kept.bytes)
+
+    def _too_many_endpoints(self, tier: str) -> ApiError:
+        most = self._most[tier]
+        sentence = f"Your organization has {most} endpoints or more, and its tier allows no further; delete one first."
+        return ApiError("too_many_endpoints", sentence=sentence)
+
+    def _headers(self, members: Members, endpoint_id: UUID) -> tuple[Sequence[str] | None, bytes | None]:
+        """Names to show, and the seal of names and values."""
+        if members.headers is None:
+            return None, None
+        seal = self._vault.seal(msgspec.json.encode(members.headers), endpoint_id.bytes) if members.headers else None
+        return list(members.headers), seal
+
+    def _job(self, catch_up: CatchUp | None) -> _Job:
+        if catch_up is None:
+            return _Job(None, None, None)
+        job_id = self._cell.clock.new()
+        until = uuid7.floor(uuid7.created_at(job_id) + _CATCH_UP_AFTER)
+        return _Job(job_id, uuid7.floor(max(catch_up.since, _EPOCH)), until)
+
+    def _kept(
+        self, catch_up: CatchUp | None, endpoint_id: UUID, job_id: UUID | None
+    ) -> tuple[str | None, bytes | None, bytes | None, float | None]:
+        """The parameters of an answer to keep."""
+        if catch_up is None or catch_up.once is None or job_id is None:
+            return None, None, None, None
+        key, digest, window_s = catch_up.once
+        return key, digest, msgspec.json.encode(_Answer(endpoint_id, job_id)), window_s
+
+    async def _repeated(self, organization_id: UUID, catch_up: CatchUp | None) -> Written | None:
+        """The answer to a repeat, or None when the request is none. The endpoint is shown as it now is."""
+        kept = await kept_answer(self._cell, organization_id, None if catch_up is None else catch_up.once)
+        if kept is None:
+            return None
+        answer = msgspec.json.decode(kept, type=_Answer)
+        row = await self.read(organization_id, answer.endpoint_id)
+        if row is None:
+            raise ApiError("endpoint_not_found")
+        return Written(row, answer.job_id, replayed=True)
+
+    async def _secret_of(self, organization_id: UUID, endpoint_id: UUID) -> bytes:
+        row = await self._cell.fetch_row("secret_of_endpoint", organization_id, endpoint_id)
+        if row is None:
+            raise ApiError("endpoint_not_found")
+        return self._vault.open(row["secret_seal"], endpoint_id.bytes)

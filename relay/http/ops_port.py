@@ -1,0 +1,36 @@
+"""The ops port of `relay deliver`: metrics and health, as the API has them, and nothing else."""
+
+from __future__ import annotations
+
+from relay.http.access_log import Journal
+from relay.http.application import Front
+from relay.http.operations import Operation
+from relay.http.proxies import Clients
+from relay.http.resources.system import GetHealth, GetLive, GetMetrics
+from relay.http.schemas import common as schemas
+from relay.http.static import Strangers
+from relay.store import Cell
+from relay.telemetry.metrics import Metrics
+
+
+def ops(cell: Cell, metrics: Metrics, journal: Journal, metrics_token: str | None) -> Front:
+    """The ASGI application.
+
+    Args:
+        cell: whose database makes this process healthy.
+        metrics: what `/metrics` shows.
+        journal: what of the requests is logged.
+        metrics_token: the Bearer token that `/metrics` asks for, or None.
+    """
+    operations = (
+        Operation("GET", "/health", GetHealth(cell), success={200: schemas.Health}, key=False),
+        Operation("GET", "/health/live", GetLive(), success={200: schemas.Health}, key=False),
+        Operation(
+            "GET",
+            "/metrics",
+            GetMetrics(metrics, Strangers(Clients(())), metrics_token),
+            success={200: None},
+            key=False,
+        ),
+    )
+    return Front(operations, metrics, journal)

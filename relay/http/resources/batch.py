@@ -1,0 +1,103 @@
+"""POST /api/events/batch: accept up to 1,000 events with one request and one commit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from relay.errors import ApiError
+from relay.http import exchange as exchanges
+from relay.http.admission import Door
+from relay.http.body import JSON_TYPES, BodyClock
+from relay.http.exchange import Receive, Scope, Send
+from relay.http.query import refuse_query
+from relay.http.schemas.common import BatchResponse, BatchResult
+from relay.ingest import (
+    Accepted,
+    Duplicate,
+    GroupCommit,
+    Item,
+    KeyReused,
+    Outcome,
+    Replayed,
+    parse_array,
+    parse_lines,
+    read_idempotency_key,
+)
+
+BATCH_BODY_BYTES: Final = 4 * 1024 * 1024
+NDJSON: Final = b"application/x-ndjson"
+_TYPES: Final = JSON_TYPES | {NDJSON}
+
+
+class PostBatch:
+    """Accept many events at once; those that are valid are committed, even if others are not."""
+
+    def __init__(self, door: Door, bodies: BodyClock, commit: GroupCommit) -> None:
+        self._door = door
+        self._bodies = bodies
+        self._commit = commit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchanges.of(scope)
+        events = 1
+        try:
+            tenant = await self._door.admit(exchange, "ingest", turn=False)
+            refuse_query(scope)
+            header = exchange.headers.get(b"idempotency-key")
+            key = None if header is None else read_idempotency_key(header)
+            body = await self._bodies.read(exchange, BATCH_BODY_BYTES, _TYPES)
+            lines = exchange.headers.get(b"content-type", b"").partition(b";")[0].strip().lower() == NDJSON
+            items = parse_lines(body) if lines else parse_array(body)
+            events = len(items)
+            if events > 1:
+                await self._door.charge(exchange, tenant, events)
+        except ApiError as error:
+            self._commit.reject(error.kind.code, events)
+            raise
+        for item in items:
+            if isinstance(item, ApiError):
+                self._commit.reject(item.kind.code)
+        places = [place for place, item in enumerate(items) if not isinstance(item, ApiError)]
+        valid = [item for item in items if not isinstance(item, ApiError)]
+        keys = [None] * len(valid) if key is None else [f"{key}#{place}" for place in places]
+        outcomes = await self._commit.join_batch(tenant.organization_id, valid, keys, exchange.trace) if valid else []
+        await exchange.answer_json(200, BatchResponse(results_of(items, outcomes)))
+
+
+def results_of(items: Sequence[Item], outcomes: Sequence[Outcome | ApiError]) -> list[BatchResult]:
+    """The result of each item: its error, or the next of the outcomes.
+
+    Raises:
+        ApiError: 503 where some were not committed for our own reasons. A retry with the same keys finds the others. It
+            is `commit_unknown` where others were: the other codes say that nothing was stored.
+    """
+    failures = [each for each in outcomes if isinstance(each, ApiError) and each.kind.status >= 500]
+    if failures:
+        if any(isinstance(each, Accepted) for each in outcomes):
+            raise ApiError("commit_unknown")
+        raise next((each for each in failures if each.kind.code == "commit_unknown"), failures[0])
+    following = iter(outcomes)
+    results = []
+    for item in items:
+        outcome = item if isinstance(item, ApiError) else next(following)
+        match outcome:
+            case Accepted(event_id) | Replayed(event_id):
+                results.append(BatchResult("accepted", str(event_id)))
+            case Duplicate(first_id, differs):
+                duplicate = BatchResult("duplicate", str(first_id))
+                if differs:
+                    duplicate.conflict = "payload"
+                results.append(duplicate)
+            case KeyReused():
+                results.append(_invalid(ApiError("idempotency_key_reused")))
+            case ApiError():
+                results.append(_invalid(outcome))
+            case _:
+                raise outcome
+    return results
+
+
+def _invalid(error: ApiError) -> BatchResult:
+    said = [f"{detail.field}: {detail.message}" for detail in error.details]
+    return BatchResult("invalid", error=" ".join(said) or error.kind.sentence, code=error.kind.code)

@@ -1,0 +1,1 @@
+"""Bodies, queries and responses, as they are validated and documented."""

@@ -1,0 +1,141 @@
+"""Endpoints as requests name them and answers show them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from relay.http.schemas.common import Time, Uuid
+
+_TEXT = r"^[^\u0000-\u001f\u007f-\u009f]*$"
+
+Url = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=2048,
+        extra_json_schema={"format": "uri"},
+        description="Absolute, http or https, without user, password and fragment.",
+    ),
+]
+Description = Annotated[str, Meta(max_length=255, extra_json_schema={"pattern": _TEXT}, description="For people.")]
+EventType = Annotated[str, Meta(min_length=1, max_length=255, extra_json_schema={"pattern": _TEXT})]
+EventTypes = Annotated[
+    list[EventType],
+    Meta(max_length=100, description="Exact types, or `order.*` for all that begin with `order.`; none means all."),
+]
+Headers = Annotated[
+    dict[str, str],
+    Meta(max_length=20, description="Sent with each request. Values are never shown; giving any replaces all."),
+]
+RateLimit = Annotated[int, Meta(ge=1, le=100_000, description="Attempts a second.")]
+MaxInFlight = Annotated[int, Meta(ge=1, le=1_000, description="Attempts on the wire at once.")]
+Timeout = Annotated[float, Meta(ge=0.1, le=300, description="How long the receiver may take.")]
+RetrySchedule = Annotated[
+    list[Annotated[float, Meta(ge=0, le=604_800)]],
+    Meta(min_length=1, max_length=50, description="The waits between attempts, in seconds, each plus 0 to 20%."),
+]
+GivenSchedule = Annotated[
+    RetrySchedule | Literal["standard"] | None,
+    Meta(description="Waits in seconds, or `standard` for the schedule of Standard Webhooks: about three days."),
+]
+CatchUpSince = Annotated[
+    str,
+    Meta(
+        extra_json_schema={"format": "date-time"},
+        description="RFC 3339 with an offset: events accepted since then are sent too, by a job. Not in the future.",
+    ),
+]
+
+
+class EndpointUpdate(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What to change of an endpoint; null sets a limit back to the service's own."""
+
+    url: Url | UnsetType = UNSET
+    description: Description | UnsetType = UNSET
+    event_types: EventTypes | UnsetType = UNSET
+    enabled: bool | UnsetType = UNSET
+    headers: Headers | UnsetType = UNSET
+    rate_limit_per_second: RateLimit | UnsetType | None = UNSET
+    max_in_flight: MaxInFlight | UnsetType | None = UNSET
+    timeout_s: Timeout | UnsetType | None = UNSET
+    retry_schedule: GivenSchedule | UnsetType = UNSET
+    catch_up_since: CatchUpSince | UnsetType = UNSET
+
+
+class EndpointCreate(EndpointUpdate, forbid_unknown_fields=True, kw_only=True):
+    """An endpoint to make; a limit that is null or missing is the service's own."""
+
+    url: Url
+    signature: Annotated[
+        Literal["v1", "v1a"],
+        Meta(description="How requests are signed: HMAC-SHA256 or Ed25519. It stays."),
+    ] = "v1"
+
+
+class EndpointsQuery(Struct, forbid_unknown_fields=True):
+    """How to list endpoints."""
+
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
+    cursor: Annotated[str, Meta(max_length=200)] | None = None
+
+
+class Endpoint(Struct):
+    """An endpoint, without its secrets."""
+
+    id: Uuid
+    url: str
+    description: str
+    event_types: list[str]
+    enabled: bool
+    headers: Annotated[list[str], Meta(description="The names; values are not shown.")]
+    rate_limit_per_second: int | None
+    max_in_flight: int | None
+    timeout_s: float | None
+    retry_schedule: list[float] | None
+    signature: Literal["v1", "v1a"]
+    public_key: Annotated[str, Meta(description="Verifies `v1a` signatures.")] | None
+    is_default: Annotated[bool, Meta(description="Whether it is the one that /api/webhook/config sets.")]
+    disabled_reason: (
+        Annotated[
+            Literal["gone", "failing"], Meta(description="Why relay disabled it: a 410, or days of failures only.")
+        ]
+        | None
+    )
+    disabled_at: Time | None
+    state: Annotated[
+        Literal["healthy", "broken", "disabled"],
+        Meta(description="`broken` while it only fails and is probed until it answers."),
+    ]
+    failing_since: Time | None
+    created_at: Time
+    updated_at: Time
+
+
+class EndpointUpdated(Endpoint, kw_only=True):
+    """The endpoint as it now is."""
+
+    job_id: Annotated[Uuid, Meta(description="Of the job that catches up.")] | UnsetType = UNSET
+
+
+class EndpointCreated(EndpointUpdated, kw_only=True):
+    """The endpoint with its secret, which is shown this once."""
+
+    secret: Annotated[str, Meta(description="Verifies `v1` signatures; null with `v1a`.")] | None
+
+
+class EndpointPage(Struct):
+    """A page of endpoints, newest first."""
+
+    endpoints: list[Endpoint]
+    next_cursor: str | None
+
+
+class EndpointSecret(Struct):
+    """The new secret, which is shown this once; the one before it signs too until it ends."""
+
+    id: Uuid
+    secret: Annotated[str, Meta(description="Verifies `v1` signatures; null with `v1a`.")] | None
+    public_key: Annotated[str, Meta(description="Verifies `v1a` signatures.")] | None
+    previous_expires_at: Time

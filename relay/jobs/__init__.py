@@ -1,0 +1,1 @@
+"""Jobs: work that touches many deliveries in short transactions. Run by delivery processes, requested by http."""

@@ -1,0 +1,124 @@
+"""Sending one event again: retry of a delivery, replay of an event."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+from uuid import UUID
+
+import msgspec
+from msgspec import Struct
+
+from relay.errors import ApiError
+from relay.store import Cell, DatabaseUnavailable, StoreError
+from relay.store.idempotency import Once, kept_answer
+from relay.values import uuid7
+
+_log = logging.getLogger("relay.upkeep")
+
+# How often somebody else may get in between.
+_TRIES: Final = 5
+
+
+class Reopened(Struct, frozen=True):
+    """A delivery as it is once it was asked for again."""
+
+    endpoint_id: UUID
+    status: str
+    attempts: int
+    next_attempt_at: datetime.datetime | None
+    last_error_class: str | None
+
+
+class SentAgain(NamedTuple):
+    """The deliveries of one event that go out again; `due` when one does now, `repeated` when this was asked before."""
+
+    event_id: UUID
+    deliveries: Sequence[Reopened]
+    due: bool
+    repeated: bool
+
+
+_reopened: Final = msgspec.json.Decoder(list[Reopened])
+
+
+async def replay_event(cell: Cell, organization_id: UUID, event_id: UUID | None, once: Once | None) -> SentAgain:
+    """Send an event again to every endpoint that takes events of its type, enabled or not.
+
+    Raises:
+        ApiError: `event_not_found`, `no_endpoint` or `idempotency_key_reused`.
+        StoreError: the database does not answer.
+    """
+    if event_id is None:
+        raise ApiError("event_not_found")
+    sent = await _send_again(cell, organization_id, event_id, None, once)
+    if sent is None:
+        raise ApiError("no_endpoint")
+    return sent
+
+
+async def retry_delivery(cell: Cell, organization_id: UUID, delivery_id: UUID | None, once: Once | None) -> SentAgain:
+    """Send one event again to one endpoint.
+
+    Raises:
+        ApiError: `delivery_not_found`, `endpoint_not_found` when its endpoint is gone, or `idempotency_key_reused`.
+        StoreError: the database does not answer.
+    """
+    event_id, endpoint_id = await find_delivery(cell, organization_id, delivery_id)
+    sent = await _send_again(cell, organization_id, event_id, endpoint_id, once)
+    if sent is None:
+        raise ApiError("endpoint_not_found")
+    return sent
+
+
+async def find_delivery(cell: Cell, organization_id: UUID, delivery_id: UUID | None) -> tuple[UUID, UUID]:
+    """Return the event and the endpoint of a delivery.
+
+    Raises:
+        ApiError: `delivery_not_found`.
+        StoreError: the database does not answer.
+    """
+    if delivery_id is None:
+        raise ApiError("delivery_not_found")
+    rows = await cell.fetch("deliveries_near", organization_id, *uuid7.events_of_delivery(delivery_id))
+    places = ((row["event_id"], row["endpoint_id"]) for row in rows)
+    found = next((place for place in places if place[1].int and uuid7.delivery_id(*place) == delivery_id), None)
+    if found is None:
+        raise ApiError("delivery_not_found")
+    return found
+
+
+async def mark_acknowledged(cell: Cell, organization_id: UUID, event_ids: Sequence[UUID]) -> None:
+    """Look once more at events of which deliveries were opened: they may have been acknowledged at the same moment.
+    What was opened stays so whether this succeeds or not.
+    """
+    try:
+        await cell.fetch("mark_acknowledged", organization_id, event_ids)
+    except StoreError as reason:
+        _log.info("acknowledgements_not_marked", extra={"events": len(event_ids), "reason": str(reason)})
+
+
+async def _send_again(
+    cell: Cell, organization_id: UUID, event_id: UUID, endpoint_id: UUID | None, once: Once | None
+) -> SentAgain | None:
+    key = (None, None, 0.0) if once is None else once
+    for _ in range(_TRIES):
+        kept = await kept_answer(cell, organization_id, once)
+        if kept is not None:
+            return SentAgain(event_id, _reopened.decode(kept), due=False, repeated=True)
+        row = await cell.fetch_row("send_again", organization_id, event_id, endpoint_id, *key)
+        assert row is not None  # noqa: S101 - it always gives one
+        if not row["known"]:
+            raise ApiError("event_not_found")
+        if not row["steady"]:
+            continue
+        if row["answer"] is None:
+            return None
+        if once is None or row["won"]:
+            # It may have been acknowledged at the same moment.
+            await mark_acknowledged(cell, organization_id, [event_id])
+            return SentAgain(event_id, _reopened.decode(row["answer"]), due=row["due"] > 0, repeated=False)
+        # Somebody else has taken the key since we looked.
+    raise DatabaseUnavailable("other transactions kept winning")

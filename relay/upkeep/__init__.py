@@ -1,1 +1,0 @@
-"""What must be done from time to time."""
