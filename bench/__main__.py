@@ -26,7 +26,7 @@ from bench.scenarios.every import SCENARIOS
 from bench.scenarios.run import Bench, Outcome, Scenario
 from bench.service import Bed, Relay, file_limit_up
 from bench.targets import fails
-from relay.local.errors import Unable
+from relay.local.errors import StartupError
 
 _REPORT: Final = Path(__file__).with_name("report")
 _QUICK_S: Final = 3.0
@@ -163,7 +163,7 @@ async def _run(scenarios: list[Scenario], seconds: float, quick: bool, remote: R
                     await scenario.run(bench, outcome)
                 except Exception as error:
                     # The others still have something to say, and the run fails in the end.
-                    reason = (error.line if isinstance(error, Unable) else "") or repr(error)
+                    reason = (error.line if isinstance(error, StartupError) else "") or repr(error)
                     broken.append(f"{scenario.name} ended: {reason} (see processes.log)")
                     outcome.notes.append(broken[-1])
             for line in summary.lines(outcome):

@@ -18,7 +18,7 @@ from bench.rounds import Comparison, compare
 from bench.scenarios.run import Bench, Outcome, Scenario
 from bench.service import Bed, file_limit_up
 from bench.targets import Row
-from relay.local.errors import Unable
+from relay.local.errors import StartupError
 
 
 class _Side:
@@ -87,7 +87,7 @@ async def _run(scenario: Scenario, bench: Bench) -> tuple[list[Row], list[str]]:
         await scenario.run(bench, outcome)
     except Exception as error:
         # The other rounds still have something to say, and the run fails in the end.
-        reason = (error.line if isinstance(error, Unable) else "") or repr(error)
+        reason = (error.line if isinstance(error, StartupError) else "") or repr(error)
         return outcome.rows, [f"{scenario.name} of {bench.bed.build.name} ended: {reason} (see processes.log)"]
     return outcome.rows, []
 

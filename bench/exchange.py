@@ -153,11 +153,11 @@ async def _deliver(sender: Sender, target: Target, count: int) -> None:
 
 
 async def _measure(ports: list[int], turns: int) -> None:
-    from relay.delivery.transport.request import Keys, Target
+    from relay.delivery.transport.request import SigningKeys, Target
     from relay.delivery.transport.sender import Sender
-    from relay.delivery.transport.ssrf_guard import Guard
+    from relay.delivery.transport.ssrf_guard import SsrfGuard
 
-    guard = Guard([ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128")])
+    guard = SsrfGuard([ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128")])
     spent: dict[str, list[float]] = {kind.name: [] for kind in _KINDS}
     rates: dict[str, list[float]] = {kind.name: [] for kind in _KINDS}
     async with Sender(guard, now=lambda: datetime.datetime.now(datetime.UTC)) as sender:
@@ -165,7 +165,7 @@ async def _measure(ports: list[int], turns: int) -> None:
             for kind in _KINDS:
                 scheme = "https" if kind.tls else "http"
                 url = f"{scheme}://{kind.host}:{ports[kind.tls]}/{'kept' if kind.kept else 'once'}"
-                target = Target(url, Keys(b"s" * 32), {}, 10.0)
+                target = Target(url, SigningKeys(b"s" * 32), {}, 10.0)
                 count = kind.deliveries if turn else _AT_ONCE * 4
                 begun, before_s = time.perf_counter(), time.process_time()
                 await _deliver(sender, target, count)

@@ -21,7 +21,7 @@ from bench import machine
 from bench.scenarios.delivery import receiving
 from bench.scenarios.run import TENANTS, Bench
 from bench.service import Bed, file_limit_up
-from relay.local.errors import Unable
+from relay.local.errors import StartupError
 
 _REPORT: Final = Path(__file__).with_name("report")
 _SAMPLES_PER_S: Final = 250
@@ -46,7 +46,7 @@ def main(seconds: float, rate: float, report: Path) -> None:
     report.mkdir(parents=True, exist_ok=True)
     try:
         uvloop.run(_main(seconds, rate, report))
-    except Unable as unable:
+    except StartupError as unable:
         raise click.ClickException(unable.line) from None
 
 

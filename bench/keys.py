@@ -23,12 +23,12 @@ from msgspec import Struct
 
 from bench import machine
 from bench.generator.plan import Result
-from bench.generator.traffic import request
+from bench.generator.request_metrics import request
 from bench.metrics import total
 from bench.processes import Sampler
 from bench.scenarios.run import TENANTS, Bench
 from bench.service import Bed, Relay, file_limit_up, free_port
-from relay.auth import Keyring, mint
+from relay.auth import Keyring, generate
 from relay.auth.key_format import LENGTH, read
 from relay.store import Cell
 from relay.values.encryption import Vault
@@ -129,7 +129,7 @@ async def _bad(bed: Bed, relay: Relay, good: str) -> dict[str, list[str]]:
         return "".join(draw.choices(_LETTERS, k=length))
 
     def minted(key_id: UUID | None = None) -> str:
-        return mint(keyring.cell_id, key_id or ids.new(), keyring.hmac_key)[0]
+        return generate(keyring.cell_id, key_id or ids.new(), keyring.hmac_key)[0]
 
     return {
         "random": [letters(draw.randrange(1, 200)) for _ in range(_KEYS)],

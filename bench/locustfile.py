@@ -39,7 +39,7 @@ class Tenant(Producer):
             host=parts.hostname,
             port=parts.port or 80,
             keys=options.key,
-            traffic=options.traffic,
+            traffic=options.request_metrics,
             rate=options.rate,
             seconds=_MINUTE_S,
             warm_up_s=0.0,

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 import asyncpg
 import msgspec
 
-from relay.store.connection import HotConnection, Opener, Row
+from relay.store.connection import ConnectionFactory, HotConnection, Row
 
 Mode = Literal["force_custom_plan", "force_generic_plan"]
 #: A prepared statement is planned for its parameters five times, and then perhaps once for all.
@@ -29,7 +29,7 @@ class Explained(HotConnection):
         statements: by name.
     """
 
-    def __init__(self, opener: Opener, statements: Mapping[str, str]) -> None:
+    def __init__(self, opener: ConnectionFactory, statements: Mapping[str, str]) -> None:
         super().__init__(opener, statements)
         self._texts = statements
         self._aside = opener.open

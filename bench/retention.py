@@ -22,7 +22,7 @@ import uvloop
 
 from bench.service import Bed, Relay, free_port
 from relay.config.settings import load
-from relay.maintenance.leader_tasks import Housekeeping
+from relay.maintenance.leader_tasks import LeaderTasks
 from relay.store import Cell
 from relay.telemetry.metrics import Counter, Metrics
 from relay.values.uuid7 import Uuid7Clock
@@ -152,7 +152,7 @@ async def _measure(folder: Path, rate: float, seconds: float, days: int, events:
         begun = time.perf_counter()
         metrics = Metrics()
         removed = metrics.counter("relay_retention_keys_removed", "Keys of deduplication removed.")
-        async with Housekeeping(cell, load(env), metrics):
+        async with LeaderTasks(cell, load(env), metrics):
             await _until_gone(connection, removed, keys)
             took_s = time.perf_counter() - begun
             print(_line("while", took_s, posts.taken()), flush=True)

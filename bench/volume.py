@@ -24,14 +24,14 @@ import uvloop
 
 from bench.plans import Explained, outline
 from bench.service import Bed
-from relay.delivery.capacity.concurrency import Offer
+from relay.delivery.capacity.concurrency import ClaimBudget
 from relay.delivery.capacity.endpoint_state import FIRST_SLOTS
 from relay.delivery.claims import Claimer
 from relay.delivery.ownership.buckets import EVERYTHING
 from relay.inbox import InboxQuery, Order, read_page
 from relay.ingest.filters import filters_matching
 from relay.store import PLAN_KEPT, Cell, HotConnection, Statements
-from relay.store.connection import Opener
+from relay.store.connection import ConnectionFactory
 from relay.values.cursor import FIRST, LAST, Position
 from relay.values.uuid7 import Uuid7Clock, bucket
 
@@ -122,7 +122,7 @@ class Side:
         self.puller = self.clock.new()
         self.pusher = self.clock.new()
         self.endpoint_id = self.clock.new()
-        self.opener = Opener(url, "relay bench", pooled=False, lifetime_s=36_000.0)
+        self.opener = ConnectionFactory(url, "relay bench", pooled=False, lifetime_s=36_000.0)
         self.connection = HotConnection(self.opener, Statements("relay"))
         #: What the API reads with.
         self.cell = Cell(
@@ -185,7 +185,7 @@ class Side:
 
         async def claim(on: HotConnection) -> object:
             claimer = claimers.setdefault(id(on), Claimer(on, 300.0))
-            return await claimer.claim(Offer(100, [], [], FIRST_SLOTS), EVERYTHING)
+            return await claimer.claim(ClaimBudget(100, [], [], FIRST_SLOTS), EVERYTHING)
 
         # As relay.inbox.page does; what comes on a connection of its own is to be explained.
         async def page(on: Cell | HotConnection, name: str, *args: object) -> object:

@@ -20,7 +20,7 @@ from typing import Final
 import click
 
 from relay import __version__
-from relay.cli.exits import USAGE, Stop, code_of
+from relay.cli.exits import USAGE, ExitWith, code_of
 
 # A command is imported when it is called: `relay config` does not pay for a server, nor `serve` for a client.
 COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
@@ -104,7 +104,7 @@ def _leave_deleted_directory(environ: Mapping[str, str]) -> None:
         data_dir = environ.get("RELAY_DATA_DIR", "").strip()
         if data_dir and not os.path.isabs(data_dir):
             line = f"RELAY_DATA_DIR: {data_dir!r} is relative, and the current directory was deleted: use a full path"
-            raise Stop(USAGE, line) from None
+            raise ExitWith(USAGE, line) from None
         os.chdir("/")
 
 

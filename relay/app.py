@@ -6,29 +6,29 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from relay.auth import Guard, Hasher, Keyring, Keys
+from relay.auth import Authenticator, Hasher, KeyAdmin, Keyring
 from relay.config.settings import Settings
-from relay.endpoints.ping_client import Pings
-from relay.endpoints.repository import Endpoints
-from relay.http.access_log import Journal
-from relay.http.admission import Door
-from relay.http.application import Front
-from relay.http.body import BodyClock
-from relay.http.bulkhead import Crowd
+from relay.endpoints.ping_client import PingClient
+from relay.endpoints.repository import EndpointRepository
+from relay.http.access_log import AccessLog
+from relay.http.admission import Admission
+from relay.http.application import Application
+from relay.http.body import BodyReader
+from relay.http.bulkhead import Bulkheads
 from relay.http.cors import Cors
 from relay.http.operator import OperatorToken
-from relay.http.proxies import Clients
-from relay.http.routes import Rooms, operations
+from relay.http.proxies import TrustedProxies
+from relay.http.routes import Services, operations
 from relay.http.static import Strangers
-from relay.ingest import GroupCommit, Hint
+from relay.ingest import GroupCommit, Wakeup
 from relay.limits import SharedTable, SignupLimiter, open_limits
-from relay.maintenance.cell_metrics import Survey, watch_cell
-from relay.maintenance.leader_tasks import Housekeeping
+from relay.maintenance.cell_metrics import CellMetrics, watch_cell
+from relay.maintenance.leader_tasks import LeaderTasks
 from relay.maintenance.partitions import Partitions
-from relay.runtime.shared_memory import Commons
+from relay.runtime.shared_memory import SharedMemory
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
-from relay.telemetry.process_metrics import Vitals
+from relay.telemetry.process_metrics import ProcessMetrics
 from relay.values.encryption import Vault
 
 if TYPE_CHECKING:
@@ -40,12 +40,12 @@ _DATABASE_PATIENCE_S: Final = 30.0
 _PATIENCE_S: Final = 30.0
 
 
-class Service:
+class Relay:
     """One API process. Entering connects and starts everything; leaving commits what waits and closes everything.
 
     Args:
         settings: the operator's; `database_url` and `secret_keys` are there.
-        commons: the memory that it shares with the other processes of its command.
+        shared_memory: the memory that it shares with the other processes of its command.
         connections: how many connections to PostgreSQL this process may hold.
         loopback_only: answer only requests whose Host header names the loopback.
         process: its name among the processes of its command.
@@ -56,12 +56,12 @@ class Service:
         SecretKeyMismatch: on entering: RELAY_SECRET_KEY is not the one of this database.
     """
 
-    front: Front
+    application: Application
 
     def __init__(
         self,
         settings: Settings,
-        commons: Commons,
+        shared_memory: SharedMemory,
         *,
         connections: int,
         loopback_only: bool = False,
@@ -69,18 +69,18 @@ class Service:
         tracer: Tracer | None = None,
     ) -> None:
         self._settings = settings
-        self._commons = commons
+        self._shared_memory = shared_memory
         self._connections = connections
         self._loopback_only = loopback_only
         self._process = process
         self._tracer = tracer
         self._stack = AsyncExitStack()
-        self.metrics = Metrics(commons)
+        self.metrics = Metrics(shared_memory)
 
     async def __aenter__(self) -> Self:
         settings, metrics = self._settings, self.metrics
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(Vitals(metrics, self._process))
+            await stack.enter_async_context(ProcessMetrics(metrics, self._process))
             self.cell = cell = await stack.enter_async_context(
                 Cell(
                     settings.database_url or "",
@@ -94,15 +94,15 @@ class Service:
             )
             await cell.check_durability()
             watch_cell(cell, metrics)
-            if self._commons.page == 0:
-                await stack.enter_async_context(Survey(cell, metrics))
+            if self._shared_memory.page == 0:
+                await stack.enter_async_context(CellMetrics(cell, metrics))
             vault = Vault(settings.secret_keys)
             hasher = await stack.enter_async_context(Hasher(metrics))
             keyring = await Keyring.open(cell, vault)
-            guard = await stack.enter_async_context(Guard(cell, keyring, hasher, metrics))
+            guard = await stack.enter_async_context(Authenticator(cell, keyring, hasher, metrics))
             await stack.enter_async_context(Partitions(cell))
-            await stack.enter_async_context(Housekeeping(cell, settings, metrics, patience_s=_PATIENCE_S))
-            hint = await stack.enter_async_context(Hint(cell))
+            await stack.enter_async_context(LeaderTasks(cell, settings, metrics, patience_s=_PATIENCE_S))
+            hint = await stack.enter_async_context(Wakeup(cell))
             queue_bytes = settings.queue_mb * 1024 * 1024
             commit = await stack.enter_async_context(
                 GroupCommit(
@@ -115,25 +115,25 @@ class Service:
                     tracer=self._tracer,
                 )
             )
-            self._bodies = bodies = await stack.enter_async_context(BodyClock())
-            self._pings = pings = await stack.enter_async_context(Pings(cell, settings.delivery_timeout_s))
+            self._bodies = bodies = await stack.enter_async_context(BodyReader())
+            self._pings = pings = await stack.enter_async_context(PingClient(cell, settings.delivery_timeout_s))
             # Nobody fills the queue for the others.
-            crowd = Crowd(connections=cell.most_pooled, body_bytes=queue_bytes // 2)
-            table = SharedTable(self._commons, metrics) if settings.workers > 1 else None
+            bulkheads = Bulkheads(connections=cell.most_pooled, body_bytes=queue_bytes // 2)
+            table = SharedTable(self._shared_memory, metrics) if settings.workers > 1 else None
             limits = await stack.enter_async_context(open_limits(settings, table, metrics))
-            door = Door(guard, limits, crowd, metrics)
-            clients = Clients(settings.trusted_proxies)
-            self.front = Front(
+            admission = Admission(guard, limits, bulkheads, metrics)
+            clients = TrustedProxies(settings.trusted_proxies)
+            self.application = Application(
                 operations(
-                    Rooms(
+                    Services(
                         settings=settings,
                         cell=cell,
-                        door=door,
+                        admission=admission,
                         clients=clients,
                         strangers=Strangers(clients),
                         bodies=bodies,
                         commit=commit,
-                        endpoints=Endpoints(
+                        endpoints=EndpointRepository(
                             cell,
                             vault,
                             most=settings.max_endpoints,
@@ -145,14 +145,14 @@ class Service:
                         operator=None
                         if settings.admin_token is None
                         else OperatorToken(settings.admin_token, clients, SignupLimiter(table=table), metrics),
-                        keys=Keys(cell, keyring, hasher, guard),
+                        keys=KeyAdmin(cell, keyring, hasher, guard),
                         metrics=metrics,
                         due=hint.due,
                     )
                 ),
                 metrics,
-                Journal(settings.log_sample, clients),
-                door=door,
+                AccessLog(settings.log_sample, clients),
+                admission=admission,
                 clients=clients if settings.trusted_proxies else None,
                 cors=Cors(settings.cors_origins) if settings.cors_origins else None,
                 loopback_only=self._loopback_only,
@@ -168,6 +168,6 @@ class Service:
 
     def stop(self) -> None:
         """From now on every answer closes its connection, bodies have little time, and pings are not waited for."""
-        self.front.stop()
+        self.application.stop()
         self._pings.stop()
         self._bodies.stop()

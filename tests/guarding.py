@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from relay.auth import Guard, Hasher, Keyring, Keys, Tenant, mint
+from relay.auth import Authenticator, Hasher, KeyAdmin, Keyring, Tenant, generate
 from relay.auth.key_format import read
 from relay.errors import ApiError
 from relay.store import Cell
@@ -19,12 +19,12 @@ from tests.conftest import SECRET_KEY, open_cell
 class Node:
     """What one API process has to do with keys."""
 
-    def __init__(self, cell: Cell, keyring: Keyring, hasher: Hasher, guard: Guard, metrics: Metrics) -> None:
+    def __init__(self, cell: Cell, keyring: Keyring, hasher: Hasher, guard: Authenticator, metrics: Metrics) -> None:
         self.cell = cell
         self.keyring = keyring
         self.hasher = hasher
         self.guard = guard
-        self.keys = Keys(cell, keyring, hasher, guard)
+        self.keys = KeyAdmin(cell, keyring, hasher, guard)
         self._metrics = metrics
 
     @property
@@ -68,7 +68,7 @@ async def running(url: str, cell: Cell | None = None) -> AsyncIterator[Node]:
             cell = await stack.enter_async_context(open_cell(url))
         hasher = await stack.enter_async_context(Hasher(metrics))
         keyring = await Keyring.open(cell, Vault([SECRET_KEY]))
-        guard = await stack.enter_async_context(Guard(cell, keyring, hasher, metrics))
+        guard = await stack.enter_async_context(Authenticator(cell, keyring, hasher, metrics))
         yield Node(cell, keyring, hasher, guard, metrics)
 
 
@@ -99,4 +99,4 @@ def with_another_secret(node: Node, key: bytes) -> bytes:
     """A key with a right checksum and the id of `key`, as nobody can make it without the HMAC key."""
     parsed = read(key, node.keyring.hmac_key)
     assert parsed is not None
-    return mint(parsed.cell_id, parsed.key_id, node.keyring.hmac_key)[0].encode()
+    return generate(parsed.cell_id, parsed.key_id, node.keyring.hmac_key)[0].encode()

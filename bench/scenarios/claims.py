@@ -11,16 +11,16 @@ from bench import backlogs
 from bench.generator.tally import percentile
 from bench.plans import Explained, outline
 from bench.scenarios.run import Bench, Outcome
-from relay.delivery.capacity.concurrency import Offer
+from relay.delivery.capacity.concurrency import ClaimBudget
 from relay.delivery.capacity.endpoint_state import FIRST_SLOTS
 from relay.delivery.claims import Claimer
 from relay.delivery.ownership.buckets import EVERYTHING
 from relay.store import HotConnection
-from relay.store.connection import Opener
+from relay.store.connection import ConnectionFactory
 from relay.store.statements import Statements
 
 _EACH: Final = 100
-_OFFER: Final = Offer(100, [], [], FIRST_SLOTS)
+_OFFER: Final = ClaimBudget(100, [], [], FIRST_SLOTS)
 _LEASE_S: Final = 300.0
 
 
@@ -33,7 +33,7 @@ async def claims(bench: Bench, outcome: Outcome) -> None:
         await backlogs.make_due(connection, await backlogs.make_endpoints(connection, endpoints), _EACH)
         filled_s = time.perf_counter() - begun
         await connection.close()
-        opener = Opener(url, "relay bench", pooled=False, lifetime_s=540.0)
+        opener = ConnectionFactory(url, "relay bench", pooled=False, lifetime_s=540.0)
         hot = HotConnection(opener, Statements("relay"))
         took_ms = await _claim(hot, count)
         await hot.close()

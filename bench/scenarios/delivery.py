@@ -19,7 +19,7 @@ from bench.processes import cpu_s
 from bench.scenarios.ingest import RATE
 from bench.scenarios.run import TENANTS, Bench, Outcome
 from bench.service import Relay, free_port, marker, module
-from relay.delivery.capacity.concurrency import Offer
+from relay.delivery.capacity.concurrency import ClaimBudget
 from relay.delivery.claims import Claimer
 from relay.delivery.ownership.buckets import EVERYTHING
 from relay.delivery.recorder import Recorder, Result
@@ -210,7 +210,7 @@ async def _claim_and_record(cell: Cell) -> int:
         claimer.begin_lap()
         more = True
         while more:
-            deliveries, more = await claimer.claim(Offer(_CLAIM, [], [], _CLAIM), EVERYTHING)
+            deliveries, more = await claimer.claim(ClaimBudget(_CLAIM, [], [], _CLAIM), EVERYTHING)
             claimed += len(deliveries)
             for delivery in deliveries:
                 recorder.add(Result(delivery.held, 1, now, 200, 1, None, b"", "delivered", None))

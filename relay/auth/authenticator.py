@@ -12,7 +12,7 @@ from uuid import UUID
 from relay.auth.cache import KeyCache
 from relay.auth.hasher import Hasher
 from relay.auth.key_format import LENGTH
-from relay.auth.key_loader import KeyReads
+from relay.auth.key_loader import KeyLoader
 from relay.auth.keyring import Keyring
 from relay.auth.last_used import LastUsed
 from relay.auth.tenant import Tenant
@@ -34,7 +34,7 @@ _MOST_CHANGES: Final = 1_000
 _KEYS_A_READ: Final = 500
 
 
-class Guard:
+class Authenticator:
     """Admits requests by their API key. Entering starts it, also with the database away; leaving stops it.
 
     Every process learns within a second that a key is refused: from a notification, which may be lost, and
@@ -46,7 +46,7 @@ class Guard:
         metrics = metrics or Metrics()
         self._cell = cell
         self._cache = KeyCache(lambda: cell.clock.now_ns() / 1e9)
-        self._reads = KeyReads(cell, metrics)
+        self._reads = KeyLoader(cell, metrics)
         self._verifier = Verifier(self._reads, keyring, self._cache, hasher, metrics)
         self._last_used = LastUsed(cell, self._cache)
         self._line = cell.owned_connection()

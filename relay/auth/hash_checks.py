@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 from relay.auth.hasher import Hasher
-from relay.runtime.service import Background
+from relay.runtime.service import Service
 
 #: How many keys of one organization, and of all, may wait.
 MOST_OF_ORGANIZATION: Final = 200
@@ -26,7 +26,7 @@ class HashCheck(NamedTuple):
     argon2: str
 
 
-class HashChecks(Background):
+class HashChecks(Service):
     """Verifies secrets against their Argon2id hashes, one after the other, each waiting organization in its turn.
 
     Entering starts it; leaving ends it, and what waits is verified by the next process that meets the key.

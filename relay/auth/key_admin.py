@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from relay.auth.authenticator import Guard
+from relay.auth.authenticator import Authenticator
 from relay.auth.hasher import Hasher
-from relay.auth.key_format import ApiKey, digest, mint
+from relay.auth.key_format import ApiKey, digest, generate
 from relay.auth.keyring import Keyring
 from relay.auth.tenant import SCOPES
 from relay.errors import ApiError, invalid
@@ -46,7 +46,7 @@ class Rotated(NamedTuple):
     previous_expires_at: datetime.datetime
 
 
-class Keys:
+class KeyAdmin:
     """The keys of one cell's organizations, to be changed.
 
     Every call raises `ApiError("database_unavailable")` when the database does not answer, and
@@ -60,7 +60,7 @@ class Keys:
         guard: of this process, who shall know at once what is refused from now on; None where nobody is let in.
     """
 
-    def __init__(self, cell: Cell, keyring: Keyring, hasher: Hasher, guard: Guard | None) -> None:
+    def __init__(self, cell: Cell, keyring: Keyring, hasher: Hasher, guard: Authenticator | None) -> None:
         self._cell = cell
         self._keyring = keyring
         self._hasher = hasher
@@ -165,7 +165,7 @@ class Keys:
             raise invalid("expires_at", "A time in the future.")
 
     def _mint(self) -> tuple[str, ApiKey]:
-        return mint(self._keyring.cell_id, self._cell.clock.new(), self._keyring.hmac_key)
+        return generate(self._keyring.cell_id, self._cell.clock.new(), self._keyring.hmac_key)
 
     async def _stored(self, key: ApiKey) -> tuple[bytes, str]:
         """What is kept of a secret: digest and Argon2 hash."""

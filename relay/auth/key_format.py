@@ -32,7 +32,7 @@ class ApiKey:
     secret: bytes = field(repr=False)
 
 
-def mint(cell_id: str, key_id: UUID, hmac_key: bytes) -> tuple[str, ApiKey]:
+def generate(cell_id: str, key_id: UUID, hmac_key: bytes) -> tuple[str, ApiKey]:
     """A new key with a random secret: the text for its owner, and its parts."""
     key = ApiKey(cell_id, key_id, os.urandom(_SECRET_BYTES))
     body = f"rly_live_{cell_id}{_base32(key_id.bytes)}_{_base32(key.secret)}"

@@ -35,7 +35,7 @@ class Organization(NamedTuple):
     keys: Sequence[KeyShown]
 
 
-class Holding(NamedTuple):
+class OwnedKey(NamedTuple):
     """A key that is in force, and whose it is."""
 
     organization_id: UUID
@@ -44,7 +44,7 @@ class Holding(NamedTuple):
     key: KeyShown
 
 
-class KeyList:
+class KeyListing:
     """The keys of one cell's organizations, to be looked at.
 
     Every call raises `ApiError("database_unavailable")` when the database does not answer.
@@ -71,11 +71,11 @@ class KeyList:
         rows = await self._read("organization_of_key", key_id)
         return rows[0]["organization_id"] if rows else None
 
-    async def pages(self) -> AsyncIterator[Sequence[Holding]]:
+    async def pages(self) -> AsyncIterator[Sequence[OwnedKey]]:
         """The keys of all organizations, a thousand at a time, together what belongs together."""
         after = _NIL, _NIL
         while rows := await self._read("keys_page", *after, _PAGE):
-            yield [Holding(row["organization_id"], row["organization_name"], row["tier"], _shown(row)) for row in rows]
+            yield [OwnedKey(row["organization_id"], row["organization_name"], row["tier"], _shown(row)) for row in rows]
             last = rows[-1]
             after = last["organization_id"], last["id"]
 

@@ -16,7 +16,7 @@ _QUERY_TIMEOUT_S: Final = 2.0
 _KEYS_A_READ: Final = 500
 
 
-class KeyReads:
+class KeyLoader:
     """Reads the rows of keys that are to be verified. Leaving ends the read under way.
 
     One statement at a time, over all keys that have come meanwhile: however many keys nobody has heard of are sent to

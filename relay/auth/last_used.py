@@ -10,7 +10,7 @@ from typing import Final
 from uuid import UUID
 
 from relay.auth.cache import KeyCache
-from relay.runtime.service import Background
+from relay.runtime.service import Service
 from relay.store import Cell, StoreError
 
 _log = logging.getLogger("relay.auth")
@@ -24,7 +24,7 @@ _TIMEOUT_S: Final = 5.0
 _LAST_TIMEOUT_S: Final = 1.0
 
 
-class LastUsed(Background):
+class LastUsed(Service):
     """Writes which keys the cache has found, every few seconds, those of a minute in one statement. Leaving writes the
     rest. Without the database it remembers and tries again; nothing else depends on it.
 

@@ -14,7 +14,7 @@ from relay.auth.cache import KeyCache
 from relay.auth.hash_checks import HashCheck, HashChecks
 from relay.auth.hasher import Hasher
 from relay.auth.key_format import ApiKey, digest, read
-from relay.auth.key_loader import KeyReads
+from relay.auth.key_loader import KeyLoader
 from relay.auth.keyring import Keyring
 from relay.auth.tenant import Tenant
 from relay.store import Row
@@ -74,7 +74,7 @@ class Verifier:
     is under way.
     """
 
-    def __init__(self, reads: KeyReads, keyring: Keyring, cache: KeyCache, hasher: Hasher, metrics: Metrics) -> None:
+    def __init__(self, reads: KeyLoader, keyring: Keyring, cache: KeyCache, hasher: Hasher, metrics: Metrics) -> None:
         self._reads = reads
         self._keyring = keyring
         self._cache = cache

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from relay.cli.exits import FAILED, NOT_FOUND, UNREACHABLE, USAGE, Stop, unreachable
+from relay.cli.exits import FAILED, NOT_FOUND, UNREACHABLE, USAGE, ExitWith, unreachable
 from relay.cli.settings import read_settings
 from relay.config.settings import Settings
 from relay.local.discovery import find
-from relay.local.errors import Unable
+from relay.local.errors import StartupError
 from relay.telemetry import logs
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ def settings_at_hand() -> Settings:
         return settings
     try:
         running = find(settings.data_dir)
-    except Unable as unable:
-        raise Stop(unable.code, unable.line) from None
+    except StartupError as unable:
+        raise ExitWith(unable.code, unable.line) from None
     # What libpq's variables say is of other servers.
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]
@@ -54,7 +54,7 @@ def require_secret_key(settings: Settings) -> None:
         Stop: there is none.
     """
     if not settings.secret_keys:
-        raise Stop(
+        raise ExitWith(
             USAGE,
             "RELAY_SECRET_KEY: name the one of this database "
             f"(`relay up` keeps the one that it made in {settings.data_dir / 'secret_key'})",
@@ -87,9 +87,9 @@ async def opened(settings: Settings) -> AsyncIterator[Cell]:
     except StoreError as error:
         raise unreachable(settings.database_url, error) from None
     except SecretKeyMismatch as error:
-        raise Stop(USAGE, str(error)) from None
+        raise ExitWith(USAGE, str(error)) from None
     except ApiError as error:
-        raise Stop(_CODES.get(error.kind.status, FAILED), _line(error)) from None
+        raise ExitWith(_CODES.get(error.kind.status, FAILED), _line(error)) from None
 
 
 def _line(error: ApiError) -> str:

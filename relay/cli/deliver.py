@@ -13,7 +13,7 @@ from typing import Final
 import click
 import uvloop
 
-from relay.cli.exits import FAILED, USAGE, Stop, unreachable
+from relay.cli.exits import FAILED, USAGE, ExitWith, unreachable
 from relay.cli.garbage import collect_seldom
 from relay.cli.http_server import host_of, http_server, raise_open_files_limit, require_free, room_for, say_ready
 from relay.cli.settings import read_settings
@@ -22,14 +22,14 @@ from relay.config.settings import Settings
 from relay.delivery.loop import DeliveryLoop
 from relay.jobs.runner import JobRunner
 from relay.local.supervisor import StopSignals
-from relay.maintenance.cell_metrics import Survey, watch_cell
-from relay.maintenance.leader_tasks import Housekeeping
+from relay.maintenance.cell_metrics import CellMetrics, watch_cell
+from relay.maintenance.leader_tasks import LeaderTasks
 from relay.maintenance.partitions import Partitions
-from relay.runtime.shared_memory import Commons
+from relay.runtime.shared_memory import SharedMemory
 from relay.store import Cell, StoreError
 from relay.telemetry import logs
 from relay.telemetry.metrics import Metrics
-from relay.telemetry.process_metrics import Vitals
+from relay.telemetry.process_metrics import ProcessMetrics
 from relay.values.encryption import Vault
 
 _log = logging.getLogger("relay.deliver")
@@ -48,25 +48,25 @@ _OPS_WAIT_S: Final = 1.0
 @click.command(help="Run the delivery loop.")
 @click.option("--no-ops", is_flag=True, hidden=True, help="Open no port.")
 @click.option("--ready-fd", type=int, hidden=True, help="Write a byte here once deliveries are claimed.")
-@click.option("--commons", hidden=True, help="Memory to share with the processes beside this one.")
-def deliver(no_ops: bool, ready_fd: int | None, commons: str | None) -> None:
+@click.option("--shared-memory", hidden=True, help="Memory to share with the processes beside this one.")
+def deliver(no_ops: bool, ready_fd: int | None, shared_memory: str | None) -> None:
     """Deliver until SIGTERM or SIGINT."""
     settings = read_settings()
     logs.set_up(settings.log_level, "deliver")
     raise_open_files_limit()
     if settings.database_url is None:
-        raise Stop(USAGE, "DATABASE_URL: `relay deliver` needs one, for instance postgresql://user@host/database")
+        raise ExitWith(USAGE, "DATABASE_URL: `relay deliver` needs one, for instance postgresql://user@host/database")
     if not settings.secret_keys:
-        raise Stop(USAGE, "RELAY_SECRET_KEY: `relay deliver` needs one of at least 32 characters")
+        raise ExitWith(USAGE, "RELAY_SECRET_KEY: `relay deliver` needs one of at least 32 characters")
     if settings.db_pool_max < _CONNECTIONS:
-        raise Stop(
+        raise ExitWith(
             USAGE,
             f"RELAY_DB_POOL_MAX: {settings.db_pool_max} is too few for `relay deliver`, "
             f"which needs {_CONNECTIONS} connections",
         )
     if not no_ops:
         require_free(host_of(settings), settings.ops_port, "RELAY_OPS_PORT")
-    shared = Commons.inherit(commons) if commons else Commons.create(1)
+    shared = SharedMemory.inherit(shared_memory) if shared_memory else SharedMemory.create(1)
     uvloop.run(_deliver(_within_open_files(settings), settings.database_url, shared, no_ops, ready_fd))
 
 
@@ -79,12 +79,14 @@ def _within_open_files(settings: Settings) -> Settings:
     return dataclasses.replace(settings, max_in_flight=in_flight)
 
 
-async def _deliver(settings: Settings, database_url: str, commons: Commons, no_ops: bool, ready_fd: int | None) -> None:
+async def _deliver(
+    settings: Settings, database_url: str, shared_memory: SharedMemory, no_ops: bool, ready_fd: int | None
+) -> None:
     signals = StopSignals()
     signals.listen()
-    metrics = Metrics(commons)
+    metrics = Metrics(shared_memory)
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(Vitals(metrics, "delivery"))
+        await stack.enter_async_context(ProcessMetrics(metrics, "delivery"))
         hurry = asyncio.create_task(_end_at_once(signals), name="second stop signal")
         stack.callback(hurry.cancel)
         try:
@@ -102,12 +104,12 @@ async def _deliver(settings: Settings, database_url: str, commons: Commons, no_o
         except StoreError as error:
             raise unreachable(settings.database_url, error) from None
         watch_cell(cell, metrics)
-        await stack.enter_async_context(Survey(cell, metrics))
+        await stack.enter_async_context(CellMetrics(cell, metrics))
         tracer = tracer_of(os.environ, "relay-deliver")
         if tracer is not None:
             await stack.enter_async_context(tracer)
         await stack.enter_async_context(Partitions(cell))
-        await stack.enter_async_context(Housekeeping(cell, settings, metrics))
+        await stack.enter_async_context(LeaderTasks(cell, settings, metrics))
         # Left after the loop, so that health and metrics can be asked for until the end.
         port = await stack.enter_async_context(AsyncExitStack())
         loop = await stack.enter_async_context(
@@ -126,7 +128,7 @@ async def _deliver(settings: Settings, database_url: str, commons: Commons, no_o
             say_ready(ready_fd)
             await _first(loop.broken, signals.stop)
     if loop.broken.is_set():
-        raise Stop(FAILED, "the delivery loop ended by itself; the log says why")
+        raise ExitWith(FAILED, "the delivery loop ended by itself; the log says why")
     _log.info("stopped")
 
 
@@ -148,11 +150,11 @@ async def _end_at_once(signals: StopSignals) -> None:
 @asynccontextmanager
 async def _ops_port(settings: Settings, cell: Cell, metrics: Metrics) -> AsyncIterator[None]:
     # Imported here: `relay up` has no use for a second server.
-    from relay.http.access_log import Journal
+    from relay.http.access_log import AccessLog
     from relay.http.ops_port import ops
 
     server = http_server(
-        ops(cell, metrics, Journal(settings.log_sample), settings.metrics_token),
+        ops(cell, metrics, AccessLog(settings.log_sample), settings.metrics_token),
         host_of(settings),
         settings.ops_port,
         backlog=_OPS_BACKLOG,

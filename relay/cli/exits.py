@@ -28,7 +28,7 @@ _STDERR: Final = 2
 _NOT_WRITTEN: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EBADF)
 
 
-class Stop(Exception):
+class ExitWith(Exception):
     """Ends the command with `code`, after `line` on stderr.
 
     Args:
@@ -43,9 +43,9 @@ class Stop(Exception):
         self.line = line
 
 
-def unreachable(url: str | None, error: Exception) -> Stop:
+def unreachable(url: str | None, error: Exception) -> ExitWith:
     """Say which database failed the command, and how."""
-    return Stop(UNREACHABLE, f"DATABASE_URL: {DatabaseUrl.read(url or '').shown}: {error}")
+    return ExitWith(UNREACHABLE, f"DATABASE_URL: {DatabaseUrl.read(url or '').shown}: {error}")
 
 
 def printable(text: str) -> str:
@@ -77,7 +77,7 @@ def code_of(command: Callable[[], object]) -> int:
         command()
         if sys.stdout is not None:
             sys.stdout.flush()
-    except Stop as stop:
+    except ExitWith as stop:
         if stop.line:
             complain(stop.line)
         return stop.code

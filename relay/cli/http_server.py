@@ -9,7 +9,7 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from relay.cli.exits import FAILED, Stop
+from relay.cli.exits import FAILED, ExitWith
 from relay.config.settings import Settings
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def require_free(host: str, port: int, variable: str) -> None:
             probe.bind((host, port))
     except OSError as error:
         line = f"cannot listen on {host} port {port}: {error.strerror} (HOST and {variable} choose another)"
-        raise Stop(FAILED, line) from None
+        raise ExitWith(FAILED, line) from None
 
 
 def raise_open_files_limit() -> None:

@@ -17,7 +17,7 @@ from relay.values.times import rfc3339, rfc3339_or_none
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from relay.auth import Holding
+    from relay.auth import OwnedKey
 
 _HEADS: Final = ("KEY ID", "NAME", "SCOPES", "CREATED", "LAST USED", "ENDS")
 
@@ -33,7 +33,7 @@ def print_key(api_key: str, key_id: UUID, facts: Mapping[str, Any], *, as_json: 
         click.echo(f"{name}: {_text(value)}", err=True)
 
 
-def print_objects(page: Sequence[Holding]) -> None:
+def print_objects(page: Sequence[OwnedKey]) -> None:
     """An object a line for each key."""
     for held in page:
         key = held.key
@@ -51,7 +51,7 @@ def print_objects(page: Sequence[Holding]) -> None:
         click.echo(msgspec.json.encode(shown))
 
 
-def print_table(page: Sequence[Holding]) -> None:
+def print_table(page: Sequence[OwnedKey]) -> None:
     """The keys below the organizations that they are of."""
     rows = [_HEADS, *(_row(held) for held in page)]
     heads, *lines = aligned(rows, "  ")
@@ -65,7 +65,7 @@ def print_table(page: Sequence[Holding]) -> None:
         at += len(keys)
 
 
-def _row(held: Holding) -> tuple[str, ...]:
+def _row(held: OwnedKey) -> tuple[str, ...]:
     key = held.key
     scopes = ",".join(key.scopes)
     return str(key.key_id), key.name, scopes, _at(key.created_at), _at(key.last_used_at), _at(key.expires_at)

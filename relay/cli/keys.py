@@ -13,14 +13,14 @@ from uuid import UUID
 import click
 
 from relay.cli.cell import opened, require_secret_key, settings_at_hand
-from relay.cli.exits import NOT_FOUND, USAGE, Stop
+from relay.cli.exits import NOT_FOUND, USAGE, ExitWith
 from relay.cli.key_output import print_key, print_objects, print_table
 from relay.config.settings import TIERS, Settings
 from relay.values import uuid7
 from relay.values.times import read_rfc3339, rfc3339, rfc3339_or_none
 
 if TYPE_CHECKING:
-    from relay.auth import KeyList, Keys
+    from relay.auth import KeyAdmin, KeyListing
 
 _LONGEST_OVERLAP_S = 604_800
 
@@ -83,7 +83,7 @@ def create(
     if organization_id is not None and (name is None or tier is not None):
         raise click.UsageError("--organization-id wants a --name, and takes no --tier.")
 
-    async def make(keys: Keys, listing: KeyList) -> None:
+    async def make(keys: KeyAdmin, listing: KeyListing) -> None:
         if organization_id is not None:
             await _further_key(keys, organization_id, name or "", scopes, expires_at, as_json)
             return
@@ -119,7 +119,7 @@ def list_(organization_id: UUID | None, as_json: bool) -> None:
 def rotate(key_id: UUID, overlap_s: int, as_json: bool) -> None:
     """Put a new key in the place of one; prints the new key, once."""
 
-    async def replace(keys: Keys, listing: KeyList) -> None:
+    async def replace(keys: KeyAdmin, listing: KeyListing) -> None:
         rotated = await keys.rotate(await _owner(listing, key_id), key_id, overlap_s)
         before = {"previous_key_id": str(key_id), "previous_expires_at": rfc3339(rotated.previous_expires_at)}
         print_key(rotated.api_key, rotated.key_id, before, as_json=as_json)
@@ -132,7 +132,7 @@ def rotate(key_id: UUID, overlap_s: int, as_json: bool) -> None:
 def revoke(key_id: UUID) -> None:
     """End a key now; every process refuses it within a second."""
 
-    async def end(keys: Keys, listing: KeyList) -> None:
+    async def end(keys: KeyAdmin, listing: KeyListing) -> None:
         await keys.revoke(await _owner(listing, key_id), key_id)
         click.echo(f"revoked {key_id}", err=True)
 
@@ -145,25 +145,25 @@ def reencrypt() -> None:
     asyncio.run(_reencrypt(settings_at_hand()))
 
 
-async def _change(settings: Settings, work: Callable[[Keys, KeyList], Any]) -> None:
+async def _change(settings: Settings, work: Callable[[KeyAdmin, KeyListing], Any]) -> None:
     require_secret_key(settings)
-    from relay.auth import Hasher, KeyList, Keyring, Keys
+    from relay.auth import Hasher, KeyAdmin, KeyListing, Keyring
     from relay.values.encryption import Vault
 
     async with opened(settings) as cell, Hasher() as hasher:
         keyring = await Keyring.open(cell, Vault(settings.secret_keys))
-        await work(Keys(cell, keyring, hasher, None), KeyList(cell))
+        await work(KeyAdmin(cell, keyring, hasher, None), KeyListing(cell))
 
 
-async def _owner(listing: KeyList, key_id: UUID) -> UUID:
+async def _owner(listing: KeyListing, key_id: UUID) -> UUID:
     organization_id = await listing.organization_of(key_id)
     if organization_id is None:
-        raise Stop(NOT_FOUND, f"there is no key {key_id}")
+        raise ExitWith(NOT_FOUND, f"there is no key {key_id}")
     return organization_id
 
 
 async def _further_key(
-    keys: Keys,
+    keys: KeyAdmin,
     organization_id: UUID,
     name: str,
     scopes: Sequence[str],
@@ -174,7 +174,7 @@ async def _further_key(
 
     made = await keys.create(organization_id, name, scopes or SCOPES, expires_at)
     if made is None:
-        raise Stop(NOT_FOUND, f"there is no organization {organization_id}")
+        raise ExitWith(NOT_FOUND, f"there is no organization {organization_id}")
     facts = {
         "organization_id": str(organization_id),
         "name": name,
@@ -185,12 +185,12 @@ async def _further_key(
 
 
 async def _list(settings: Settings, organization_id: UUID | None, as_json: bool) -> None:
-    from relay.auth import Holding, KeyList
+    from relay.auth import KeyListing, OwnedKey
     from relay.errors import ApiError
 
     printed = print_objects if as_json else print_table
     async with opened(settings) as cell:
-        listing = KeyList(cell)
+        listing = KeyListing(cell)
         if organization_id is None:
             async for page in listing.pages():
                 printed(page)
@@ -201,13 +201,13 @@ async def _list(settings: Settings, organization_id: UUID | None, as_json: bool)
             if error.kind.code != "invalid_api_key":
                 raise
             line = f"there is no organization {organization_id}, or none of its keys is in force"
-            raise Stop(NOT_FOUND, line) from None
-        printed([Holding(found.organization_id, found.name, found.tier, key) for key in found.keys])
+            raise ExitWith(NOT_FOUND, line) from None
+        printed([OwnedKey(found.organization_id, found.name, found.tier, key) for key in found.keys])
 
 
 async def _reencrypt(settings: Settings) -> None:
     if not settings.secret_keys:
-        raise Stop(USAGE, "RELAY_SECRET_KEY: name the new secret and the old ones, separated by commas")
+        raise ExitWith(USAGE, "RELAY_SECRET_KEY: name the new secret and the old ones, separated by commas")
     from relay.auth import keyring
     from relay.endpoints import reencryption
     from relay.values.encryption import Vault
@@ -217,6 +217,6 @@ async def _reencrypt(settings: Settings) -> None:
         done = (await keyring.reseal(cell, vault)).and_(await reencryption.reseal(cell, vault))
     click.echo(f"re-encrypted {done.moved} of {done.seals} seals")
     if done.unopened:
-        raise Stop(
+        raise ExitWith(
             USAGE, f"RELAY_SECRET_KEY: none of the given secrets opens {done.unopened} of the seals; name theirs too"
         )

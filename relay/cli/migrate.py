@@ -6,7 +6,7 @@ import asyncio
 
 import click
 
-from relay.cli.exits import FAILED, USAGE, Stop, unreachable
+from relay.cli.exits import FAILED, USAGE, ExitWith, unreachable
 from relay.cli.settings import read_settings
 
 
@@ -16,7 +16,7 @@ def migrate() -> None:
     settings = read_settings()
     url = settings.database_direct_url or settings.database_url
     if not url:
-        raise Stop(
+        raise ExitWith(
             USAGE,
             "DATABASE_URL is not set: name the PostgreSQL to migrate, or run `relay up`, which has its own",
         )
@@ -30,7 +30,7 @@ def migrate() -> None:
     try:
         applied = asyncio.run(apply(url, settings.schema))
     except MigrationRefused as refused:
-        raise Stop(FAILED, str(refused)) from None
+        raise ExitWith(FAILED, str(refused)) from None
     except DatabaseUnavailable as unavailable:
         raise unreachable(url, unavailable) from None
     for name in applied:

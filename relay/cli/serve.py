@@ -13,9 +13,9 @@ from typing import Final
 import click
 import uvloop
 
-from relay.app import Service
+from relay.app import Relay
 from relay.auth import SecretKeyMismatch
-from relay.cli.exits import FAILED, USAGE, Stop, unreachable
+from relay.cli.exits import FAILED, USAGE, ExitWith, unreachable
 from relay.cli.garbage import collect_seldom
 from relay.cli.http_server import (
     end_unread_answers,
@@ -30,11 +30,11 @@ from relay.cli.http_server import (
 from relay.cli.settings import read_settings
 from relay.cli.tracing import tracer_of
 from relay.config.settings import Settings, unknown
-from relay.http.application import Front
-from relay.local.errors import Unable
+from relay.http.application import Application
+from relay.local.errors import StartupError
 from relay.local.processes import PythonChild
 from relay.local.supervisor import StopSignals, StopTimes, Supervisor
-from relay.runtime.shared_memory import Commons
+from relay.runtime.shared_memory import SharedMemory
 from relay.store import StoreError
 from relay.telemetry import logs
 
@@ -53,37 +53,37 @@ class _Options:
     worker: int | None
     loopback_only: bool
     ready_fd: int | None
-    commons: str | None
+    shared_memory: str | None
 
 
 @click.command(help="Run the API.")
 @click.option("--worker", type=int, hidden=True, help="Be the API process with this number, of several.")
 @click.option("--loopback-only", is_flag=True, hidden=True, help="Answer only to loopback names.")
 @click.option("--ready-fd", type=int, hidden=True, help="Write a byte here once requests are answered.")
-@click.option("--commons", hidden=True, help="Memory to share with the processes beside this one.")
-def serve(worker: int | None, loopback_only: bool, ready_fd: int | None, commons: str | None) -> None:
+@click.option("--shared-memory", hidden=True, help="Memory to share with the processes beside this one.")
+def serve(worker: int | None, loopback_only: bool, ready_fd: int | None, shared_memory: str | None) -> None:
     """Run the API until SIGTERM or SIGINT."""
     settings = read_settings()
     logs.set_up(settings.log_level, "serve")
     raise_open_files_limit()
     if settings.database_url is None:
-        raise Stop(USAGE, "DATABASE_URL: `relay serve` needs one, for instance postgresql://user@host/database")
+        raise ExitWith(USAGE, "DATABASE_URL: `relay serve` needs one, for instance postgresql://user@host/database")
     if not settings.secret_keys:
-        raise Stop(USAGE, "RELAY_SECRET_KEY: `relay serve` needs one of at least 32 characters")
+        raise ExitWith(USAGE, "RELAY_SECRET_KEY: `relay serve` needs one of at least 32 characters")
     if settings.admin_token is None and not settings.open_signup:
-        raise Stop(
+        raise ExitWith(
             USAGE,
             "RELAY_ADMIN_TOKEN: without it anybody could generate keys; set it, or RELAY_OPEN_SIGNUP=1 to allow that",
         )
     if settings.db_pool_max // settings.workers < 8:
-        raise Stop(
+        raise ExitWith(
             USAGE,
             f"RELAY_DB_POOL_MAX: {settings.db_pool_max} is too few for RELAY_WORKERS={settings.workers}, "
             "each of which needs 8 connections",
         )
     if settings.redis_url is not None and find_spec("redis") is None:
-        raise Stop(USAGE, "REDIS_URL: it needs the Redis client: pip install 'relay-events[redis]'")
-    options = _Options(worker, loopback_only, ready_fd, commons)
+        raise ExitWith(USAGE, "REDIS_URL: it needs the Redis client: pip install 'relay-events[redis]'")
+    options = _Options(worker, loopback_only, ready_fd, shared_memory)
     if worker is None:
         require_free(host_of(settings), settings.port, "PORT")
     several = settings.workers > 1 and worker is None
@@ -96,17 +96,21 @@ async def _supervise(settings: Settings, options: _Options) -> None:
     signals.listen()
     # They are alike and answer side by side, so they stop side by side.
     supervisor = Supervisor(times=StopTimes(next_after_s=0.0))
-    commons = Commons.inherit(options.commons) if options.commons else Commons.create(settings.workers)
+    shared_memory = (
+        SharedMemory.inherit(options.shared_memory) if options.shared_memory else SharedMemory.create(settings.workers)
+    )
     # They need not say again what is no setting.
     env = {name: value for name, value in os.environ.items() if name not in unknown(os.environ)}
     arguments = ("relay", "serve", *(("--loopback-only",) if options.loopback_only else ()))
     try:
         for number in range(settings.workers):
-            own = ("--worker", str(number + 1), "--commons", commons.for_child(commons.page + number))
-            await supervisor.start(PythonChild(f"api-{number + 1}", (*arguments, *own), env=env, fds=(commons.fd,)))
-    except Unable as unable:
+            own = ("--worker", str(number + 1), "--shared-memory", shared_memory.for_child(shared_memory.page + number))
+            await supervisor.start(
+                PythonChild(f"api-{number + 1}", (*arguments, *own), env=env, fds=(shared_memory.fd,))
+            )
+    except StartupError as unable:
         await supervisor.stop(signals.now)
-        raise Stop(unable.code, unable.line) from None
+        raise ExitWith(unable.code, unable.line) from None
     say_ready(options.ready_fd)
     await signals.stop.wait()
     await supervisor.stop(signals.now)
@@ -115,16 +119,16 @@ async def _supervise(settings: Settings, options: _Options) -> None:
 async def _serve(settings: Settings, options: _Options) -> None:
     signals = StopSignals()
     signals.listen()
-    commons = Commons.inherit(options.commons) if options.commons else Commons.create(1)
+    shared_memory = SharedMemory.inherit(options.shared_memory) if options.shared_memory else SharedMemory.create(1)
     async with AsyncExitStack() as stack:
         tracer = tracer_of(os.environ, "relay-api")
         if tracer is not None:
             await stack.enter_async_context(tracer)
         try:
             service = await stack.enter_async_context(
-                Service(
+                Relay(
                     settings,
-                    commons,
+                    shared_memory,
                     connections=settings.db_pool_max // settings.workers,
                     loopback_only=options.loopback_only,
                     process=f"api-{options.worker or 1}",
@@ -134,11 +138,11 @@ async def _serve(settings: Settings, options: _Options) -> None:
         except StoreError as error:
             raise unreachable(settings.database_url, error) from None
         except SecretKeyMismatch as error:
-            raise Stop(USAGE, str(error)) from None
+            raise ExitWith(USAGE, str(error)) from None
         host = host_of(settings)
         connections = room_for(_CONNECTIONS)
         server = http_server(
-            service.front,
+            service.application,
             host,
             settings.port,
             backlog=_BACKLOG,
@@ -156,12 +160,12 @@ async def _serve(settings: Settings, options: _Options) -> None:
         await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
             serving.result()
-            raise Stop(FAILED, f"the HTTP server on port {settings.port} ended by itself")
+            raise ExitWith(FAILED, f"the HTTP server on port {settings.port} ended by itself")
         # Granian tells nobody: idle connections close by themselves, and answers under way carry `Connection: close`.
         service.stop()
         server.stop()  # type: ignore[no-untyped-call]
         hurry = asyncio.create_task(signals.now.wait(), name="second stop signal")
-        drained = asyncio.create_task(_drained(serving, service.front), name="drain")
+        drained = asyncio.create_task(_drained(serving, service.application), name="drain")
         await asyncio.wait((drained, hurry), timeout=DRAIN_S, return_when=asyncio.FIRST_COMPLETED)
         hurry.cancel()
         drained.cancel()
@@ -171,8 +175,8 @@ async def _serve(settings: Settings, options: _Options) -> None:
     _log.info("stopped")
 
 
-async def _drained(serving: asyncio.Task[None], front: Front) -> None:
+async def _drained(serving: asyncio.Task[None], application: Application) -> None:
     """Wait for the last answer, then a moment for Granian, which would wait for whoever has sent half a head."""
-    await front.quiet()
+    await application.quiet()
     await asyncio.wait((serving,), timeout=_HALF_HEADS_S)
-    await front.quiet()
+    await application.quiet()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from relay.cli.exits import USAGE, Stop
+from relay.cli.exits import USAGE, ExitWith
 
 if TYPE_CHECKING:
     from relay.telemetry.traces import Tracer
@@ -34,14 +34,14 @@ def tracer_of(environ: Mapping[str, str], service: str) -> Tracer | None:
     if not named and not exporter:
         return None
     if exporter not in ("", "otlp"):
-        raise Stop(USAGE, f"OTEL_TRACES_EXPORTER: {exporter!r} is not otlp or none")
+        raise ExitWith(USAGE, f"OTEL_TRACES_EXPORTER: {exporter!r} is not otlp or none")
     protocol = next((value for name in _PROTOCOLS if (value := environ.get(name, "").strip())), "http/protobuf")
     if protocol != "http/protobuf":
-        raise Stop(USAGE, f"OTEL_EXPORTER_OTLP_PROTOCOL: {protocol!r} is not http/protobuf")
+        raise ExitWith(USAGE, f"OTEL_EXPORTER_OTLP_PROTOCOL: {protocol!r} is not http/protobuf")
     try:
         from relay.telemetry.traces import Tracer
     except ImportError:
-        raise Stop(
+        raise ExitWith(
             USAGE, f"{named or 'OTEL_TRACES_EXPORTER'}: traces need OpenTelemetry: pip install 'relay-events[otel]'"
         ) from None
     from relay.telemetry.trace_sampling import BadTraceSetting
@@ -49,4 +49,4 @@ def tracer_of(environ: Mapping[str, str], service: str) -> Tracer | None:
     try:
         return Tracer(environ, service)
     except BadTraceSetting as error:
-        raise Stop(USAGE, str(error)) from None
+        raise ExitWith(USAGE, str(error)) from None

@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from relay.cli.exits import Stop
+from relay.cli.exits import ExitWith
 from relay.cli.settings import read_settings
 
 
@@ -20,7 +20,7 @@ def up() -> None:
 
     # Imported here: a bad setting need not wait for a server.
     from relay.cli.http_server import raise_open_files_limit
-    from relay.local.errors import Unable
+    from relay.local.errors import StartupError
     from relay.local.up import up as run
     from relay.telemetry import logs
 
@@ -31,5 +31,5 @@ def up() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         asyncio.run(run(settings, os.environ))
-    except Unable as unable:
-        raise Stop(unable.code, unable.line) from None
+    except StartupError as unable:
+        raise ExitWith(unable.code, unable.line) from None

@@ -9,13 +9,13 @@ import random
 from math import inf
 from typing import TYPE_CHECKING, Final
 
-from relay.delivery.capacity.concurrency import Slot, Slots
-from relay.delivery.capacity.endpoint_state import SLOW_AFTER_S, Ending
-from relay.delivery.claims import Claimed, is_suspect
+from relay.delivery.capacity.concurrency import ConcurrencyLimiter, Slot
+from relay.delivery.capacity.endpoint_state import SLOW_AFTER_S, AttemptEnding
+from relay.delivery.claims import ClaimedDelivery, is_suspect
 from relay.delivery.endpoint_cache import Endpoint
-from relay.delivery.endpoint_health import Health
+from relay.delivery.endpoint_health import EndpointHealth
 from relay.delivery.leases import Leases
-from relay.delivery.metrics import Measures
+from relay.delivery.metrics import DeliveryMetrics
 from relay.delivery.outcome import crash_of, ending_of, is_gone, result_of
 from relay.delivery.recorder import Recorder, Result
 from relay.delivery.transport.request import Target
@@ -48,11 +48,11 @@ class Attempts:
     def __init__(
         self,
         sender: Sender,
-        slots: Slots,
+        slots: ConcurrencyLimiter,
         leases: Leases,
         recorder: Recorder,
-        health: Health,
-        measures: Measures,
+        health: EndpointHealth,
+        measures: DeliveryMetrics,
         tracer: Tracer | None = None,
     ) -> None:
         self._sender = sender
@@ -72,12 +72,12 @@ class Attempts:
         """Whether this process lately lacked what every attempt needs, so that claiming more would be in vain."""
         return self._loop.time() < self._short_until
 
-    def begin(self, delivery: Claimed, endpoint: Endpoint) -> None:
+    def begin(self, delivery: ClaimedDelivery, endpoint: Endpoint) -> None:
         """Attempt this, for which a slot has been taken."""
         slot = self._slots.begin(endpoint.id, delivery.held.event_id, self._loop.time(), suspect=is_suspect(delivery))
         self._running[slot] = self._loop.create_task(self._deliver(delivery, endpoint, slot))
 
-    def give_up(self, delivery: Claimed, at: datetime.datetime) -> None:
+    def give_up(self, delivery: ClaimedDelivery, at: datetime.datetime) -> None:
         """End this without an attempt: those before ended with their process."""
         self._measures.crashed(delivery.held)
         self._recorder.add(crash_of(delivery, at))
@@ -94,9 +94,9 @@ class Attempts:
             _log.warning("deliveries_cut_off", extra={"deliveries": len(unfinished)})
             await asyncio.wait(unfinished, timeout=1.0)
 
-    async def _deliver(self, delivery: Claimed, endpoint: Endpoint, slot: Slot) -> None:
+    async def _deliver(self, delivery: ClaimedDelivery, endpoint: Endpoint, slot: Slot) -> None:
         held, target = delivery.held, endpoint.target
-        ending = Ending.UNSENT
+        ending = AttemptEnding.UNSENT
         slow = self._loop.call_later(SLOW_AFTER_S, self._slots.outlast, slot) if endpoint.limits.may_last else None
         try:
             if target is None:
@@ -135,10 +135,10 @@ class Attempts:
             chance = random.random()  # noqa: S311 - spreads load, keeps no secret
             self._slots.quotas.drop(held.organization_id, held.event_id)
             breaker = self._slots.give_back(slot, ending, now, chance=chance)
-            if ending is not Ending.UNSENT:
+            if ending is not AttemptEnding.UNSENT:
                 self._health.attempted(endpoint, breaker, now)
 
-    async def _send_traced(self, delivery: Claimed, target: Target, traceparent: str, tracer: Tracer) -> Answer:
+    async def _send_traced(self, delivery: ClaimedDelivery, target: Target, traceparent: str, tracer: Tracer) -> Answer:
         held = delivery.held
         facts: dict[str, str | int] = {
             "relay.event_id": str(held.event_id),
@@ -151,7 +151,7 @@ class Attempts:
             tracer.end_attempt(span, answer.status_code, answer.error_class)
         return answer
 
-    async def _leave_alone(self, delivery: Claimed) -> None:
+    async def _leave_alone(self, delivery: ClaimedDelivery) -> None:
         try:
             async with asyncio.timeout(_UNSIGNABLE_S):
                 await self._stopping.wait()
@@ -160,7 +160,7 @@ class Attempts:
         await self._leases.release([delivery.held])
 
 
-def _post(delivery: Claimed, target: Target, traceparent: str | None) -> Post:
+def _post(delivery: ClaimedDelivery, target: Target, traceparent: str | None) -> Post:
     held = delivery.held
     return Post(target, held.event_id, delivery.type, delivery.payload, delivery.attempts + 1, traceparent)
 

@@ -13,8 +13,8 @@ from uuid import UUID
 
 from msgspec import Struct
 
-from relay.delivery.capacity.concurrency import Offer
-from relay.delivery.ownership.buckets import Span, Turf
+from relay.delivery.capacity.concurrency import ClaimBudget
+from relay.delivery.ownership.buckets import Assignment, BucketRange
 from relay.store import HotConnection, Row, StoreError
 
 _NIL: Final = UUID(int=0)
@@ -30,7 +30,7 @@ _SUSPECT_AFTER: Final = 5
 _CRASHED_AFTER: Final = 10
 
 
-class Held(Struct, eq=False):
+class ClaimRef(Struct, eq=False):
     """The row of an open delivery and the token that says it is ours."""
 
     organization_id: UUID
@@ -41,7 +41,7 @@ class Held(Struct, eq=False):
     claim_token: UUID
 
 
-def columns(claims: Sequence[Held]) -> list[list[object]]:
+def columns(claims: Sequence[ClaimRef]) -> list[list[object]]:
     """Claims as the parameters of a statement."""
     return [
         [held.organization_id for held in claims],
@@ -53,14 +53,14 @@ def columns(claims: Sequence[Held]) -> list[list[object]]:
     ]
 
 
-class Claimed(NamedTuple):
+class ClaimedDelivery(NamedTuple):
     """A delivery to attempt: how often it has been, how often before its present schedule, and what to send.
 
     `claims` says how often it was claimed before without a result, `version` is that of its endpoint; `ran_out` says
     that somebody had claimed it whose lease ran out; `traceparent` is where the event belongs in a trace.
     """
 
-    held: Held
+    held: ClaimRef
     attempts: int
     attempts_before: int
     version: int
@@ -72,10 +72,10 @@ class Claimed(NamedTuple):
     claims: int = 0
 
 
-class Claim(NamedTuple):
+class ClaimBatch(NamedTuple):
     """What one claim took, and whether its lap goes on: there may be more that can be taken at once."""
 
-    deliveries: list[Claimed]
+    deliveries: list[ClaimedDelivery]
     more: bool
 
 
@@ -98,7 +98,7 @@ class Claimer:
         connection: HotConnection,
         lease_s: float,
         visits: int = 500,
-        lost: Callable[[Sequence[Held]], None] = lambda _: None,
+        lost: Callable[[Sequence[ClaimRef]], None] = lambda _: None,
         timeout_s: float = 10.0,
     ) -> None:
         self._connection = connection
@@ -130,7 +130,7 @@ class Claimer:
         (row,) = await self._connection.fetch("unpark", _UNPARKED, timeout_s=_TIMEOUT_S)
         return row["unparked"], row["unparked"] == _UNPARKED
 
-    async def claim(self, offer: Offer, turf: Turf) -> Claim:
+    async def claim(self, offer: ClaimBudget, assignment: Assignment) -> ClaimBatch:
         """Take what `offer` allows.
 
         Args:
@@ -140,13 +140,13 @@ class Claimer:
         Raises:
             StoreError: nothing is known to have been taken; what was taken all the same is free for the next claim.
         """
-        span = self._enter(turf.spans)
+        span = self._enter(assignment.spans)
         # Where there was a backlog there is likely more, and few endpoints fill the next claim too.
         visits = min(self._visits, _FEW_VISITS) if self._was_full else self._visits
         token = UUID(int=self._first_token.int | secrets.randbits(64))
         try:
             rows = await self._connection.fetch(
-                "claim_due", token, *self._terms(offer, span, visits, turf), timeout_s=_TIMEOUT_S
+                "claim_due", token, *self._terms(offer, span, visits, assignment), timeout_s=_TIMEOUT_S
             )
         except StoreError:
             self._lost_tokens[token] = time.monotonic() + _TIMEOUT_S + self._lease_s
@@ -162,17 +162,17 @@ class Claimer:
         if is_full and (deliveries or lost):
             self._after = (place["last_bucket"], place["last_endpoint_id"])
             self.begin_lap()
-            return Claim(deliveries, True)
-        more = self._go_on(place, span, turf.spans, is_cut=is_full or place["visits"] >= visits)
+            return ClaimBatch(deliveries, True)
+        more = self._go_on(place, span, assignment.spans, is_cut=is_full or place["visits"] >= visits)
         # What stands behind a suspect has not been looked at.
-        return Claim(deliveries, more or any(is_suspect(delivery) for delivery in deliveries))
+        return ClaimBatch(deliveries, more or any(is_suspect(delivery) for delivery in deliveries))
 
-    def _terms(self, offer: Offer, span: Span, visits: int, turf: Turf) -> list[object]:
+    def _terms(self, offer: ClaimBudget, span: BucketRange, visits: int, assignment: Assignment) -> list[object]:
         """The parameters of a claim, beginning with the third."""
         endpoint_ids, free, is_new, is_slow = offer.endpoint_ids, offer.free, offer.is_new, offer.is_slow
-        if turf.barred:
+        if assignment.barred:
             known = zip_longest(endpoint_ids, free, is_new, is_slow)
-            merged = {each[0]: each for each in known} | {each: (each, 0, False, False) for each in turf.barred}
+            merged = {each[0]: each for each in known} | {each: (each, 0, False, False) for each in assignment.barred}
             endpoint_ids, free, is_new, is_slow = (list(column) for column in zip(*merged.values(), strict=True))
         left = offer.left.values()
         now = time.monotonic()
@@ -197,20 +197,20 @@ class Claimer:
             offer.bytes,
             offer.suspects,
             list(self._lost_tokens),
-            turf.orphaned,
+            assignment.orphaned,
             self._first_token,
             self._last_token,
             self._timeout_s,
         ]
 
-    def _enter(self, spans: Sequence[Span]) -> Span:
+    def _enter(self, spans: Sequence[BucketRange]) -> BucketRange:
         """The span in which to go on, which is another one when ours have changed meanwhile."""
         span = next((span for span in spans if span.last >= self._after[0]), spans[0])
         if not span.first <= self._after[0] <= span.last:
             self._after = (span.first, _NIL)
         return span
 
-    def _go_on(self, visited: Row, span: Span, spans: Sequence[Span], *, is_cut: bool) -> bool:
+    def _go_on(self, visited: Row, span: BucketRange, spans: Sequence[BucketRange], *, is_cut: bool) -> bool:
         if is_cut:
             self._after = (visited["last_bucket"], visited["last_endpoint_id"])
         elif span.last < spans[-1].last:
@@ -224,11 +224,11 @@ class Claimer:
         return not self._wrapped or self._after < self._origin
 
 
-def _read(rows: Sequence[Row], token: UUID) -> tuple[list[Claimed], list[Held], list[Held]]:
+def _read(rows: Sequence[Row], token: UUID) -> tuple[list[ClaimedDelivery], list[ClaimRef], list[ClaimRef]]:
     """What a claim took, what of it has no event any more, and what is to be given back."""
-    deliveries: list[Claimed] = []
-    lost: list[Held] = []
-    spare: list[Held] = []
+    deliveries: list[ClaimedDelivery] = []
+    lost: list[ClaimRef] = []
+    spare: list[ClaimRef] = []
     payloads: dict[tuple[UUID, UUID], bytes] = {}
     # Those that share it with another of their event, which may come after them.
     lacking: list[int] = []
@@ -238,7 +238,7 @@ def _read(rows: Sequence[Row], token: UUID) -> tuple[list[Claimed], list[Held], 
         # A claim that took nothing has one row, which says only what was visited.
         if event_id is None:
             break
-        held = Held(row["organization_id"], row["epoch"], row["xid"], event_id, row["endpoint_id"], token)
+        held = ClaimRef(row["organization_id"], row["epoch"], row["xid"], event_id, row["endpoint_id"], token)
         if row["type"] is None:
             lost.append(held)
             continue
@@ -253,7 +253,7 @@ def _read(rows: Sequence[Row], token: UUID) -> tuple[list[Claimed], list[Held], 
         if payload is None:
             lacking.append(len(deliveries))
         deliveries.append(
-            Claimed(
+            ClaimedDelivery(
                 held,
                 row["attempts"],
                 row["attempts_before"],
@@ -278,11 +278,11 @@ def _read(rows: Sequence[Row], token: UUID) -> tuple[list[Claimed], list[Held], 
     return deliveries, lost, spare
 
 
-def is_suspect(delivery: Claimed) -> bool:
+def is_suspect(delivery: ClaimedDelivery) -> bool:
     """Whether a delivery was claimed so often without a result that it may be what kills its claimers."""
     return _SUSPECT_AFTER <= delivery.claims < _CRASHED_AFTER
 
 
-def has_crashed(delivery: Claimed) -> bool:
+def has_crashed(delivery: ClaimedDelivery) -> bool:
     """Whether a delivery was claimed so often without a result that it is not sent any more."""
     return delivery.claims >= _CRASHED_AFTER

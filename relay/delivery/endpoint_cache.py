@@ -14,8 +14,8 @@ from msgspec import Struct
 
 from relay.config.settings import Settings
 from relay.delivery.capacity.endpoint_state import MOST_SLOTS, SLOW_AFTER_S, Limits
-from relay.delivery.claims import Claimed
-from relay.delivery.transport.request import RESERVED, Key, Keys, Target
+from relay.delivery.claims import ClaimedDelivery
+from relay.delivery.transport.request import RESERVED, Key, SigningKeys, Target
 from relay.store import Cell, HotConnection, Row
 from relay.values.ed25519 import private_key
 from relay.values.encryption import Vault
@@ -52,7 +52,7 @@ class Endpoint(Struct, frozen=True):
     limits: Limits
 
 
-class Directory:
+class EndpointCache:
     """Knows endpoints.
 
     Args:
@@ -67,7 +67,7 @@ class Directory:
         self._vault = vault
         self._known: OrderedDict[UUID, Endpoint] = OrderedDict()
 
-    async def of_claim(self, deliveries: Sequence[Claimed]) -> Mapping[UUID, Endpoint]:
+    async def of_claim(self, deliveries: Sequence[ClaimedDelivery]) -> Mapping[UUID, Endpoint]:
         """The endpoints of a claim, by id, without those that have been disabled or deleted meanwhile.
 
         Raises:
@@ -153,7 +153,7 @@ class Directory:
             headers = msgspec.json.decode(self._vault.open(row["headers_seal"], context), type=dict[str, str])
         return Target(
             url=row["url"],
-            keys=Keys(present, self._old_key(row), row["old_secret_until"]),
+            keys=SigningKeys(present, self._old_key(row), row["old_secret_until"]),
             headers={name: value for name, value in headers.items() if name.lower() not in RESERVED},
             timeout_s=row["timeout_s"] or self._settings.delivery_timeout_s,
             organization_id=row["organization_id"],

@@ -14,7 +14,7 @@ import orjson
 
 from relay.delivery.capacity.circuit_breaker import Breaker
 from relay.delivery.endpoint_cache import Endpoint
-from relay.runtime.service import Background
+from relay.runtime.service import Service
 from relay.store import Cell, DatabaseUnavailable, StoreError
 from relay.telemetry.metrics import Metrics
 from relay.values.times import rfc3339
@@ -45,7 +45,7 @@ class _Verdict:
         self.written = asyncio.Event()
 
 
-class Health(Background):
+class EndpointHealth(Service):
     """Notes since when endpoints fail and their breakers are open, and disables those that are beyond hope.
 
     Args:

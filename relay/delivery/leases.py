@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Final, Self
 from uuid import UUID
 
-from relay.delivery.claims import Held, columns
+from relay.delivery.claims import ClaimRef, columns
 from relay.store import HotConnection, StoreError
 
 _log = logging.getLogger("relay.delivery")
@@ -34,14 +34,14 @@ class Leases:
         self._connection = connection
         self._free = asyncio.Lock()
         self._lease_s = lease_s
-        self._held: set[Held] = set()
+        self._held: set[ClaimRef] = set()
         # Not sent, and how long each is to rest.
-        self._unsent: list[tuple[Held, float]] = []
+        self._unsent: list[tuple[ClaimRef, float]] = []
         self._putting_off: asyncio.Task[None] | None = None
         #: Runs until this is left; it ends by itself only where there is a mistake in here.
         self.task: asyncio.Task[None] | None = None
 
-    def hold(self, claims: Iterable[Held]) -> None:
+    def hold(self, claims: Iterable[ClaimRef]) -> None:
         """These have been claimed."""
         self._held.update(claims)
 
@@ -49,11 +49,11 @@ class Leases:
         """The endpoints of all that is held."""
         return {held.endpoint_id for held in self._held}
 
-    def drop(self, claims: Iterable[Held]) -> None:
+    def drop(self, claims: Iterable[ClaimRef]) -> None:
         """These have been recorded, or are left to their leases."""
         self._held.difference_update(claims)
 
-    async def release(self, claims: Sequence[Held]) -> None:
+    async def release(self, claims: Sequence[ClaimRef]) -> None:
         """Give these back at once; where that fails their leases run out."""
         self.drop(claims)
         try:
@@ -63,7 +63,7 @@ class Leases:
         except StoreError as reason:
             _log.warning("claims_not_released", extra={"claims": len(claims), "reason": str(reason)})
 
-    def put_off(self, claim: Held, pause_s: float) -> None:
+    def put_off(self, claim: ClaimRef, pause_s: float) -> None:
         """Give this back with others, to rest for so long; where that fails its lease runs out."""
         self._unsent.append((claim, pause_s))
         if self._putting_off is None:
@@ -116,7 +116,7 @@ class Leases:
                 _log.warning("leases_not_renewed", extra={"leases": len(self._held), "reason": str(reason)})
 
 
-def _batches(claims: Sequence[Held]) -> Iterable[list[Held]]:
+def _batches(claims: Sequence[ClaimRef]) -> Iterable[list[ClaimRef]]:
     rest = iter(claims)
     while batch := list(islice(rest, _BATCH)):
         yield batch

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Final, Self
 from relay.config.settings import Settings
 from relay.delivery.attempts import Attempts
 from relay.delivery.capacity.circuit_breaker import Tolerance
-from relay.delivery.capacity.concurrency import Offer, Slots
-from relay.delivery.claims import Claimed, Claimer, has_crashed
-from relay.delivery.endpoint_cache import Directory
-from relay.delivery.endpoint_health import Health
+from relay.delivery.capacity.concurrency import ClaimBudget, ConcurrencyLimiter
+from relay.delivery.claims import ClaimedDelivery, Claimer, has_crashed
+from relay.delivery.endpoint_cache import EndpointCache
+from relay.delivery.endpoint_health import EndpointHealth
 from relay.delivery.leases import Leases
-from relay.delivery.metrics import Measures
-from relay.delivery.ownership.bucket_leases import PACE, Pace, Share
-from relay.delivery.ping_worker import Pinging
+from relay.delivery.metrics import DeliveryMetrics
+from relay.delivery.ownership.bucket_leases import PACE, BucketLeases, Pace
+from relay.delivery.ping_worker import PingWorker
 from relay.delivery.recorder import Recorder, Result
-from relay.delivery.retry_timer import DueTimes
+from relay.delivery.retry_timer import RetryTimer
 from relay.delivery.transport.sender import Sender
-from relay.delivery.transport.ssrf_guard import Guard
+from relay.delivery.transport.ssrf_guard import SsrfGuard
 from relay.store import Cell, StoreError
 from relay.telemetry.metrics import Metrics
 from relay.values.encryption import Vault
@@ -72,27 +72,27 @@ class DeliveryLoop:
     ) -> None:
         self._cell = cell
         self._most_unrecorded = settings.max_in_flight
-        self._slots = Slots(
+        self._slots = ConcurrencyLimiter(
             settings.max_in_flight,
             Tolerance(settings.breaker_failures, settings.breaker_window_s),
             settings.delivery_mb * 1024 * 1024,
         )
-        self._measures = Measures(metrics, self._slots)
+        self._measures = DeliveryMetrics(metrics, self._slots)
         claiming = cell.owned_connection()
         self._claimer = Claimer(
             claiming, settings.lease_s, lost=self._measures.lost, timeout_s=settings.delivery_timeout_s
         )
-        self._directory = Directory(claiming, settings, vault)
+        self._directory = EndpointCache(claiming, settings, vault)
         self._leases = Leases(cell.owned_connection(), settings.lease_s)
-        self._share = Share(cell, self._leases.endpoint_ids, self._look, metrics, pace, settings.lease_s)
+        self._share = BucketLeases(cell, self._leases.endpoint_ids, self._look, metrics, pace, settings.lease_s)
         self._recorder = Recorder(cell.owned_connection(), self._recorded)
-        self._sender = Sender(Guard(settings.allowed_networks or ()), now=self._now)
-        self._health = Health(cell, settings.endpoint_disable_after_s, self._now, metrics)
+        self._sender = Sender(SsrfGuard(settings.allowed_networks or ()), now=self._now)
+        self._health = EndpointHealth(cell, settings.endpoint_disable_after_s, self._now, metrics)
         self._attempts = Attempts(
             self._sender, self._slots, self._leases, self._recorder, self._health, self._measures, tracer
         )
-        self._pinging = Pinging(cell, self._directory, self._sender, settings.delivery_timeout_s)
-        self._due = DueTimes(self._look)
+        self._pinging = PingWorker(cell, self._directory, self._sender, settings.delivery_timeout_s)
+        self._due = RetryTimer(self._look)
         self._next_look: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -190,22 +190,22 @@ class DeliveryLoop:
             self._held_up = self._recorder.failing or self._recorder.backlog >= self._most_unrecorded
             if self._held_up or self._attempts.is_short:
                 return
-            turf, offer = self._share.turf, self._slots.offer(asyncio.get_running_loop().time())
-            if offer is None or not turf.spans:
+            assignment, offer = self._share.assignment, self._slots.offer(asyncio.get_running_loop().time())
+            if offer is None or not assignment.spans:
                 return
-            claimed, more = await self._claimer.claim(offer, turf)
+            claimed, more = await self._claimer.claim(offer, assignment)
             self._measures.claimed(claimed)
             self._leases.hold(delivery.held for delivery in claimed)
             await self._begin(offer, claimed)
 
-    async def _still_ours(self, claimed: list[Claimed]) -> list[Claimed]:
+    async def _still_ours(self, claimed: list[ClaimedDelivery]) -> list[ClaimedDelivery]:
         """What may be sent: the rest of this claim was given up, or its lease ran out, while statements ran."""
         while lost := {delivery.held for delivery in claimed if not self._share.owns(delivery.held.endpoint_id)}:
             await self._leases.release(list(lost))
             claimed = [delivery for delivery in claimed if delivery.held not in lost]
         return claimed
 
-    async def _begin(self, offer: Offer, claimed: Sequence[Claimed]) -> None:
+    async def _begin(self, offer: ClaimBudget, claimed: Sequence[ClaimedDelivery]) -> None:
         try:
             endpoints = await self._directory.of_claim(claimed)
         except StoreError:

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
-from relay.delivery.capacity.concurrency import Slots
-from relay.delivery.claims import Claimed, Held
+from relay.delivery.capacity.concurrency import ConcurrencyLimiter
+from relay.delivery.claims import ClaimedDelivery, ClaimRef
 from relay.delivery.recorder import Result
 from relay.delivery.transport.response import ErrorClass
 from relay.delivery.transport.sender import Answer
@@ -21,7 +21,7 @@ _log = logging.getLogger("relay.delivery")
 _LAGS_S: Final = (*WAITS_S, 60.0, 300.0)
 
 
-class Measures:
+class DeliveryMetrics:
     """Counts claims, attempts and their ends.
 
     Args:
@@ -29,7 +29,7 @@ class Measures:
         slots: what is on the wire, and which breakers are open.
     """
 
-    def __init__(self, metrics: Metrics, slots: Slots) -> None:
+    def __init__(self, metrics: Metrics, slots: ConcurrencyLimiter) -> None:
         self._claims = metrics.counter("relay_delivery_claims", "Claim statements that succeeded.").of()
         self._claimed = metrics.counter("relay_delivery_claimed", "Deliveries claimed.").of()
         self._leases_run_out = metrics.counter(
@@ -59,28 +59,28 @@ class Measures:
             "state",
         )
 
-    def claimed(self, deliveries: Sequence[Claimed]) -> None:
+    def claimed(self, deliveries: Sequence[ClaimedDelivery]) -> None:
         """A claim has succeeded."""
         self._claims.add()
         self._claimed.add(len(deliveries))
         if run_out := sum(delivery.ran_out for delivery in deliveries):
             self._leases_run_out.add(run_out)
 
-    def lost(self, claims: Sequence[Held]) -> None:
+    def lost(self, claims: Sequence[ClaimRef]) -> None:
         """Retention has taken the events of these."""
         self._ended.add(len(claims), "lost")
         for held in claims:
             ids = {"event_id": str(held.event_id), "endpoint_id": str(held.endpoint_id)}
             _log.warning("delivery_lost", extra={"organization_id": str(held.organization_id), **ids})
 
-    def crashed(self, held: Held) -> None:
+    def crashed(self, held: ClaimRef) -> None:
         """A delivery that seems to kill its processes is not sent any more."""
         self._attempts.add(1, ErrorClass.CRASH)
         self._ended.add(1, "failed")
         ids = {"event_id": str(held.event_id), "endpoint_id": str(held.endpoint_id)}
         _log.error("delivery_crashed", extra={"organization_id": str(held.organization_id), **ids})
 
-    def attempted(self, delivery: Claimed, answer: Answer, result: Result, *, probe: bool) -> None:
+    def attempted(self, delivery: ClaimedDelivery, answer: Answer, result: Result, *, probe: bool) -> None:
         """An attempt has come to its end, and perhaps its delivery; a probe that succeeded is one too."""
         if probe:
             self._probes.add(1, answer.error_class or "delivered")

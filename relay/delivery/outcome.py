@@ -6,8 +6,8 @@ import datetime
 from http import HTTPStatus
 from typing import Final
 
-from relay.delivery.capacity.endpoint_state import Ending
-from relay.delivery.claims import Claimed
+from relay.delivery.capacity.endpoint_state import AttemptEnding
+from relay.delivery.claims import ClaimedDelivery
 from relay.delivery.endpoint_cache import Endpoint
 from relay.delivery.recorder import Result
 from relay.delivery.transport.response import ErrorClass
@@ -31,16 +31,16 @@ def is_gone(answer: Answer) -> bool:
     return answer.status_code == _GONE
 
 
-def ending_of(answer: Answer) -> Ending:
+def ending_of(answer: Answer) -> AttemptEnding:
     """What an answer means for the endpoint's slots."""
     if answer.error_class is None:
-        return Ending.DELIVERED
+        return AttemptEnding.DELIVERED
     if answer.status_code in _OVERLOADED:
-        return Ending.OVERLOADED
-    return Ending.TIMED_OUT if answer.error_class is ErrorClass.TIMEOUT else Ending.FAILED
+        return AttemptEnding.OVERLOADED
+    return AttemptEnding.TIMED_OUT if answer.error_class is ErrorClass.TIMEOUT else AttemptEnding.FAILED
 
 
-def result_of(delivery: Claimed, endpoint: Endpoint, answer: Answer, *, probe: bool, chance: float) -> Result:
+def result_of(delivery: ClaimedDelivery, endpoint: Endpoint, answer: Answer, *, probe: bool, chance: float) -> Result:
     """What an answer means for its delivery.
 
     Args:
@@ -79,6 +79,6 @@ def result_of(delivery: Claimed, endpoint: Endpoint, answer: Answer, *, probe: b
     )
 
 
-def crash_of(delivery: Claimed, at: datetime.datetime) -> Result:
+def crash_of(delivery: ClaimedDelivery, at: datetime.datetime) -> Result:
     """The end of a delivery that was claimed again and again and never came to a result: it is not sent any more."""
     return Result(delivery.held, delivery.attempts + 1, at, None, 0, ErrorClass.CRASH, None, "failed", None)

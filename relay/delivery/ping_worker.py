@@ -11,10 +11,10 @@ from uuid import UUID
 import msgspec
 
 from relay.config.settings import LONGEST_TEST_S
-from relay.delivery.endpoint_cache import Directory
+from relay.delivery.endpoint_cache import EndpointCache
 from relay.delivery.transport.sender import Post, Sender
 from relay.delivery.transport.shortage import Shortage
-from relay.runtime.service import Background
+from relay.runtime.service import Service
 from relay.store import Cell, StoreError
 
 _log = logging.getLogger("relay.delivery")
@@ -28,7 +28,7 @@ _TYPE: Final = "relay.ping"
 _PAYLOAD: Final = b"{}"
 
 
-class Pinging(Background):
+class PingWorker(Service):
     """Makes the test deliveries that are asked for: one attempt each, whatever the endpoint's limits or health, of 30 s
     at most; two of an organization at once, over all processes.
 
@@ -39,7 +39,7 @@ class Pinging(Background):
         timeout_s: of endpoints that have none of their own.
     """
 
-    def __init__(self, cell: Cell, directory: Directory, sender: Sender, timeout_s: float) -> None:
+    def __init__(self, cell: Cell, directory: EndpointCache, sender: Sender, timeout_s: float) -> None:
         self._cell = cell
         self._directory = directory
         self._sender = sender

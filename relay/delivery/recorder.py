@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from relay.delivery.claims import Held
+from relay.delivery.claims import ClaimRef
 from relay.delivery.transport.response import ErrorClass
 from relay.store import HotConnection, PartitionMissing, RowRefused, StoreError
 
@@ -32,7 +32,7 @@ class Result(NamedTuple):
     failed: it was no attempt, so `number` is that of the last one, or 0.
     """
 
-    held: Held
+    held: ClaimRef
     number: int
     at: datetime.datetime
     status_code: int | None

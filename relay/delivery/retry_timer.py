@@ -14,7 +14,7 @@ _STEP_S: Final = 0.02
 _FARTHEST_S: Final = 60.0
 
 
-class DueTimes:
+class RetryTimer:
     """Calls `due` when something that was put off is due.
 
     Args:

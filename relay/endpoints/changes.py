@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from relay.store.idempotency import Once
+from relay.store.idempotency import IdempotencyKey
 
 Scheme = Literal["v1", "v1a"]
 
 
 @dataclass(frozen=True, slots=True)
-class Members:
+class EndpointChanges:
     """What a request says of an endpoint; None where it says nothing.
 
     Args:
@@ -47,4 +47,4 @@ class CatchUp(NamedTuple):
     """Which events from before are sent too, and how a repeat of the request is known."""
 
     since: datetime.datetime
-    once: Once | None
+    once: IdempotencyKey | None

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from relay.config.settings import LONGEST_TEST_S
 from relay.errors import ApiError
-from relay.runtime.service import Background
+from relay.runtime.service import Service
 from relay.store import Cell, Row, StoreError
 
 _log = logging.getLogger("relay.delivery")
@@ -24,7 +24,7 @@ _LOOK_EVERY_S: Final = 0.1
 _AFTER_ERROR_S: Final = 1.0
 
 
-class Pings(Background):
+class PingClient(Service):
     """The pings that this process waits for. One look every 100 ms for all of them together: however many callers
     wait, the database is asked ten times a second.
 

@@ -9,10 +9,10 @@ from uuid import UUID
 
 import msgspec
 
-from relay.endpoints.changes import CatchUp, Members, Scheme
+from relay.endpoints.changes import CatchUp, EndpointChanges, Scheme
 from relay.errors import ApiError
 from relay.store import Cell, Row
-from relay.store.idempotency import kept_answer
+from relay.store.idempotency import stored_response
 from relay.values import cursor, ed25519, signature, uuid7
 from relay.values.cursor import Position
 from relay.values.encryption import Vault
@@ -57,7 +57,7 @@ class _Job(NamedTuple):
     until: UUID | None
 
 
-class Endpoints:
+class EndpointRepository:
     """The endpoints of one cell's organizations.
 
     Every method raises StoreError when the database does not answer.
@@ -109,7 +109,7 @@ class Endpoints:
         return await self._cell.fetch_row("endpoint_by_id", organization_id, endpoint_id)
 
     async def create(
-        self, organization_id: UUID, tier: str, members: Members, scheme: Scheme, catch_up: CatchUp | None
+        self, organization_id: UUID, tier: str, members: EndpointChanges, scheme: Scheme, catch_up: CatchUp | None
     ) -> tuple[Written, str | None]:
         """Make an endpoint of an organization that has this tier.
 
@@ -162,7 +162,7 @@ class Endpoints:
         return Written(row, job.job_id, replayed=False), signature.written(secret) if scheme == "v1" else None
 
     async def change(
-        self, organization_id: UUID, endpoint_id: UUID, members: Members, catch_up: CatchUp | None
+        self, organization_id: UUID, endpoint_id: UUID, members: EndpointChanges, catch_up: CatchUp | None
     ) -> Written | None:
         """Change what is given of an endpoint; None when the organization has no such.
 
@@ -256,7 +256,7 @@ class Endpoints:
         sentence = f"Your organization has {most} endpoints or more, and its tier allows no further; delete one first."
         return ApiError("too_many_endpoints", sentence=sentence)
 
-    def _headers(self, members: Members, endpoint_id: UUID) -> tuple[Sequence[str] | None, bytes | None]:
+    def _headers(self, members: EndpointChanges, endpoint_id: UUID) -> tuple[Sequence[str] | None, bytes | None]:
         """Names to show, and the seal of names and values."""
         if members.headers is None:
             return None, None
@@ -281,7 +281,7 @@ class Endpoints:
 
     async def _repeated(self, organization_id: UUID, catch_up: CatchUp | None) -> Written | None:
         """The answer to a repeat, or None when the request is none. The endpoint is shown as it now is."""
-        kept = await kept_answer(self._cell, organization_id, None if catch_up is None else catch_up.once)
+        kept = await stored_response(self._cell, organization_id, None if catch_up is None else catch_up.once)
         if kept is None:
             return None
         answer = msgspec.json.decode(kept, type=_Answer)

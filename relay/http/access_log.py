@@ -7,7 +7,7 @@ import random
 from typing import Any, Final
 
 from relay.http.exchange import Exchange, Scope
-from relay.http.proxies import Clients
+from relay.http.proxies import TrustedProxies
 from relay.values.traceparent import TraceParent
 
 _log = logging.getLogger("relay.http")
@@ -16,7 +16,7 @@ _log = logging.getLogger("relay.http")
 SLOW_S: Final = 1.0
 
 
-class Journal:
+class AccessLog:
     """One line for a request that failed, was slow, or is in the sample; none for any other.
 
     Failed is what we could not do: 5xx, 408, and what the database refused. Other answers of 4xx are the caller's own
@@ -27,9 +27,9 @@ class Journal:
         clients: who knows the client behind a proxy; None where there is none.
     """
 
-    def __init__(self, sample: float, clients: Clients | None = None) -> None:
+    def __init__(self, sample: float, clients: TrustedProxies | None = None) -> None:
         self._sample = sample
-        self._clients = clients or Clients(())
+        self._clients = clients or TrustedProxies(())
 
     def note(self, scope: Scope, exchange: Exchange, route: str, taken_s: float) -> None:
         """A request has been answered.

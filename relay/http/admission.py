@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from relay.auth import Guard, Tenant
+from relay.auth import Authenticator, Tenant
 from relay.errors import ApiError, Detail
-from relay.http.bulkhead import Crowd
+from relay.http.bulkhead import Bulkheads
 from relay.http.exchange import NO_STORE, Exchange
-from relay.limits import Allowance, Limits
+from relay.limits import Decision, Limits
 from relay.telemetry.metrics import Metrics
 
 #: A rejected request costs a token for each so many bytes of its body.
 CHARGED_BYTES: Final = 4096
 
 
-class Door:
+class Admission:
     """Key first, then the limit, then what the organization has under way: all before a byte of the body is read.
 
     Args:
@@ -25,10 +25,10 @@ class Door:
         metrics: where to count the limiter's decisions.
     """
 
-    def __init__(self, guard: Guard, limiter: Limits, crowd: Crowd, metrics: Metrics) -> None:
+    def __init__(self, guard: Authenticator, limiter: Limits, bulkheads: Bulkheads, metrics: Metrics) -> None:
         self._guard = guard
         self._limiter = limiter
-        self._crowd = crowd
+        self._bulkheads = bulkheads
         decisions = metrics.counter(
             "relay_limit_decisions", "Decisions on the rate limits of organizations: allowed, limited.", "decision"
         )
@@ -64,9 +64,9 @@ class Door:
         self._allowed.add()
         if needs is not None and needs not in tenant.scopes:
             raise ApiError("insufficient_scope")
-        exchange.party = self._crowd.enter(tenant.organization_id)
+        exchange.bulkhead = self._bulkheads.enter(tenant.organization_id)
         if turn:
-            await exchange.party.take_turn()
+            await exchange.bulkhead.take_turn()
             exchange.has_turn = True
         return tenant
 
@@ -83,7 +83,7 @@ class Door:
         allowance = await self._spend(tenant, min((size - 1) // CHARGED_BYTES, left.remaining))
         exchange.limit_headers = allowance.headers
 
-    async def _spend(self, tenant: Tenant, cost: int) -> Allowance:
+    async def _spend(self, tenant: Tenant, cost: int) -> Decision:
         allowance = self._limiter.spend(tenant.organization_id, tenant.tier, cost)
         return allowance or await self._limiter.ask(tenant.organization_id, tenant.tier, cost)
 

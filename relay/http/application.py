@@ -12,15 +12,15 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Router
 
 from relay.errors import ApiError
-from relay.http.access_log import Journal
-from relay.http.admission import Door
+from relay.http.access_log import AccessLog
+from relay.http.admission import Admission
 from relay.http.body import DROPPED_S, SLOW_DROPPED_S, awaits_body, drop_rest
 from relay.http.cors import Cors
 from relay.http.exchange import Exchange, Header, Receive, RequestIds, Scope, Send
 from relay.http.heads import check_headers, check_origin
-from relay.http.metrics import Traffic, Way
+from relay.http.metrics import RequestMetrics, RouteMetrics
 from relay.http.operations import Endpoint, Operation
-from relay.http.proxies import HSTS, Clients
+from relay.http.proxies import HSTS, TrustedProxies
 from relay.store import DatabaseUnavailable, OutcomeUnknown, RowRefused
 from relay.telemetry.log_format import traceback_of
 from relay.telemetry.metrics import Metrics
@@ -35,7 +35,7 @@ _LOOPBACK: Final = frozenset((b"localhost", b"127.0.0.1", b"[::1]"))
 _LOOPBACK_NUMBER: Final = re.compile(rb"127(?:\.[0-9]{1,3}){3}")
 
 
-class Front:
+class Application:
     """The ASGI application. A path without parameters is looked up before the router, which is a chain of regular
     expressions (measured: a sixth of the throughput); the endpoint is the same object.
 
@@ -54,24 +54,24 @@ class Front:
         self,
         operations: Sequence[Operation],
         metrics: Metrics,
-        journal: Journal,
+        access_log: AccessLog,
         *,
-        door: Door | None = None,
-        clients: Clients | None = None,
+        admission: Admission | None = None,
+        clients: TrustedProxies | None = None,
         cors: Cors | None = None,
         loopback_only: bool = False,
         tracer: Tracer | None = None,
     ) -> None:
-        self._journal = journal
-        self._door = door
+        self._access_log = access_log
+        self._admission = admission
         self._clients = clients
         self._cors = cors
         self._marks = clients is not None or cors is not None
         self._routes = [operation.route() for operation in operations]
         self._router = Router(self._routes, redirect_slashes=False, default=self._nothing_here)
-        self._traffic = traffic = Traffic(metrics, lambda: self._under_way)
-        ways = [traffic.way(operation.method, operation.path) for operation in operations]
-        self._exact: dict[tuple[str, str], tuple[Endpoint, Way]] = {
+        self._request_metrics = request_metrics = RequestMetrics(metrics, lambda: self._under_way)
+        ways = [request_metrics.way(operation.method, operation.path) for operation in operations]
+        self._exact: dict[tuple[str, str], tuple[Endpoint, RouteMetrics]] = {
             (operation.method, operation.path): (operation.endpoint, way)
             for operation, way in zip(operations, ways, strict=True)
             if "{" not in operation.path
@@ -107,7 +107,7 @@ class Front:
         if self._marks:
             exchange.common_headers = self._common_headers(scope, exchange)
         self._under_way += 1
-        way = self._traffic.nowhere
+        way = self._request_metrics.nowhere
         try:
             if self._loopback_only and not _is_for_loopback(scope):
                 raise ApiError("misdirected_host")
@@ -144,7 +144,7 @@ class Front:
                 way = self._way_of_route[id(scope["route"])]
             took_s = perf_counter() - begun
             way.passed(exchange.answered, took_s)
-        self._journal.note(scope, exchange, way.route, took_s)
+        self._access_log.note(scope, exchange, way.route, took_s)
         if self._tracer is not None and exchange.trace is not None:
             self._tracer.end_request(exchange.trace, scope["method"], way.route, exchange.answered, _id(exchange))
 
@@ -182,8 +182,8 @@ class Front:
     async def _charge(self, scope: Scope) -> None:
         """What leads nowhere under /api costs the owner of a key as much as any request (contract, section 4)."""
         exchange: Exchange = scope["relay"]
-        if self._door is not None and scope["path"].startswith("/api/") and b"x-api-key" in exchange.headers:
-            await self._door.admit(exchange, None, turn=False)
+        if self._admission is not None and scope["path"].startswith("/api/") and b"x-api-key" in exchange.headers:
+            await self._admission.admit(exchange, None, turn=False)
 
     def _allow(self, path: str) -> tuple[Header, ...]:
         """The Allow header of a path (RFC 9110, section 10.2.1)."""
@@ -198,7 +198,7 @@ class Front:
     async def _refuse(self, exchange: Exchange, error: ApiError) -> None:
         if exchange.answered:
             return
-        self._traffic.refused(error.kind.code)
+        self._request_metrics.refused(error.kind.code)
         await self._charge_body(exchange, error)
         if b"expect" in exchange.headers and awaits_body(exchange):
             # Whether the body follows is for the client to decide, so nothing else can on this connection.
@@ -209,8 +209,8 @@ class Front:
 
     async def _charge_body(self, exchange: Exchange, error: ApiError) -> None:
         """Charge what has come in of a rejected body, or what has been dropped of it since."""
-        if self._door is not None and error.kind.status in _CHARGED:
-            await self._door.charge_refused(exchange)
+        if self._admission is not None and error.kind.status in _CHARGED:
+            await self._admission.charge_refused(exchange)
 
 
 def _is_for_loopback(scope: Scope) -> bool:

@@ -12,7 +12,7 @@ import msgspec
 from relay.errors import ApiError
 from relay.http.exchange import Exchange
 from relay.http.schemas.common import EmptyObject
-from relay.runtime.service import Background
+from relay.runtime.service import Service
 from relay.values import json_documents
 from relay.values.json_documents import Kind
 
@@ -42,7 +42,7 @@ class _Reading:
         self.overdue = False
 
 
-class BodyClock(Background):
+class BodyReader(Service):
     """Ends bodies that come too slowly: one look at all of them twice a second, because a timer a request costs more
     than the rest of reading a small body. Entering starts it; leaving stops it.
     """

@@ -28,11 +28,11 @@ _PAGES_OF_ALL: Final = 64 * 1024 * 1024
 _LEAST_PAGE: Final = 512 * 1024
 
 
-class Party:
-    """The requests of one organization. Made by `Crowd.enter`; every enter ends with a `leave`."""
+class Bulkhead:
+    """The requests of one organization. Made by `Bulkheads.enter`; every enter ends with a `leave`."""
 
     __slots__ = (
-        "_crowd",
+        "_bulkheads",
         "_organization_id",
         "_packing",
         "_sending",
@@ -43,8 +43,8 @@ class Party:
         "requests",
     )
 
-    def __init__(self, crowd: Crowd, organization_id: UUID) -> None:
-        self._crowd = crowd
+    def __init__(self, bulkheads: Bulkheads, organization_id: UUID) -> None:
+        self._bulkheads = bulkheads
         self._organization_id = organization_id
         self._turns: asyncio.Semaphore | None = None
         self._sending: asyncio.Semaphore | None = None
@@ -62,7 +62,7 @@ class Party:
         self.take_page(-page_bytes)
         self.requests -= 1
         if not self.requests:
-            self._crowd.forget(self._organization_id)
+            self._bulkheads.forget(self._organization_id)
 
     def hold(self, size: int, held_bytes: int) -> None:
         """Count `size` bytes of a body. One that is alone may be as large as its route allows.
@@ -75,18 +75,18 @@ class Party:
             ApiError: `too_many_requests_waiting`.
         """
         self.body_bytes += size
-        if self.body_bytes > self._crowd.body_bytes and self.body_bytes > held_bytes:
+        if self.body_bytes > self._bulkheads.body_bytes and self.body_bytes > held_bytes:
             raise _too_many()
 
     def page_room(self, most: int) -> int:
         """Return how large a page may be: `most`, or what is left of what this organization and all may have."""
-        left = min(_PAGES_OF_ONE - self.page_bytes, _PAGES_OF_ALL - self._crowd.page_bytes)
+        left = min(_PAGES_OF_ONE - self.page_bytes, _PAGES_OF_ALL - self._bulkheads.page_bytes)
         return min(most, max(left, _LEAST_PAGE))
 
     def take_page(self, size: int) -> None:
         """Count bytes of a page, or count them no longer if `size` is negative."""
         self.page_bytes += size
-        self._crowd.page_bytes += size
+        self._bulkheads.page_bytes += size
 
     async def packed(self, body: bytes) -> bytes | None:
         """Compress a body in a thread: one at a time for an organization, and few in all.
@@ -98,7 +98,7 @@ class Party:
             return None
         self._packing = True
         try:
-            return await self._crowd.compressor.pack(body)
+            return await self._bulkheads.compressor.pack(body)
         finally:
             self._packing = False
 
@@ -110,7 +110,7 @@ class Party:
         """
         turns = self._turns
         if turns is None:
-            turns = self._turns = asyncio.Semaphore(self._crowd.turns)
+            turns = self._turns = asyncio.Semaphore(self._bulkheads.turns)
         if not turns.locked():
             await turns.acquire()
             return
@@ -139,7 +139,7 @@ class Party:
             yield
 
 
-class Crowd:
+class Bulkheads:
     """All organizations with requests under way; what is bounded is bounded for each, not for each of its keys: an
     organization can make as many keys as it likes.
 
@@ -155,29 +155,29 @@ class Crowd:
         self.page_bytes = 0
         self.turns = max(1, min(_TURNS, connections // 4))
         self.body_bytes = body_bytes
-        self._parties: dict[UUID, Party] = {}
+        self._by_organization: dict[UUID, Bulkhead] = {}
 
     def __len__(self) -> int:
         """How many organizations have requests under way."""
-        return len(self._parties)
+        return len(self._by_organization)
 
-    def enter(self, organization_id: UUID) -> Party:
+    def enter(self, organization_id: UUID) -> Bulkhead:
         """Count one more request of an organization; with its `leave` 0.3 µs, 0.7 for the only one of its party.
 
         Raises:
             ApiError: `too_many_requests_waiting`.
         """
-        party = self._parties.get(organization_id)
-        if party is None:
-            party = self._parties[organization_id] = Party(self, organization_id)
-        elif party.requests >= REQUESTS:
+        bulkhead = self._by_organization.get(organization_id)
+        if bulkhead is None:
+            bulkhead = self._by_organization[organization_id] = Bulkhead(self, organization_id)
+        elif bulkhead.requests >= REQUESTS:
             raise _too_many()
-        party.requests += 1
-        return party
+        bulkhead.requests += 1
+        return bulkhead
 
     def forget(self, organization_id: UUID) -> None:
         """An organization has nothing under way any more."""
-        del self._parties[organization_id]
+        del self._by_organization[organization_id]
 
 
 def _too_many() -> ApiError:

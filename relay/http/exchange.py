@@ -14,7 +14,7 @@ import msgspec
 
 from relay.auth import Tenant
 from relay.errors import ApiError
-from relay.http.bulkhead import Party
+from relay.http.bulkhead import Bulkhead
 from relay.http.encoding import GZIP, LEAST_BYTES, VARY, takes_gzip
 
 _log = logging.getLogger("relay.http")
@@ -69,6 +69,7 @@ class Exchange:
         "answered",
         "body_ended",
         "body_read_bytes",
+        "bulkhead",
         "closing",
         "code",
         "common_headers",
@@ -78,7 +79,6 @@ class Exchange:
         "limit_headers",
         "method",
         "page_bytes",
-        "party",
         "receive",
         "request_id",
         "send",
@@ -98,7 +98,7 @@ class Exchange:
         #: What every answer to this request carries, whatever becomes of it.
         self.common_headers: Sequence[Header] = ()
         #: The caller's organization among those that have something under way, once the key is known.
-        self.party: Party | None = None
+        self.bulkhead: Bulkhead | None = None
         #: Whether this request keeps one of its party's turns at the database.
         self.has_turn = False
         #: How much of its body is counted for its party.
@@ -126,10 +126,10 @@ class Exchange:
         await self._begin(status, len(body), headers)
         if len(body) <= PIECE_BYTES:
             await self.send({"type": "http.response.body", "body": body})
-        elif self.party is None:
+        elif self.bulkhead is None:
             await self._send_pieces(_pieces(body), len(body))
         else:
-            async with self.party.sending():
+            async with self.bulkhead.sending():
                 # Not before: who reads no answer runs out of turns, and of nothing that others need.
                 self.end_turn()
                 await self._send_pieces(_pieces(body), len(body))
@@ -168,42 +168,42 @@ class Exchange:
         Raises:
             ApiError: `too_many_requests_waiting`.
         """
-        if self.party is not None:
+        if self.bulkhead is not None:
             self.held_bytes += size
-            self.party.hold(size, self.held_bytes)
+            self.bulkhead.hold(size, self.held_bytes)
 
     def end_turn(self) -> None:
         """Give the turn at the database to the party's next request."""
-        if self.has_turn and self.party is not None:
+        if self.has_turn and self.bulkhead is not None:
             self.has_turn = False
-            self.party.end_turn()
+            self.bulkhead.end_turn()
 
     def leave(self) -> None:
         """The request has come to its end."""
-        if self.party is not None:
+        if self.bulkhead is not None:
             self.end_turn()
-            self.party.leave(self.held_bytes, self.page_bytes)
-            self.party = None
+            self.bulkhead.leave(self.held_bytes, self.page_bytes)
+            self.bulkhead = None
 
     def room_for_page(self, most: int) -> int:
         """Return how many bytes a page may have that is read now, and count them until the request ends."""
-        if self.party is None:
+        if self.bulkhead is None:
             return most
-        room = self.party.page_room(most)
+        room = self.bulkhead.page_room(most)
         self._count_page(room)
         return room
 
     def _count_page(self, size: int) -> None:
-        if self.party is not None:
-            self.party.take_page(size - self.page_bytes)
+        if self.bulkhead is not None:
+            self.bulkhead.take_page(size - self.page_bytes)
             self.page_bytes = size
 
     async def answer_list(self, body: bytes) -> None:
         """Send a list, compressed where the client takes it. Whoever calls this lets go of what it was made from."""
         if self.page_bytes:
             self._count_page(len(body))
-        if len(body) > LEAST_BYTES and self.party is not None and takes_gzip(self.headers.get(b"accept-encoding")):
-            packed = await self.party.packed(body)
+        if len(body) > LEAST_BYTES and self.bulkhead is not None and takes_gzip(self.headers.get(b"accept-encoding")):
+            packed = await self.bulkhead.packed(body)
             if packed is not None:
                 await self.answer(200, packed, JSON, VARY, GZIP)
                 return

@@ -7,7 +7,7 @@ from typing import Final
 
 from relay.http.exchange import Exchange, Header, Scope
 from relay.ingest import read_idempotency_key
-from relay.store.idempotency import Once
+from relay.store.idempotency import IdempotencyKey
 
 #: Says that an answer was given before.
 REPLAYED: Final[Header] = (b"idempotent-replayed", b"true")
@@ -28,10 +28,10 @@ def read_key(exchange: Exchange) -> str | None:
     return None if header is None else read_idempotency_key(header)
 
 
-def once(scope: Scope, key: str | None, body: bytes, window_s: float) -> Once | None:
+def once(scope: Scope, key: str | None, body: bytes, window_s: float) -> IdempotencyKey | None:
     """What tells a repeat of this request from another one with the same key."""
     if key is None:
         return None
     method, path = scope["method"].encode("ascii"), scope["path"].encode("utf-8", "surrogatepass")
     digest = hashlib.blake2b(b"\x00".join((method, path, body)), digest_size=16, person=b"relay answer").digest()
-    return Once(key, digest, window_s)
+    return IdempotencyKey(key, digest, window_s)

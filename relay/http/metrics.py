@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from relay.telemetry.metrics import WAITS_S, Counter, Histogram, Metrics, Spread, Tally
+from relay.telemetry.metrics import WAITS_S, Counter, CounterChild, Histogram, HistogramChild, Metrics
 
 
-class Way:
+class RouteMetrics:
     """What has come to one method of one route; shown from the first request on.
 
     Args:
@@ -24,8 +24,8 @@ class Way:
         self.route = route
         self._requests = requests
         self._seconds = seconds
-        self._spread: Spread | None = None
-        self._statuses: dict[int, Tally] = {}
+        self._spread: HistogramChild | None = None
+        self._statuses: dict[int, CounterChild] = {}
 
     def passed(self, status: int, seconds: float) -> None:
         """A request has been answered, or with status 0 left without an answer; 0.5 µs."""
@@ -39,7 +39,7 @@ class Way:
         spread.observe(seconds)
 
 
-class Traffic:
+class RequestMetrics:
     """The requests of one port.
 
     Args:
@@ -63,9 +63,9 @@ class Traffic:
         #: What is no route of ours, or is none for its method.
         self.nowhere = self.way("other", "other")
 
-    def way(self, method: str, route: str) -> Way:
+    def way(self, method: str, route: str) -> RouteMetrics:
         """A method of a route."""
-        return Way(method, route, self._requests, self._seconds)
+        return RouteMetrics(method, route, self._requests, self._seconds)
 
     def refused(self, code: str) -> None:
         """A request is answered with this error."""

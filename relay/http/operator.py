@@ -8,7 +8,7 @@ import logging
 from relay.errors import ApiError
 from relay.http import exchange as exchanges
 from relay.http.exchange import Exchange, Scope
-from relay.http.proxies import Clients, neighbourhood
+from relay.http.proxies import TrustedProxies, client_network
 from relay.limits import SignupLimiter
 from relay.telemetry.metrics import Metrics
 
@@ -31,7 +31,7 @@ class OperatorToken:
         metrics: where to count them.
     """
 
-    def __init__(self, token: str, clients: Clients, attempts: SignupLimiter, metrics: Metrics) -> None:
+    def __init__(self, token: str, clients: TrustedProxies, attempts: SignupLimiter, metrics: Metrics) -> None:
         self._token = token
         self._clients = clients
         self._attempts = attempts
@@ -47,7 +47,7 @@ class OperatorToken:
         """
         address = self._clients.address_of(scope)
         # Apart from the sign-ups of the address, which the same memory holds.
-        caller = f"token {neighbourhood(address)}"
+        caller = f"token {client_network(address)}"
         if self._attempts.spend(caller, 0).remaining < 1:
             raise ApiError("too_many_wrong_tokens", retry_after_s=1)
         if bears(exchanges.of(scope), self._token):

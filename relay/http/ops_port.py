@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from relay.http.access_log import Journal
-from relay.http.application import Front
+from relay.http.access_log import AccessLog
+from relay.http.application import Application
 from relay.http.operations import Operation
-from relay.http.proxies import Clients
+from relay.http.proxies import TrustedProxies
 from relay.http.resources.system import GetHealth, GetLive, GetMetrics
 from relay.http.schemas import common as schemas
 from relay.http.static import Strangers
@@ -13,7 +13,7 @@ from relay.store import Cell
 from relay.telemetry.metrics import Metrics
 
 
-def ops(cell: Cell, metrics: Metrics, journal: Journal, metrics_token: str | None) -> Front:
+def ops(cell: Cell, metrics: Metrics, access_log: AccessLog, metrics_token: str | None) -> Application:
     """The ASGI application.
 
     Args:
@@ -28,9 +28,9 @@ def ops(cell: Cell, metrics: Metrics, journal: Journal, metrics_token: str | Non
         Operation(
             "GET",
             "/metrics",
-            GetMetrics(metrics, Strangers(Clients(())), metrics_token),
+            GetMetrics(metrics, Strangers(TrustedProxies(())), metrics_token),
             success={200: None},
             key=False,
         ),
     )
-    return Front(operations, metrics, journal)
+    return Application(operations, metrics, access_log)

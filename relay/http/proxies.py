@@ -21,7 +21,7 @@ _HOPS: Final = 50
 _REMEMBERED: Final = 1024
 
 
-class Clients:
+class TrustedProxies:
     """Tells who sent a request, and how. What strangers say of themselves is not believed.
 
     Args:
@@ -76,7 +76,7 @@ class Clients:
         return any(address in network for network in self._trusted if network.version == address.version)
 
 
-def neighbourhood(address: str) -> str:
+def client_network(address: str) -> str:
     """What counts as one client where clients are counted: an IPv4 address, or the /64 of an IPv6 one, which is what a
     single customer is given.
     """

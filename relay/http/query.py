@@ -11,7 +11,7 @@ import msgspec
 
 from relay.errors import invalid
 from relay.http.exchange import Scope
-from relay.inbox import Span
+from relay.inbox import TimeRange
 from relay.values import uuid7
 from relay.values.expected import explained
 from relay.values.times import read_rfc3339
@@ -59,13 +59,13 @@ def refuse_query(scope: Scope) -> None:
         read_query(scope, _Nothing)
 
 
-def read_span(since: str | None, until: str | None) -> Span:
+def read_span(since: str | None, until: str | None) -> TimeRange:
     """The span that the parameters or members `since` and `until` name.
 
     Raises:
         ApiError: `invalid_request`.
     """
-    return Span(read_moment("since", since), read_moment("until", until))
+    return TimeRange(read_moment("since", since), read_moment("until", until))
 
 
 def read_moment(field: str, text: str | None) -> datetime.datetime | None:

@@ -12,7 +12,7 @@ from relay.errors import ApiError
 from relay.http import exchange as exchanges
 from relay.http.encoding import GZIP, VARY, compressed, takes_gzip
 from relay.http.exchange import PIECE_BYTES, Header, Scope
-from relay.http.proxies import Clients, neighbourhood
+from relay.http.proxies import TrustedProxies, client_network
 
 # Large responses on their way to clients without a key: of one network, and of all.
 OF_ONE_CLIENT: Final = 4
@@ -26,7 +26,7 @@ class Strangers:
         clients: tells who sent a request.
     """
 
-    def __init__(self, clients: Clients) -> None:
+    def __init__(self, clients: TrustedProxies) -> None:
         self._clients = clients
         self._sending: dict[str, int] = {}
 
@@ -37,7 +37,7 @@ class Strangers:
         Raises:
             ApiError: `too_many_large_responses`.
         """
-        client = neighbourhood(self._clients.address_of(scope))
+        client = client_network(self._clients.address_of(scope))
         count = self._sending.get(client, 0)
         if count >= OF_ONE_CLIENT or sum(self._sending.values()) >= IN_ALL:
             raise ApiError("too_many_large_responses")

@@ -2,10 +2,10 @@
 
 from relay.inbox.acknowledge import acknowledge
 from relay.inbox.deliveries import AttemptsPage, DeliveriesPage, DeliveriesQuery, read_attempts, read_deliveries
-from relay.inbox.event_details import Story, read_event
+from relay.inbox.event_details import EventDetails, read_event
 from relay.inbox.page import PAGE_BYTES, InboxQuery, Order, Page, Status, read_page
 from relay.inbox.stats import Capped, Stats, read_stats
-from relay.inbox.time_range import Span
+from relay.inbox.time_range import TimeRange
 
 __all__ = [
     "PAGE_BYTES",
@@ -13,13 +13,13 @@ __all__ = [
     "Capped",
     "DeliveriesPage",
     "DeliveriesQuery",
+    "EventDetails",
     "InboxQuery",
     "Order",
     "Page",
-    "Span",
     "Stats",
     "Status",
-    "Story",
+    "TimeRange",
     "acknowledge",
     "read_attempts",
     "read_deliveries",

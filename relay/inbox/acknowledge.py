@@ -7,13 +7,15 @@ from typing import Final
 from uuid import UUID
 
 from relay.store import Cell, DatabaseUnavailable
-from relay.telemetry.metrics import Tally
+from relay.telemetry.metrics import CounterChild
 
 # How often somebody else may get in between.
 _TRIES: Final = 5
 
 
-async def acknowledge(cell: Cell, organization_id: UUID, event_ids: Sequence[UUID], cancelled: Tally) -> set[UUID]:
+async def acknowledge(
+    cell: Cell, organization_id: UUID, event_ids: Sequence[UUID], cancelled: CounterChild
+) -> set[UUID]:
     """Mark events as seen; once more changes nothing.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Final, Literal
 from uuid import UUID
 
 from relay.errors import ApiError
-from relay.inbox.time_range import Span
+from relay.inbox.time_range import TimeRange
 from relay.store import Cell, Row
 from relay.values import cursor
 from relay.values.cursor import Position
@@ -39,7 +39,7 @@ class DeliveriesQuery:
     endpoint_id: UUID | None
     event_id: UUID | None
     error_class: str | None
-    span: Span
+    span: TimeRange
     limit: int
     cursor: str | None
 

@@ -15,7 +15,7 @@ SHOWN_ATTEMPTS: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Story:
+class EventDetails:
     """An event as a row of `event_by_id`, its deliveries to the newest endpoints, and the newest attempts at those.
 
     Attempts are in the order in which they are worth showing: the last one at each delivery comes first.
@@ -26,7 +26,7 @@ class Story:
     attempts: Sequence[Row]
 
 
-async def read_event(cell: Cell, organization_id: UUID, event_id: UUID) -> Story | None:
+async def read_event(cell: Cell, organization_id: UUID, event_id: UUID) -> EventDetails | None:
     """One event of an organization, or None when it has no such event.
 
     Raises:
@@ -36,11 +36,11 @@ async def read_event(cell: Cell, organization_id: UUID, event_id: UUID) -> Story
     if event is None:
         return None
     if not event["deliveries_total"]:
-        return Story(event, (), ())
+        return EventDetails(event, (), ())
     position = (event["epoch"], event["xid"], event_id)
     deliveries = await cell.fetch("deliveries_of_event", organization_id, *position, SHOWN_DELIVERIES)
     tried = [delivery["endpoint_id"] for delivery in deliveries if delivery["attempts"]]
     if not tried:
-        return Story(event, deliveries, ())
+        return EventDetails(event, deliveries, ())
     attempts = await cell.fetch("attempts_of_event", organization_id, event_id, tried, SHOWN_ATTEMPTS)
-    return Story(event, deliveries, attempts)
+    return EventDetails(event, deliveries, attempts)

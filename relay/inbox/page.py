@@ -8,7 +8,7 @@ from typing import Final, Literal
 from uuid import UUID
 
 from relay.errors import ApiError
-from relay.inbox.time_range import ALWAYS, Span
+from relay.inbox.time_range import ALWAYS, TimeRange
 from relay.store import PLAN_EACH, PLAN_KEPT, Cell, Row
 from relay.values import cursor, uuid7
 from relay.values.cursor import Position
@@ -49,7 +49,7 @@ class InboxQuery:
     list_name: str = "inbox"
     endpoint_id: UUID | None = None
     dedup_id: str | None = None
-    span: Span = ALWAYS
+    span: TimeRange = ALWAYS
     most_bytes: int = PAGE_BYTES
 
     @property

@@ -15,7 +15,7 @@ from relay.values.uuid7 import COMMITTED_WITHIN_S, floor, shifted
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class TimeRange:
     """From when to when events were made: `since` inclusive, `until` exclusive; None is open."""
 
     since: datetime.datetime | None = None
@@ -67,4 +67,4 @@ class Span:
 
 
 #: Leaves nothing out.
-ALWAYS: Final = Span()
+ALWAYS: Final = TimeRange()

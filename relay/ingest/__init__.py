@@ -4,19 +4,19 @@ from relay.ingest.batch import MAX_EVENTS, Item, parse_array, parse_lines
 from relay.ingest.group_commit import GroupCommit
 from relay.ingest.outcome import Accepted, Duplicate, KeyReused, Outcome, Replayed
 from relay.ingest.parse import PostedEvent, parse_event, read_idempotency_key
-from relay.ingest.wakeup import Hint
+from relay.ingest.wakeup import Wakeup
 
 __all__ = [
     "MAX_EVENTS",
     "Accepted",
     "Duplicate",
     "GroupCommit",
-    "Hint",
     "Item",
     "KeyReused",
     "Outcome",
     "PostedEvent",
     "Replayed",
+    "Wakeup",
     "parse_array",
     "parse_event",
     "parse_lines",

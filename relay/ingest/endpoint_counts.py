@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import Final
 from uuid import UUID
 
-from relay.runtime.service import Background
+from relay.runtime.service import Service
 from relay.store import Cell, StoreError
 
 _log = logging.getLogger("relay.ingest")
@@ -19,7 +19,7 @@ _FORGET_AFTER: Final = 60
 _TIMEOUT_S: Final = 1.0
 
 
-class EndpointCounts(Background):
+class EndpointCounts(Service):
     """The numbers of endpoints, as they were a second ago: one look at all that were asked for since the last.
 
     Too small a number does no harm: a statement ends before it opens more deliveries than it may, and then they are

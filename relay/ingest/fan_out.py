@@ -10,11 +10,11 @@ from typing import Final
 
 from relay.errors import ApiError
 from relay.ingest.filters import filters_matching
-from relay.ingest.metrics import Measures
-from relay.ingest.pending_event import Batch, Waiting
+from relay.ingest.metrics import IngestMetrics
+from relay.ingest.pending_event import Batch, PendingEvent
 from relay.ingest.queue import Queue
 from relay.ingest.writer import MOST_DELIVERIES, OpensTooMany, Writer
-from relay.runtime.service import Background
+from relay.runtime.service import Service
 from relay.store import OutcomeUnknown, StoreError
 
 _log = logging.getLogger("relay.ingest")
@@ -23,7 +23,7 @@ _log = logging.getLogger("relay.ingest")
 MOST_WAITING: Final = 8
 
 
-class WideBatches(Background):
+class WideBatches(Service):
     """Counts what such a batch opens, refuses it if that is too much, and writes it; organizations take turns.
 
     Args:
@@ -34,7 +34,7 @@ class WideBatches(Background):
     """
 
     def __init__(
-        self, writer: Writer, *, queue_bytes: int, measures: Measures, again: Callable[[Waiting], None]
+        self, writer: Writer, *, queue_bytes: int, measures: IngestMetrics, again: Callable[[PendingEvent], None]
     ) -> None:
         self._writer = writer
         self._again = again
@@ -69,7 +69,7 @@ class WideBatches(Background):
         if self._under_way is not None:
             self._writer.fail([event for event in self._under_way.events if not event.ended], "commit_unknown")
         for item in self._queue.drain():
-            self._writer.fail([item] if isinstance(item, Waiting) else item.events, "shutting_down")
+            self._writer.fail([item] if isinstance(item, PendingEvent) else item.events, "shutting_down")
 
     async def run(self) -> None:
         """Write one after the other."""

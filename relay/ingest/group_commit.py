@@ -13,10 +13,10 @@ from uuid import UUID
 from relay.errors import ApiError
 from relay.ingest.endpoint_counts import EndpointCounts
 from relay.ingest.fan_out import WideBatches
-from relay.ingest.metrics import Measures
+from relay.ingest.metrics import IngestMetrics
 from relay.ingest.outcome import Outcome
 from relay.ingest.parse import PostedEvent
-from relay.ingest.pending_event import Batch, Waiting
+from relay.ingest.pending_event import Batch, PendingEvent
 from relay.ingest.queue import Queue
 from relay.ingest.writer import OpensTooMany, Writer
 from relay.store import PLAN_KEPT, Cell, StoreError
@@ -69,14 +69,16 @@ class GroupCommit:
         self._tracer = tracer
         self._queue = Queue()
         # Taken from the queue, and not written yet.
-        self._under_way: Sequence[Waiting] = ()
+        self._under_way: Sequence[PendingEvent] = ()
         self._under_way_bytes = 0
         # Asked for at each request it is a system call until Python 3.12.
         self._loop = asyncio.get_running_loop()
         self._arrived = asyncio.Event()
         self._closing = False
         self._task: asyncio.Task[None] | None = None
-        self._measures = Measures(metrics, self._queue.count_events, lambda: self._queue.size + self._under_way_bytes)
+        self._measures = IngestMetrics(
+            metrics, self._queue.count_events, lambda: self._queue.size + self._under_way_bytes
+        )
         #: How many endpoints organizations have; whoever changes that says so.
         self.endpoint_counts = EndpointCounts(cell)
 
@@ -118,7 +120,7 @@ class GroupCommit:
             await asyncio.wait((self._task,))
             self._writer.fail([event for event in self._under_way if not event.ended], "commit_unknown")
         for item in self._queue.drain():
-            self._writer.fail([item] if isinstance(item, Waiting) else item.events, "shutting_down")
+            self._writer.fail([item] if isinstance(item, PendingEvent) else item.events, "shutting_down")
 
     def join(
         self,
@@ -135,7 +137,9 @@ class GroupCommit:
         """
         self._open_for(organization_id, 1)
         future: asyncio.Future[Outcome] = self._loop.create_future()
-        self._queue.add(Waiting(organization_id, self._cell.clock.new(), event, idempotency_key, future, None, trace))
+        self._queue.add(
+            PendingEvent(organization_id, self._cell.clock.new(), event, idempotency_key, future, None, trace)
+        )
         self._arrived.set()
         return future
 
@@ -159,7 +163,7 @@ class GroupCommit:
         ids = self._cell.clock.some(len(events))
         batch.hold(
             [
-                Waiting(organization_id, event_id, event, key, None, batch, trace)
+                PendingEvent(organization_id, event_id, event, key, None, batch, trace)
                 for event_id, event, key in zip(ids, events, idempotency_keys, strict=True)
             ]
         )
@@ -241,7 +245,7 @@ class GroupCommit:
         """How many deliveries an event of an organization may open; one whose endpoints are not known yet has none."""
         return self.endpoint_counts.known(organization_id) or 1
 
-    async def _flush(self, events: Sequence[Waiting]) -> None:
+    async def _flush(self, events: Sequence[PendingEvent]) -> None:
         try:
             await self._writer.commit(events)
         except OpensTooMany:
@@ -256,12 +260,12 @@ class GroupCommit:
             for event in reversed(left):
                 self._again(event)
 
-    def _again(self, event: Waiting) -> None:
+    def _again(self, event: PendingEvent) -> None:
         self._queue.put_back(event)
         self._arrived.set()
 
 
-def _trace(tracer: Tracer, events: Sequence[Waiting], took_s: float) -> None:
+def _trace(tracer: Tracer, events: Sequence[PendingEvent], took_s: float) -> None:
     # A batch brings its trace once for each of its events.
     traces = {id(event.trace): event.trace for event in events if event.trace is not None}
     now_ns = time.time_ns()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from relay.telemetry.metrics import WAITS_S, Metrics
 
 
-class Measures:
+class IngestMetrics:
     """Counts what became of events, once a flush.
 
     Args:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Key = tuple[UUID, str, str]
 
 
-class Waiting:
+class PendingEvent:
     """An event that waits for its commit. Its id is made before the first try, so a second try is the same event.
 
     Args:
@@ -142,14 +142,14 @@ class Batch:
     def __init__(self, organization_id: UUID, future: asyncio.Future[None]) -> None:
         self.organization_id = organization_id
         self.future = future
-        self.events: Sequence[Waiting] = ()
+        self.events: Sequence[PendingEvent] = ()
         #: How many events it is.
         self.count = 0
         #: About how many bytes it holds while it waits.
         self.size = 0
         self._left = 0
 
-    def hold(self, events: Sequence[Waiting]) -> None:
+    def hold(self, events: Sequence[PendingEvent]) -> None:
         """Take in all of its events."""
         self.events = events
         self.size = sum([event.size for event in events])
@@ -172,16 +172,16 @@ def _digest(type_: str, payload: bytes) -> bytes:
     return hashlib.blake2b(b"%d:%s%s" % (len(name), name, payload), digest_size=16).digest()
 
 
-def part_followers(events: Sequence[Waiting]) -> tuple[Sequence[Waiting], dict[Key, list[Waiting]]]:
+def part_followers(events: Sequence[PendingEvent]) -> tuple[Sequence[PendingEvent], dict[Key, list[PendingEvent]]]:
     """Part the events of a flush into those that go into the statement, and those whose key is among them already.
 
     One statement cannot insert the same key twice; who follows shares the fate of the first.
     """
     if not [event for event in events if event.key is not None]:
         return events, {}
-    leaders: list[Waiting] = []
+    leaders: list[PendingEvent] = []
     keys: set[Key] = set()
-    followers: dict[Key, list[Waiting]] = {}
+    followers: dict[Key, list[PendingEvent]] = {}
     for event in events:
         key = event.key
         if key is not None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, cast
 from uuid import UUID
 
-from relay.ingest.pending_event import Batch, Waiting
+from relay.ingest.pending_event import Batch, PendingEvent
 
 MAX_FLUSH_BYTES: Final = 8 * 1024 * 1024
 MAX_FLUSH_EVENTS: Final = 1000
@@ -21,7 +21,7 @@ class _Line:
     __slots__ = ("batches", "events", "items", "size")
 
     def __init__(self) -> None:
-        self.items: deque[Waiting | Batch] = deque()
+        self.items: deque[PendingEvent | Batch] = deque()
         self.batches = 0
         self.events = 0
         self.size = 0
@@ -54,7 +54,7 @@ class Queue:
         line = self._lines.get(organization_id)
         return 0 if line is None else len(line.items)
 
-    def add(self, item: Waiting | Batch) -> None:
+    def add(self, item: PendingEvent | Batch) -> None:
         """Let an event or a batch wait behind what its organization has waiting."""
         line = self._lines.get(item.organization_id)
         if line is None:
@@ -68,7 +68,7 @@ class Queue:
         line.size += size
         self.size += size
 
-    def put_back(self, item: Waiting | Batch) -> None:
+    def put_back(self, item: PendingEvent | Batch) -> None:
         """Let one that was taken be its organization's next again."""
         line = self._lines.get(item.organization_id)
         if line is None:
@@ -81,7 +81,7 @@ class Queue:
         line.size += item.size
         self.size += item.size
 
-    def pop(self) -> Waiting | Batch:
+    def pop(self) -> PendingEvent | Batch:
         """Take the next item of the organization whose turn it is."""
         organization_id = self._turns.popleft()
         line = self._lines[organization_id]
@@ -97,7 +97,7 @@ class Queue:
             del self._lines[organization_id]
         return item
 
-    def take(self, endpoints_of: Callable[[UUID], int]) -> list[Waiting]:
+    def take(self, endpoints_of: Callable[[UUID], int]) -> list[PendingEvent]:
         """Take what the next flush holds; a batch never goes in two.
 
         Args:
@@ -107,7 +107,7 @@ class Queue:
         each = {organization_id: endpoints_of(organization_id) for organization_id in lines}
         if self._all_fits(each):
             return self._take_all()
-        taken: list[Waiting] = []
+        taken: list[PendingEvent] = []
         size = deliveries = 0
         while turns:
             item = lines[turns[0]].items[0]
@@ -133,11 +133,11 @@ class Queue:
             deliveries += line.events * endpoints[organization_id]
         return events <= MAX_FLUSH_EVENTS and deliveries <= MAX_FLUSH_DELIVERIES
 
-    def _take_all(self) -> list[Waiting]:
-        taken: list[Waiting] = []
+    def _take_all(self) -> list[PendingEvent]:
+        taken: list[PendingEvent] = []
         for line in self._lines.values():
             if not line.batches:
-                taken += cast("Iterable[Waiting]", line.items)
+                taken += cast("Iterable[PendingEvent]", line.items)
                 continue
             for item in line.items:
                 _unpack(item, taken)
@@ -146,14 +146,14 @@ class Queue:
         self.size = 0
         return taken
 
-    def drain(self) -> Iterator[Waiting | Batch]:
+    def drain(self) -> Iterator[PendingEvent | Batch]:
         """Take everything."""
         while self._turns:
             yield self.pop()
 
 
-def _unpack(item: Waiting | Batch, taken: list[Waiting]) -> None:
-    if isinstance(item, Waiting):
+def _unpack(item: PendingEvent | Batch, taken: list[PendingEvent]) -> None:
+    if isinstance(item, PendingEvent):
         taken.append(item)
     else:
         taken += item.events

@@ -6,14 +6,14 @@ import asyncio
 import time
 from typing import Final
 
-from relay.runtime.service import Background
+from relay.runtime.service import Service
 from relay.store import Cell, StoreError
 
 _SHORTEST_PAUSE_S: Final = 0.01
 _PRESENCE_S: Final = 5.0
 
 
-class Hint(Background):
+class Wakeup(Service):
     """Tells delivery processes that something is due: after the commit, from another connection, every 10 ms at most,
     and only while one of them has said that it is there. A hint may be lost; they also look by themselves.
     """

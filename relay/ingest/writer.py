@@ -8,8 +8,8 @@ from typing import Final
 from uuid import UUID
 
 from relay.ingest.filters import filters_matching
-from relay.ingest.metrics import Measures
-from relay.ingest.pending_event import Key, Waiting, part_followers
+from relay.ingest.metrics import IngestMetrics
+from relay.ingest.pending_event import Key, PendingEvent, part_followers
 from relay.ingest.queue import MAX_FLUSH_EVENTS
 from relay.store import DatabaseUnavailable, HotConnection, OutcomeUnknown, Row, RowRefused, StoreError
 
@@ -50,9 +50,9 @@ class Writer:
         *,
         dedup_window_s: float,
         timeout_s: float,
-        measures: Measures,
+        measures: IngestMetrics,
         due: Callable[[], None],
-        again: Callable[[Waiting], None],
+        again: Callable[[PendingEvent], None],
     ) -> None:
         self._connection = connection
         self._dedup_window_s = dedup_window_s
@@ -61,7 +61,7 @@ class Writer:
         self._due = due
         self._again = again
 
-    async def commit(self, events: Sequence[Waiting]) -> None:
+    async def commit(self, events: Sequence[PendingEvent]) -> None:
         """Write events and answer them.
 
         Raises:
@@ -73,7 +73,7 @@ class Writer:
             if leader.key is not None and leader.key in followers:
                 self._let_follow(leader, followers[leader.key])
 
-    def fail(self, events: Collection[Waiting], code: str) -> None:
+    def fail(self, events: Collection[PendingEvent], code: str) -> None:
         """Answer events with an error."""
         self._measures.rejected(len(events), code)
         for event in events:
@@ -87,7 +87,7 @@ class Writer:
         """
         return self._connection.fetch(statement, *parameters, timeout_s=self._timeout_s)
 
-    def _let_follow(self, leader: Waiting, followers: Sequence[Waiting]) -> None:
+    def _let_follow(self, leader: PendingEvent, followers: Sequence[PendingEvent]) -> None:
         """Answer those whose key stood in the same flush; where the first failed for its own reasons they try again."""
         if leader.failed in _OUTAGES:
             self.fail(followers, leader.failed)
@@ -99,12 +99,12 @@ class Writer:
             follower.lost_to(*leader.first)
         self._measures.duplicate.add(len(followers))
 
-    def _try_again(self, events: Sequence[Waiting]) -> None:
+    def _try_again(self, events: Sequence[PendingEvent]) -> None:
         for event in reversed(events):
             if not event.ended:
                 self._again(event)
 
-    async def _commit(self, events: Sequence[Waiting]) -> None:
+    async def _commit(self, events: Sequence[PendingEvent]) -> None:
         """Write events for the first time. A statement that one row spoils is split in halves until it is alone."""
         try:
             won = await self._write(events)
@@ -122,12 +122,12 @@ class Writer:
         else:
             await self._answer(events, won)
 
-    async def _send_again(self, events: Sequence[Waiting]) -> None:
+    async def _send_again(self, events: Sequence[PendingEvent]) -> None:
         """Send events again whose outcome is not known, organization by organization.
 
         If one of them made the statement too slow it is alone this time. Those with few events go first.
         """
-        parts: dict[UUID, list[Waiting]] = {}
+        parts: dict[UUID, list[PendingEvent]] = {}
         for event in events:
             parts.setdefault(event.organization_id, []).append(event)
         unknown = 0
@@ -144,7 +144,7 @@ class Writer:
                     _log.warning("flush_not_stored", extra={"events": len(part), "reason": str(reason)})
             self.fail([event for event in part if not event.ended], "commit_unknown")
 
-    async def _commit_again(self, events: Sequence[Waiting]) -> None:
+    async def _commit_again(self, events: Sequence[PendingEvent]) -> None:
         try:
             won = await self._write(events, again=True)
         except RowRefused as refused:
@@ -153,7 +153,7 @@ class Writer:
         else:
             await self._answer(events, won)
 
-    def _halves(self, events: Sequence[Waiting], refused: RowRefused) -> Sequence[Sequence[Waiting]]:
+    def _halves(self, events: Sequence[PendingEvent], refused: RowRefused) -> Sequence[Sequence[PendingEvent]]:
         if len(events) == 1:
             _log.warning("event_unstorable", extra={"sqlstate": refused.sqlstate})
             self.fail(events, "unstorable")
@@ -161,7 +161,7 @@ class Writer:
         middle = len(events) // 2
         return events[:middle], events[middle:]
 
-    async def _answer(self, events: Sequence[Waiting], won: frozenset[UUID]) -> None:
+    async def _answer(self, events: Sequence[PendingEvent], won: frozenset[UUID]) -> None:
         losers = []
         for event in events:
             if event.key is None or event.event_id in won:
@@ -172,7 +172,7 @@ class Writer:
         if losers:
             await self._answer_losers(losers)
 
-    async def _write(self, events: Sequence[Waiting], *, again: bool = False) -> frozenset[UUID]:
+    async def _write(self, events: Sequence[PendingEvent], *, again: bool = False) -> frozenset[UUID]:
         """One statement, one commit; gives the ids of the events that won their keys."""
         row = await self._store(events, again=again)
         if row["due"] is None:
@@ -186,7 +186,7 @@ class Writer:
             self._due()
         return frozenset(row.get("won", ()))
 
-    async def _store(self, events: Sequence[Waiting], *, again: bool) -> Row:
+    async def _store(self, events: Sequence[PendingEvent], *, again: bool) -> Row:
         if len(events) == 1 and not again:
             (event,) = events
             _, kind, key = event.key or (None, None, None)
@@ -221,7 +221,7 @@ class Writer:
                 (row,) = await self.fetch("commit_events", *columns)
         return row
 
-    async def _answer_losers(self, losers: Sequence[Waiting]) -> None:
+    async def _answer_losers(self, losers: Sequence[PendingEvent]) -> None:
         """Tell those who lost a key who holds it. Nothing of theirs was stored, so a failure here is no unknown."""
         keys = [event.key for event in losers if event.key is not None]
         try:
@@ -241,12 +241,12 @@ class Writer:
                 self._measures.duplicate.add()
 
 
-def _are_marked(events: Sequence[Waiting]) -> bool:
+def _are_marked(events: Sequence[PendingEvent]) -> bool:
     marked = [event for event in events if event.key is not None or event.trace is not None]
     return bool(marked)
 
 
-def _marks(events: Sequence[Waiting]) -> tuple[list[str | None], list[str | None], list[bytes], list[str | None]]:
+def _marks(events: Sequence[PendingEvent]) -> tuple[list[str | None], list[str | None], list[bytes], list[str | None]]:
     """The columns of keys and traces."""
     keys = [event.key for event in events]
     return (

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from relay.errors import ApiError
 from relay.store import Cell, DatabaseUnavailable, Row
-from relay.store.idempotency import Once, kept_answer
+from relay.store.idempotency import IdempotencyKey, stored_response
 from relay.values import cursor
 from relay.values.cursor import Position
 
@@ -27,7 +27,7 @@ _TRIES: Final = 3
 EndedStatus = Literal["delivered", "failed", "cancelled"]
 
 
-class Wanted(NamedTuple):
+class JobRequest(NamedTuple):
     """Which ended deliveries a job opens again.
 
     Args:
@@ -54,7 +54,9 @@ class Begun(Struct, frozen=True):
     matched: int
 
 
-async def begin_job(cell: Cell, organization_id: UUID, wanted: Wanted, once: Once | None) -> tuple[Begun, bool]:
+async def begin_job(
+    cell: Cell, organization_id: UUID, wanted: JobRequest, once: IdempotencyKey | None
+) -> tuple[Begun, bool]:
     """Begin a job; whether it was begun by an earlier request with the same key comes second.
 
     Raises:
@@ -62,7 +64,7 @@ async def begin_job(cell: Cell, organization_id: UUID, wanted: Wanted, once: Onc
         StoreError: the database does not answer.
     """
     for _ in range(_TRIES):
-        kept = await kept_answer(cell, organization_id, once)
+        kept = await stored_response(cell, organization_id, once)
         if kept is not None:
             return msgspec.json.decode(kept, type=Begun), True
         if wanted.kind == "replay":
@@ -91,7 +93,7 @@ async def begin_job(cell: Cell, organization_id: UUID, wanted: Wanted, once: Onc
     raise DatabaseUnavailable("other transactions kept winning")
 
 
-async def _count(cell: Cell, organization_id: UUID, wanted: Wanted) -> int:
+async def _count(cell: Cell, organization_id: UUID, wanted: JobRequest) -> int:
     """How many match, in short steps: exact up to `_COUNTED`, and as far as the time allows."""
     place = (wanted.since or _FIRST, _FIRST)
     matched = 0

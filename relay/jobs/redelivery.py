@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from relay.errors import ApiError
 from relay.store import Cell, DatabaseUnavailable, StoreError
-from relay.store.idempotency import Once, kept_answer
+from relay.store.idempotency import IdempotencyKey, stored_response
 from relay.values import uuid7
 
 _log = logging.getLogger("relay.upkeep")
@@ -44,7 +44,9 @@ class SentAgain(NamedTuple):
 _reopened: Final = msgspec.json.Decoder(list[Reopened])
 
 
-async def replay_event(cell: Cell, organization_id: UUID, event_id: UUID | None, once: Once | None) -> SentAgain:
+async def replay_event(
+    cell: Cell, organization_id: UUID, event_id: UUID | None, once: IdempotencyKey | None
+) -> SentAgain:
     """Send an event again to every endpoint that takes events of its type, enabled or not.
 
     Raises:
@@ -59,7 +61,9 @@ async def replay_event(cell: Cell, organization_id: UUID, event_id: UUID | None,
     return sent
 
 
-async def retry_delivery(cell: Cell, organization_id: UUID, delivery_id: UUID | None, once: Once | None) -> SentAgain:
+async def retry_delivery(
+    cell: Cell, organization_id: UUID, delivery_id: UUID | None, once: IdempotencyKey | None
+) -> SentAgain:
     """Send one event again to one endpoint.
 
     Raises:
@@ -101,11 +105,11 @@ async def mark_acknowledged(cell: Cell, organization_id: UUID, event_ids: Sequen
 
 
 async def _send_again(
-    cell: Cell, organization_id: UUID, event_id: UUID, endpoint_id: UUID | None, once: Once | None
+    cell: Cell, organization_id: UUID, event_id: UUID, endpoint_id: UUID | None, once: IdempotencyKey | None
 ) -> SentAgain | None:
     key = (None, None, 0.0) if once is None else once
     for _ in range(_TRIES):
-        kept = await kept_answer(cell, organization_id, once)
+        kept = await stored_response(cell, organization_id, once)
         if kept is not None:
             return SentAgain(event_id, _reopened.decode(kept), due=False, repeated=True)
         row = await cell.fetch_row("send_again", organization_id, event_id, endpoint_id, *key)

@@ -14,7 +14,7 @@ _ROUNDING_EVENTS: Final = 0.001
 _ROUNDING_S: Final = 1e-6
 
 
-class Allowance(msgspec.Struct, frozen=True):
+class Decision(msgspec.Struct, frozen=True):
     """What a caller may do, right after one request.
 
     Args:
@@ -55,7 +55,7 @@ class Meter:
         self._reset_s = -1
         self._reset_header = (b"ratelimit-reset", b"")
 
-    def spend(self, now: float, cost: int) -> Allowance:
+    def spend(self, now: float, cost: int) -> Decision:
         """Take `cost` from the allowance if it is there.
 
         Args:
@@ -77,7 +77,7 @@ class Meter:
             retry_after_s = int((cost - left) * interval_s) + 1
         return self.allowance(allowed, left, ahead_s, retry_after_s)
 
-    def decided(self, now: float, allowed: bool, cost: int) -> Allowance:
+    def decided(self, now: float, allowed: bool, cost: int) -> Decision:
         """The same for a decision that was made elsewhere.
 
         Args:
@@ -90,21 +90,21 @@ class Meter:
         retry_after_s = 0 if allowed else max(int((cost - left) * self.interval_s), 0) + 1
         return self.allowance(allowed, left, ahead_s, retry_after_s)
 
-    def allowance(self, allowed: bool, left: float, ahead_s: float, retry_after_s: int) -> Allowance:
+    def allowance(self, allowed: bool, left: float, ahead_s: float, retry_after_s: int) -> Decision:
         """Put a decision into the words of the answer.
 
         Args:
             allowed: the decision.
             left: what may still come at once.
             ahead_s: how long until all of it may.
-            retry_after_s: as in `Allowance`.
+            retry_after_s: as in `Decision`.
         """
         remaining = int(left) if left > 0.0 else 0
         reset_s = math.ceil(ahead_s - _ROUNDING_S)
         if reset_s != self._reset_s:
             self._reset_s = reset_s
             self._reset_header = (b"ratelimit-reset", b"%d" % reset_s)
-        return Allowance(
+        return Decision(
             allowed,
             self.rate.burst,
             remaining,

@@ -9,7 +9,7 @@ from typing import Final, Generic, TypeVar
 from uuid import UUID
 
 from relay.config.settings import Rate
-from relay.limits.gcra import Allowance, Meter
+from relay.limits.gcra import Decision, Meter
 from relay.limits.shared_table import KEY_BYTES, SharedTable
 
 #: What one address may do without the operator's token.
@@ -77,7 +77,7 @@ class Limiter:
         """How many organizations are measured now."""
         return len(self._meters)
 
-    def spend(self, tenant_id: UUID, tier: str, cost: int = 1) -> Allowance:
+    def spend(self, tenant_id: UUID, tier: str, cost: int = 1) -> Decision:
         """Take `cost` events or requests from an organization's allowance; 0.8 µs.
 
         A `cost` above the tier's burst is never allowed, and 0 only looks.
@@ -94,7 +94,7 @@ class Limiter:
             return meter.spend(now, cost)
         return self._table.spend(tenant_id.bytes, meter, now, cost)
 
-    async def ask(self, tenant_id: UUID, tier: str, cost: int = 1) -> Allowance:
+    async def ask(self, tenant_id: UUID, tier: str, cost: int = 1) -> Decision:
         """The same: nobody else needs to be asked."""
         return self.spend(tenant_id, tier, cost)
 
@@ -122,7 +122,7 @@ class SignupLimiter:
         """How many addresses are measured now."""
         return len(self._meters)
 
-    def spend(self, address: str, cost: int = 1) -> Allowance:
+    def spend(self, address: str, cost: int = 1) -> Decision:
         """Count one sign-up from a client's address; a `cost` of 0 only looks."""
         now = self._clock()
         meter = self._meters.get(address)

@@ -41,7 +41,7 @@ class RedisAway(Exception):
     """Redis does not answer, or not what it should: whoever asked decides alone."""
 
 
-class Ledger:
+class RedisClient:
     """One connection to Redis. Entering begins to talk to it, whether it is there or not; leaving says goodbye.
 
     Args:
@@ -84,7 +84,7 @@ class Ledger:
 
     async def __aenter__(self) -> Self:
         await self._say_present()
-        self._tasks = [asyncio.create_task(self._talk(), name="ledger"), asyncio.create_task(self._beat(), name="beat")]
+        self._tasks = [asyncio.create_task(self._talk(), name="redis"), asyncio.create_task(self._beat(), name="beat")]
         return self
 
     async def __aexit__(

@@ -11,9 +11,9 @@ from uuid import UUID
 
 from relay.config.settings import Rate
 from relay.limits import redis_scripts
-from relay.limits.gcra import Allowance, Meter
-from relay.limits.redis_client import Ledger
-from relay.runtime.service import Background
+from relay.limits.gcra import Decision, Meter
+from relay.limits.redis_client import RedisClient
+from relay.runtime.service import Service
 from relay.telemetry.metrics import Metrics
 
 # The chunks of all processes together are this part of a burst. One holds half as much again as its own at most: 2%.
@@ -30,7 +30,7 @@ _TRIES: Final = 5
 _ROUNDING_EVENTS: Final = 0.001
 
 
-class Wallet:
+class TokenLease:
     """What this process knows of one organization, and holds for it.
 
     Args:
@@ -60,7 +60,7 @@ class Wallet:
         together = self.meter.arrival + self.tokens * self.meter.interval_s
         return together if self.alone is None else max(together, self.alone)
 
-    def spend(self, now: float, cost: int) -> Allowance | None:
+    def spend(self, now: float, cost: int) -> Decision | None:
         """Take `cost` from what is held here; None if that is not enough and nobody has refused it just now."""
         self.used_at = now
         if cost <= self.tokens:
@@ -71,7 +71,7 @@ class Wallet:
             return self.meter.decided(now, False, cost)
         return None
 
-    def spend_alone(self, now: float, cost: int, share: int) -> Allowance:
+    def spend_alone(self, now: float, cost: int, share: int) -> Decision:
         """Take `cost` from this process's share of the rate.
 
         Whoever has used up half of an allowance has used up half of each share of it: arrival times are the same for
@@ -106,7 +106,7 @@ class Wallet:
         self.alone, self.apart = None, True
 
 
-class NodesLimiter(Background):
+class RedisLimiter(Service):
     """Grants what Redis has leased to this process; while Redis is away, this process's share of each rate.
 
     A lease is 1.3% of a burst divided by the number of processes, and asked for when less than half of one is left, so
@@ -122,10 +122,10 @@ class NodesLimiter(Background):
         metrics: where to count.
     """
 
-    def __init__(self, ledger: Ledger, rates: Mapping[str, Rate], metrics: Metrics) -> None:
-        self._ledger = ledger
+    def __init__(self, redis: RedisClient, rates: Mapping[str, Rate], metrics: Metrics) -> None:
+        self._redis = redis
         self._rates = rates
-        self._wallets: dict[UUID, Wallet] = {}
+        self._leases: dict[UUID, TokenLease] = {}
         self._alone = metrics.counter(
             "relay_limiter_fallbacks", "Decisions on a limit that were made without Redis, by this process's share."
         )
@@ -136,92 +136,87 @@ class NodesLimiter(Background):
 
     def __len__(self) -> int:
         """How many organizations are measured now."""
-        return len(self._wallets)
+        return len(self._leases)
 
-    def spend(self, tenant_id: UUID, tier: str, cost: int = 1) -> Allowance | None:
+    def spend(self, tenant_id: UUID, tier: str, cost: int = 1) -> Decision | None:
         """Take `cost` from an organization's allowance, if that can be decided here and now; 1.5 µs. Else `ask`."""
         now = time.monotonic()
-        wallet = self._wallet_of(tenant_id, tier)
-        if not self._ledger.up:
+        lease = self._wallet_of(tenant_id, tier)
+        if not self._redis.up:
             self._alone.add()
-            return wallet.spend_alone(now, cost, self._ledger.share)
-        if wallet.alone is not None:
-            wallet.rejoin()
-        allowance = wallet.spend(now, cost)
-        if (
-            wallet.tokens * 2 < wallet.chunk > 1
-            and wallet.leasing is None
-            and allowance is not None
-            and allowance.allowed
-        ):
+            return lease.spend_alone(now, cost, self._redis.share)
+        if lease.alone is not None:
+            lease.rejoin()
+        allowance = lease.spend(now, cost)
+        if lease.tokens * 2 < lease.chunk > 1 and lease.leasing is None and allowance is not None and allowance.allowed:
             self._ahead.add()
-            self._lease(tenant_id, wallet, wallet.chunk, 1)
+            self._lease(tenant_id, lease, lease.chunk, 1)
         return allowance
 
-    async def ask(self, tenant_id: UUID, tier: str, cost: int = 1) -> Allowance:
+    async def ask(self, tenant_id: UUID, tier: str, cost: int = 1) -> Decision:
         """Take `cost` from an organization's allowance, with what Redis grants."""
-        wallet = self._wallet_of(tenant_id, tier)
-        if wallet.leasing is not None and cost <= wallet.chunk:
+        lease = self._wallet_of(tenant_id, tier)
+        if lease.leasing is not None and cost <= lease.chunk:
             # It may bring what is needed.
-            await asyncio.shield(wallet.leasing)
+            await asyncio.shield(lease.leasing)
             allowance = self.spend(tenant_id, tier, cost)
             if allowance is not None:
                 return allowance
         for _ in range(_TRIES):
             self._waited.add()
-            needed = cost - wallet.tokens
+            needed = cost - lease.tokens
             # One of those who wait leases ahead: a chunk for each of them would be held by this process alone.
-            ahead = wallet.chunk if wallet.chunk > 1 and wallet.leasing is None else 0
-            granted = await asyncio.shield(self._lease(tenant_id, wallet, needed + ahead, needed))
+            ahead = lease.chunk if lease.chunk > 1 and lease.leasing is None else 0
+            granted = await asyncio.shield(self._lease(tenant_id, lease, needed + ahead, needed))
             allowance = self.spend(tenant_id, tier, cost)
             if allowance is not None:
                 return allowance
             # What was granted may have been taken by another request before this one went on.
             if not granted:
                 break
-        return wallet.meter.decided(time.monotonic(), False, cost)
+        return lease.meter.decided(time.monotonic(), False, cost)
 
-    def _wallet_of(self, tenant_id: UUID, tier: str) -> Wallet:
+    def _wallet_of(self, tenant_id: UUID, tier: str) -> TokenLease:
         rate = self._rates[tier]
-        wallet = self._wallets.get(tenant_id)
-        if wallet is None:
-            wallet = self._wallets[tenant_id] = Wallet(rate, self._chunk_of(rate))
-        elif wallet.meter.rate is not rate:
-            wallet = self._wallets[tenant_id] = Wallet(rate, self._chunk_of(rate), wallet.arrival)
-        return wallet
+        lease = self._leases.get(tenant_id)
+        if lease is None:
+            lease = self._leases[tenant_id] = TokenLease(rate, self._chunk_of(rate))
+        elif lease.meter.rate is not rate:
+            lease = self._leases[tenant_id] = TokenLease(rate, self._chunk_of(rate), lease.arrival)
+        return lease
 
     def _chunk_of(self, rate: Rate) -> int:
-        return max(1, int(rate.burst * _CHUNKS / self._ledger.processes))
+        return max(1, int(rate.burst * _CHUNKS / self._redis.processes))
 
-    def _lease(self, tenant_id: UUID, wallet: Wallet, wanted: int, needed: int) -> asyncio.Future[int]:
-        meter, apart = wallet.meter, wallet.apart
-        wallet.chunk = self._chunk_of(meter.rate)
-        asked = self._ledger.ask(
+    def _lease(self, tenant_id: UUID, lease: TokenLease, wanted: int, needed: int) -> asyncio.Future[int]:
+        meter, apart = lease.meter, lease.apart
+        lease.chunk = self._chunk_of(meter.rate)
+        asked = self._redis.ask(
             redis_scripts.GRANT,
-            self._ledger.key_of(tenant_id),
+            self._redis.key_of(tenant_id),
             meter.interval_s * 1e6,
             meter.rate.burst,
             wanted,
             needed,
-            max(0, int((wallet.arrival - time.monotonic()) * 1e6)),
+            max(0, int((lease.arrival - time.monotonic()) * 1e6)),
             int(apart),
         )
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        wallet.leasing = done
+        lease.leasing = done
 
         def answered(future: asyncio.Future[list[bytes]]) -> None:
             granted = 0
             if not future.cancelled() and future.exception() is None:
                 granted, ahead_us = (int(number) for number in future.result())
                 now = time.monotonic()
-                wallet.tokens += granted
+                lease.tokens += granted
                 if apart:
-                    wallet.apart = False
-                meter.arrival = now + ahead_us / 1e6 - wallet.tokens * meter.interval_s
+                    lease.apart = False
+                meter.arrival = now + ahead_us / 1e6 - lease.tokens * meter.interval_s
                 if granted < max(needed, 1) and meter.rate.burst * meter.interval_s - ahead_us / 1e6 < meter.interval_s:
-                    wallet.refused_until = now + max(_REFUSED_S, min(meter.interval_s, 1.0))
-            if wallet.leasing is done:
-                wallet.leasing = None
+                    lease.refused_until = now + max(_REFUSED_S, min(meter.interval_s, 1.0))
+            if lease.leasing is done:
+                lease.leasing = None
             if not done.done():
                 done.set_result(granted)
 
@@ -233,17 +228,17 @@ class NodesLimiter(Background):
         while True:
             await asyncio.sleep(_SWEEP_S)
             now = time.monotonic()
-            for tenant_id, wallet in list(self._wallets.items()):
-                idle_s = now - wallet.used_at
-                if idle_s > _IDLE_S and wallet.tokens and wallet.leasing is None and self._ledger.up:
-                    self._give_back(tenant_id, wallet)
-                elif idle_s > _KEPT_S and not wallet.tokens and wallet.arrival <= now:
-                    del self._wallets[tenant_id]
+            for tenant_id, lease in list(self._leases.items()):
+                idle_s = now - lease.used_at
+                if idle_s > _IDLE_S and lease.tokens and lease.leasing is None and self._redis.up:
+                    self._give_back(tenant_id, lease)
+                elif idle_s > _KEPT_S and not lease.tokens and lease.arrival <= now:
+                    del self._leases[tenant_id]
 
-    def _give_back(self, tenant_id: UUID, wallet: Wallet) -> asyncio.Future[int]:
-        tokens, wallet.tokens = wallet.tokens, 0
-        future = self._ledger.ask(
-            redis_scripts.RETURN, self._ledger.key_of(tenant_id), wallet.meter.interval_s * 1e6, tokens
+    def _give_back(self, tenant_id: UUID, lease: TokenLease) -> asyncio.Future[int]:
+        tokens, lease.tokens = lease.tokens, 0
+        future = self._redis.ask(
+            redis_scripts.RETURN, self._redis.key_of(tenant_id), lease.meter.interval_s * 1e6, tokens
         )
         # Lost if Redis is away: at most a chunk and a half, which comes back with time.
         future.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
@@ -254,9 +249,7 @@ class NodesLimiter(Background):
     ) -> None:
         await super().__aexit__(kind, error, traceback)
         # What is on its way would arrive when nobody is left to give it back.
-        await asyncio.gather(*(wallet.leasing for wallet in self._wallets.values() if wallet.leasing is not None))
-        if self._ledger.up:
-            returns = [
-                self._give_back(tenant_id, wallet) for tenant_id, wallet in self._wallets.items() if wallet.tokens
-            ]
+        await asyncio.gather(*(lease.leasing for lease in self._leases.values() if lease.leasing is not None))
+        if self._redis.up:
+            returns = [self._give_back(tenant_id, lease) for tenant_id, lease in self._leases.items() if lease.tokens]
             await asyncio.gather(*returns, return_exceptions=True)

@@ -8,8 +8,8 @@ import struct
 import time
 from typing import Final
 
-from relay.limits.gcra import Allowance, Meter
-from relay.runtime.shared_memory import LIMITS_BYTES, Commons
+from relay.limits.gcra import Decision, Meter
+from relay.runtime.shared_memory import LIMITS_BYTES, SharedMemory
 from relay.telemetry.metrics import Metrics
 
 KEY_BYTES: Final = 16
@@ -38,20 +38,20 @@ class SharedTable:
     on without, at the price of a request or two too many.
 
     Args:
-        commons: the memory.
+        shared_memory: the memory.
         metrics: where to count.
     """
 
-    def __init__(self, commons: Commons, metrics: Metrics) -> None:
-        self._fd = commons.fd
-        self._memory = commons.limits
+    def __init__(self, shared_memory: SharedMemory, metrics: Metrics) -> None:
+        self._fd = shared_memory.fd
+        self._memory = shared_memory.limits
         self._no_wait_until = 0.0
         self._unlocked = metrics.counter(
             "relay_limit_locks_missed",
             "Decisions on a limit that were made without the lock, which somebody held on to.",
         )
 
-    def spend(self, key: bytes, meter: Meter, now: float, cost: int) -> Allowance:
+    def spend(self, key: bytes, meter: Meter, now: float, cost: int) -> Decision:
         """Take `cost` from a caller's allowance if it is there; 4 µs.
 
         Args:

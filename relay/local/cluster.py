@@ -13,7 +13,7 @@ from signal import SIGKILL
 from typing import Final
 from urllib.parse import quote
 
-from relay.local.errors import Unable
+from relay.local.errors import StartupError
 from relay.local.files import sync, write_whole
 from relay.local.processes import launch, tell
 from relay.local.users import User
@@ -140,7 +140,7 @@ async def make(cluster: Path, *, programs: Path, password: str, user: User | Non
     said = await _run([str(programs / "postgres"), "--single", "-F", "-D", str(made), "postgres"], user, create)
     if "ERROR:" in said:
         # The single-user server's exit code does not tell.
-        raise Unable(f"postgres could not create the database {DATABASE}: {said.strip()}")
+        raise StartupError(f"postgres could not create the database {DATABASE}: {said.strip()}")
     await _run([initdb, "--sync-only", f"--pgdata={made}"], user)
     made.rename(cluster)
     sync(cluster.parent)
@@ -170,5 +170,5 @@ async def _run(program: Sequence[str], user: User | None, typed: bytes = b"") ->
         # initdb ends with what it did about the failure; the failure itself stands in a line before that.
         lines = said.splitlines()
         told = next((line for line in lines if "error:" in line or "FATAL:" in line), "".join(lines[-1:]))
-        raise Unable(f"{Path(program[0]).name} ended with code {process.returncode}: {told}")
+        raise StartupError(f"{Path(program[0]).name} ended with code {process.returncode}: {told}")
     return said

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from relay.local.errors import Unable
+from relay.local.errors import StartupError
 from relay.local.files import folder, read_if_there, write_whole
 
 _log: Final = logging.getLogger("relay.local")
@@ -54,7 +54,7 @@ class DataDir:
             await self._take("children", PREDECESSOR_TIMEOUT_S)
         except OSError as error:
             self._leave()
-            raise Unable(
+            raise StartupError(
                 f"cannot use {self.path} as data directory: {error.strerror} (set RELAY_DATA_DIR to another)"
             ) from error
         except BaseException:
@@ -87,7 +87,7 @@ class DataDir:
         try:
             return read_if_there(self.path / name)
         except OSError as error:
-            raise Unable(f"cannot read {self.path / name}: {error.strerror}") from error
+            raise StartupError(f"cannot read {self.path / name}: {error.strerror}") from error
 
     async def _take(self, name: str, timeout_s: float) -> None:
         fd = os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -100,7 +100,7 @@ class DataDir:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if loop.time() > deadline:
-                    raise Unable(f"another relay up uses {self.path}") from None
+                    raise StartupError(f"another relay up uses {self.path}") from None
             else:
                 return
             if not waiting and name == "children":

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from relay.local.data_dir import DataDir
-from relay.local.errors import Unable
+from relay.local.errors import StartupError
 
 _log: Final = logging.getLogger("relay.local")
 
@@ -54,8 +54,8 @@ class Api:
             try:
                 if (await self._call("GET", "/health")).status == 200:
                     return
-                complaint = Unable("the API does not reach its database")
-            except Unable as unable:
+                complaint = StartupError("the API does not reach its database")
+            except StartupError as unable:
                 # It says that it is ready a moment before its port is open.
                 complaint = unable
             if loop.time() > deadline:
@@ -78,7 +78,7 @@ class Api:
             # The operator's RELAY_SIGNUP_MAX_TIER is lower.
             answer = await self._call("POST", "/api/keys/generate", headers, {"organization_name": _ORGANIZATION})
         if answer.status != 201:
-            raise Unable(f"the API gives no demo key: it answers {answer.status} to POST /api/keys/generate")
+            raise StartupError(f"the API gives no demo key: it answers {answer.status} to POST /api/keys/generate")
         key = str(answer.body["api_key"])
         data.keep_demo_key(key)
         return key
@@ -109,6 +109,6 @@ class Api:
             received = response.read()
             return Answer(response.status, json.loads(received) if received else None)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise Unable(f"the API does not answer {method} {path} ({type(error).__name__})") from error
+            raise StartupError(f"the API does not answer {method} {path} ({type(error).__name__})") from error
         finally:
             connection.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from relay.local import cluster
-from relay.local.errors import Unable
+from relay.local.errors import StartupError
 from relay.local.files import read_if_there
 
 _UNREACHABLE: Final = 5
@@ -35,12 +35,12 @@ def find(data_dir: Path) -> Running:
         password = read_if_there(home / "password")
         secret_key = read_if_there(data_dir / "secret_key")
     except OSError as error:
-        raise Unable(
+        raise StartupError(
             f"DATABASE_URL: not set, and the `relay up` of {data_dir} is not ours to use: {error.strerror}",
             _UNREACHABLE,
         ) from None
     if len(lines) <= _SOCKETS or password is None or not _listens(Path(lines[_SOCKETS])):
-        raise Unable(f"DATABASE_URL: not set, and no `relay up` runs in {data_dir}", _UNREACHABLE)
+        raise StartupError(f"DATABASE_URL: not set, and no `relay up` runs in {data_dir}", _UNREACHABLE)
     return Running(cluster.url(Path(lines[_SOCKETS]), password), secret_key)
 
 

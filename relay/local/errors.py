@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Unable(Exception):
+class StartupError(Exception):
     """What the operator can mend.
 
     Args:
@@ -17,7 +17,7 @@ class Unable(Exception):
         self.code = code
 
 
-class ChildEnded(Unable):
+class ChildEnded(StartupError):
     """A child ended before it was ready; its own line is on stderr.
 
     Args:

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from relay.local import binaries, cluster
-from relay.local.errors import Unable
+from relay.local.errors import StartupError
 from relay.local.files import folder, read_if_there, write_whole
 from relay.local.processes import finished, launch, tell
 from relay.local.users import User, closed_to, unprivileged
@@ -103,7 +103,7 @@ class EmbeddedPostgres:
             self._make_sockets()
             arguments = cluster.write_settings(self._home, self._sockets, self._settings)
         except OSError as error:
-            raise Unable(f"cannot keep a database in {self._home}: {error.strerror}") from error
+            raise StartupError(f"cannot keep a database in {self._home}: {error.strerror}") from error
         self._process = await launch(
             [str(self._programs / "postgres"), "-D", str(self._cluster), *arguments],
             env=cluster.ENVIRONMENT,
@@ -149,7 +149,7 @@ class EmbeddedPostgres:
         folder(self._home, 0o700 if self._user is None else 0o711)
         closed = self._user and closed_to(self._user, self._home)
         if closed and self._user:
-            raise Unable(
+            raise StartupError(
                 f"PostgreSQL runs as the user {self._user.name}, who may not enter {closed}: "
                 "set RELAY_DATA_DIR to another folder"
             )
@@ -158,7 +158,7 @@ class EmbeddedPostgres:
         password = read_if_there(secret)
         if password is None:
             if self._cluster.exists():
-                raise Unable(f"{secret} is missing, without it nobody opens the database beside it: restore it")
+                raise StartupError(f"{secret} is missing, without it nobody opens the database beside it: restore it")
             password = secrets.token_hex(32)
             write_whole(secret, password)
         self._password = password
@@ -181,7 +181,7 @@ class EmbeddedPostgres:
         deadline = loop.time() + _PREDECESSOR_TIMEOUT_S
         while left := _servers(self._cluster):
             if loop.time() > deadline:
-                raise Unable(f"another PostgreSQL, process {min(left)}, uses {self._cluster}")
+                raise StartupError(f"another PostgreSQL, process {min(left)}, uses {self._cluster}")
             await asyncio.sleep(_POLL_S)
 
     def _forget_the_dead(self) -> None:
@@ -200,7 +200,7 @@ class EmbeddedPostgres:
         patience = loop.time() + _PATIENCE_S
         while not _is_ready(process.pid, self._cluster):
             if await finished(process, _POLL_S):
-                raise Unable(f"PostgreSQL ended with code {process.returncode} while starting; it says why above")
+                raise StartupError(f"PostgreSQL ended with code {process.returncode} while starting; it says why above")
             if loop.time() > patience:
                 _log.warning("postgresql_still_starting", extra={"note": "waiting for recovery: it can take minutes"})
                 patience = float("inf")

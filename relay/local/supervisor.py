@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from signal import SIGINT, SIGTERM
 from typing import Final, Protocol
 
-from relay.local.errors import Unable
+from relay.local.errors import StartupError
 
 _log: Final = logging.getLogger("relay.local")
 
@@ -168,7 +168,7 @@ class Supervisor:
                 await asyncio.sleep(pause_s)
                 try:
                     await child.start()
-                except (Unable, OSError) as failure:
+                except (StartupError, OSError) as failure:
                     # OSError: no process or descriptor to be had; a later try may find one.
                     pause_s = self._pauses.after(pause_s, 0.0)
                     _log.warning(

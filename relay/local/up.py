@@ -16,12 +16,12 @@ from relay import __version__
 from relay.config.settings import Settings, unknown
 from relay.local.data_dir import DataDir
 from relay.local.demo import Api
-from relay.local.errors import ChildEnded, Unable
+from relay.local.errors import ChildEnded, StartupError
 from relay.local.postgres import EmbeddedPostgres
 from relay.local.processes import PythonChild, launch, module, tell
 from relay.local.receiver import DemoReceiver
 from relay.local.supervisor import StopSignals, Supervisor
-from relay.runtime.shared_memory import Commons
+from relay.runtime.shared_memory import SharedMemory
 
 _DEFAULT_HOST: Final = "127.0.0.1"
 _BAD_SETTING: Final = 2
@@ -83,8 +83,8 @@ async def _run(settings: Settings, environ: Mapping[str, str], supervisor: Super
     env = {**known, "HOST": address.host, "PORT": str(address.port), **_internal(settings)}
     if not settings.secret_keys:
         env["RELAY_SECRET_KEY"] = data.secret_key()
-    commons = Commons.create(1 + settings.workers)
-    fds = (data.children_fd, commons.fd)
+    shared_memory = SharedMemory.create(1 + settings.workers)
+    fds = (data.children_fd, shared_memory.fd)
     if settings.database_url is None:
         postgres = EmbeddedPostgres(data.postgres, fds=fds)
         await supervisor.start(postgres, needed=True)
@@ -96,9 +96,9 @@ async def _run(settings: Settings, environ: Mapping[str, str], supervisor: Super
 
     receiver = await stack.enter_async_context(DemoReceiver())
     loopback_only = () if settings.admin_token else ("--loopback-only",)
-    deliver = ("relay", "deliver", "--no-ops", "--commons", commons.for_child(0))
+    deliver = ("relay", "deliver", "--no-ops", "--shared-memory", shared_memory.for_child(0))
     delivery = PythonChild("delivery", deliver, env=env, fds=fds)
-    serve = ("relay", "serve", *loopback_only, "--commons", commons.for_child(1))
+    serve = ("relay", "serve", *loopback_only, "--shared-memory", shared_memory.for_child(1))
     serving = PythonChild("api", serve, env=env, fds=fds)
     try:
         async with asyncio.TaskGroup() as group:
@@ -119,7 +119,7 @@ async def _run(settings: Settings, environ: Mapping[str, str], supervisor: Super
 def _address(settings: Settings) -> Address:
     host = settings.host or _DEFAULT_HOST
     if not settings.admin_token and not _is_loopback(host):
-        raise Unable(
+        raise StartupError(
             f"HOST: {host!r} is not loopback: set RELAY_ADMIN_TOKEN before others may reach `relay up`",
             _BAD_SETTING,
         )
@@ -162,7 +162,9 @@ def _probe(address: Address) -> None:
             probe.bind(where)
             probe.listen(1)
     except OSError as error:
-        raise Unable(f"cannot listen on {host} port {port}: {error.strerror} (HOST and PORT choose another)") from error
+        raise StartupError(
+            f"cannot listen on {host} port {port}: {error.strerror} (HOST and PORT choose another)"
+        ) from error
 
 
 async def _migrate(env: Mapping[str, str], fds: tuple[int, ...]) -> None:

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-from relay.local.errors import Unable
+from relay.local.errors import StartupError
 
 
 class User(NamedTuple):
@@ -49,7 +49,7 @@ def unprivileged() -> User | None:
             found = _named("relay")
     found = found or _named("nobody")
     if found is None:
-        raise Unable("PostgreSQL does not run as root: create a user `postgres` or run relay as another user")
+        raise StartupError("PostgreSQL does not run as root: create a user `postgres` or run relay as another user")
     return found
 
 

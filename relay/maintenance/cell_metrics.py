@@ -7,7 +7,7 @@ import logging
 from typing import Any, Final
 from uuid import UUID
 
-from relay.runtime.service import Background
+from relay.runtime.service import Service
 from relay.store import Cell, StoreError
 from relay.store.server_clock import Step
 from relay.telemetry.metrics import Metrics
@@ -28,7 +28,7 @@ _START: Final = (0, UUID(int=0))
 Figures = dict[str, Any]
 
 
-class Survey(Background):
+class CellMetrics(Service):
     """Reads the figures of the whole cell every 15 s. One process of a command does; commands beside each other all
     show the same, so of several the largest is meant and not the sum. What cannot be read is not shown.
 

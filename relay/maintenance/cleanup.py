@@ -9,7 +9,7 @@ from typing import Final
 
 from relay.maintenance.clock_plausibility import PlausibleTime
 from relay.maintenance.leader import Leader
-from relay.runtime.service import Background
+from relay.runtime.service import Service
 from relay.store import Cell, StoreError
 from relay.telemetry.metrics import Metrics
 
@@ -26,7 +26,7 @@ _SHORTEST_S: Final = 60.0
 _LONGEST_S: Final = 3600.0
 
 
-class ExpiredKeys(Background):
+class ExpiredKeys(Service):
     """Deletes keys that have run out, on a walk over the table from end to end that begins anew every eighth of the
     window: at least every hour and at most every minute. Only the leader does it.
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from relay.maintenance.clock_plausibility import PlausibleTime
 from relay.maintenance.leader import Leader
-from relay.runtime.service import Background
+from relay.runtime.service import Service
 from relay.store import Cell, StoreError
 
 _log = logging.getLogger("relay.upkeep")
@@ -17,7 +17,7 @@ _INTERVAL_S: Final = 3600.0
 _BATCH: Final = 1000
 
 
-class Tidy(Background):
+class Tidy(Service):
     """Deletes ended jobs a week after they began, answers whose Idempotency-Keys have run out, keys two days after they
     ended, and what says which keys changed: in small batches, at the start and every hour. Only the leader does it.
 

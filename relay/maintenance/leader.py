@@ -8,7 +8,7 @@ import time
 from types import TracebackType
 from typing import Final
 
-from relay.runtime.service import Background
+from relay.runtime.service import Service
 from relay.store import Cell, DiskFull, StoreError
 
 _log = logging.getLogger("relay.upkeep")
@@ -17,7 +17,7 @@ _LEASE_S: Final = 30.0
 _LEAVE_S: Final = 1.0
 
 
-class Leader(Background):
+class Leader(Service):
     """Leads as soon as nobody else does, and for as long as it lives: its lease is renewed every third of it.
 
     Leases are given by PostgreSQL's clock. This process counts from before it asked, by its own monotonic clock, and an

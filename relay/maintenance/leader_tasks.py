@@ -16,7 +16,7 @@ from relay.store import Cell
 from relay.telemetry.metrics import Metrics
 
 
-class Housekeeping:
+class LeaderTasks:
     """Stands for election, and drops days, removes keys and tidies up while it leads. Entering starts it.
 
     Args:

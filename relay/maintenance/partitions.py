@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import Final, Self
 
-from relay.runtime.service import Background
+from relay.runtime.service import Service
 from relay.store import Cell, StoreError
 from relay.store.migrations import DAYS_AHEAD
 from relay.values.uuid7 import steady_ns
@@ -18,7 +18,7 @@ _AFTER_FAILURE_S: Final = 60.0
 _STEP_S: Final = 10.0
 
 
-class Partitions(Background):
+class Partitions(Service):
     """Makes the partitions that are missing: before entering is through, and every hour. Every process does; it costs
     one look.
 

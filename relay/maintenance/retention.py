@@ -12,7 +12,7 @@ from uuid import UUID
 from relay.maintenance.clock_plausibility import PlausibleTime
 from relay.maintenance.leader import Leader
 from relay.maintenance.retention_losses import Losses
-from relay.runtime.service import Background
+from relay.runtime.service import Service
 from relay.store import Cell, DiskFull, StoreError
 from relay.telemetry.metrics import Metrics
 from relay.values.uuid7 import steady_ns
@@ -63,7 +63,7 @@ class _Day(NamedTuple):
     is_overdue: bool
 
 
-class Retention(Background):
+class Retention(Service):
     """Drops each day once all of it is older than `days`. One with open deliveries waits for them until all of it is
     older than `max_days`; then they are lost, counted and said. Only the leader does it.
 

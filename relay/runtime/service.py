@@ -13,7 +13,7 @@ _log = logging.getLogger("relay.background")
 _AFTER_MISTAKE_S: Final = 1.0
 
 
-class Background(ABC):
+class Service(ABC):
     """A service with one task: entering starts it, leaving ends it.
 
     What `run` raises is a mistake in here, since each knows the failures of its own: it is logged and `run` begins

@@ -13,7 +13,7 @@ LIMITS_BYTES: Final = 2 * 1024 * 1024
 PAGE_BYTES: Final = 256 * 1024
 
 
-class Commons:
+class SharedMemory:
     """Anonymous memory, reached through an inherited file descriptor: whoever dies leaves nothing behind, no file
     system is written to, and what is never touched takes no memory.
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Final
 
-from relay.runtime.service import Background
+from relay.runtime.service import Service
 from relay.store import errors
 
 _log = logging.getLogger("relay.store")
@@ -19,7 +19,7 @@ CANCEL_TIMEOUT_S: Final = 2.0
 _INTERVAL_S: Final = 0.5
 
 
-class BackendLimit(Background):
+class BackendLimit(Service):
     """At most `limit` backends at once. Entering starts the task that looks for those that have ended.
 
     A connection that is closed while its statement runs does not end that statement: its backend lives on until the

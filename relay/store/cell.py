@@ -16,7 +16,7 @@ from asyncpg.pgproto import pgproto
 
 from relay.store import errors
 from relay.store.backends import CANCEL_TIMEOUT_S, BackendLimit
-from relay.store.connection import PLAN_EACH, RENEW_TIMEOUT_S, Connection, HotConnection, Opener, Row
+from relay.store.connection import PLAN_EACH, RENEW_TIMEOUT_S, Connection, ConnectionFactory, HotConnection, Row
 from relay.store.listener import Listener
 from relay.store.server_clock import ServerClock, Step
 from relay.store.statements import Statements
@@ -100,8 +100,10 @@ class Cell:
         self.oldest_snapshot_s = 0.0
         #: Whether the server answered when it was last asked, which it is every 10 s.
         self.answers = False
-        self._opener = Opener(url, application, pooled=False, lifetime_s=lifetime_s, statements=self.statements)
-        self._direct = Opener(direct_url or url, application, pooled=False, lifetime_s=lifetime_s)
+        self._opener = ConnectionFactory(
+            url, application, pooled=False, lifetime_s=lifetime_s, statements=self.statements
+        )
+        self._direct = ConnectionFactory(direct_url or url, application, pooled=False, lifetime_s=lifetime_s)
         #: How many connections the pool may have.
         self.most_pooled = max(1, connections - _OWNED_CONNECTIONS)
         self._backends = BackendLimit(self.most_pooled, self._backends_left)
@@ -369,7 +371,7 @@ def _nothing() -> None:
     pass
 
 
-async def _first_contact(opener: Opener, patience_s: float) -> bool:
+async def _first_contact(opener: ConnectionFactory, patience_s: float) -> bool:
     """Whether a pooler stands in front of a server that may be slow to take the first connection.
 
     Raises:
@@ -399,7 +401,7 @@ async def _first_contact(opener: Opener, patience_s: float) -> bool:
     return pooled
 
 
-async def _behind_pooler(opener: Opener, timeout_s: float) -> bool:
+async def _behind_pooler(opener: ConnectionFactory, timeout_s: float) -> bool:
     """Whether a pooler stands in front: it invents the backend's process id. One that pools sessions does that too;
     nothing breaks when it is taken for one that pools transactions.
 

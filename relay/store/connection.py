@@ -83,7 +83,7 @@ class Connection(asyncpg.Connection):
         return ""
 
 
-class Opener:
+class ConnectionFactory:
     """Opens connections to one database.
 
     Args:
@@ -253,12 +253,12 @@ class HotConnection:
         statements: their texts by name.
         server_timeout_s: after which PostgreSQL ends a statement that was given up here; 0 for never.
         given_up: is told the process id of a backend that may still work on such a statement.
-        plans: as in `Opener.options`.
+        plans: as in `ConnectionFactory.options`.
     """
 
     def __init__(
         self,
-        opener: Opener,
+        opener: ConnectionFactory,
         statements: Mapping[str, str],
         server_timeout_s: float = 0.0,
         given_up: Callable[[int], None] | None = None,

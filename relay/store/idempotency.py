@@ -9,7 +9,7 @@ from relay.errors import ApiError
 from relay.store.cell import Cell
 
 
-class Once(NamedTuple):
+class IdempotencyKey(NamedTuple):
     """An Idempotency-Key, a digest of the request it came with, and for how long the answer is kept."""
 
     key: str
@@ -17,7 +17,7 @@ class Once(NamedTuple):
     window_s: float
 
 
-async def kept_answer(cell: Cell, organization_id: UUID, once: Once | None) -> bytes | None:
+async def stored_response(cell: Cell, organization_id: UUID, once: IdempotencyKey | None) -> bytes | None:
     """The answer to an earlier request like this one, or None when there was none.
 
     Raises:

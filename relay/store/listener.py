@@ -9,9 +9,9 @@ from typing import Any, Final, Self
 
 import asyncpg
 
-from relay.runtime.service import Background
+from relay.runtime.service import Service
 from relay.store import errors
-from relay.store.connection import Opener
+from relay.store.connection import ConnectionFactory
 
 _log = logging.getLogger("relay.store")
 
@@ -21,13 +21,13 @@ _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 5.0
 
 
-class Listener(Background):
+class Listener(Service):
     """Calls `heard` for each notification on a channel, or on several. A hint may be lost: whoever listens also polls.
 
     Entering starts it, also while the database is away; leaving stops it.
     """
 
-    def __init__(self, opener: Opener, channel: str) -> None:
+    def __init__(self, opener: ConnectionFactory, channel: str) -> None:
         self._opener = opener
         self._channel = channel
         self._heard: dict[str, Callable[[], None]] = {}

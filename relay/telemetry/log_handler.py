@@ -34,7 +34,7 @@ class _Window:
         self.left_out = 0
 
 
-class Repeats:
+class RepeatLimiter:
     """Lets `LINES_PER_SECOND` lines of each event through and counts the rest.
 
     Args:
@@ -90,7 +90,7 @@ class Repeats:
         return told
 
 
-class Outlet(logging.Handler):
+class NonBlockingHandler(logging.Handler):
     """Writes lines from a thread of its own: a full pipe holds up nobody but that, and memory is bounded.
 
     Args:
@@ -111,7 +111,7 @@ class Outlet(logging.Handler):
         self._not_written = 0
         self._told = 0
         self._told_at = -_WINDOW_S
-        self._repeats = Repeats()
+        self._repeats = RepeatLimiter()
         # A line; an event to set once all lines before it are written; or None, to look around.
         self._lines: queue.SimpleQueue[bytes | threading.Event | None] = queue.SimpleQueue()
         threading.Thread(target=self._run, name="log", daemon=True).start()

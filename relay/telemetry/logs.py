@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from relay.telemetry.colour import is_wanted
 from relay.telemetry.log_format import JsonLines, ReadableLines
-from relay.telemetry.log_handler import Outlet
+from relay.telemetry.log_handler import NonBlockingHandler
 
 _log: Final = logging.getLogger("relay")
 
@@ -27,7 +27,7 @@ def set_up(level: str, command: str) -> None:
         command: what this process runs, such as `serve`.
     """
     on_terminal = os.isatty(_STDERR)
-    outlet = Outlet(_STDERR, sys.stderr.encoding if on_terminal else "ascii")
+    outlet = NonBlockingHandler(_STDERR, sys.stderr.encoding if on_terminal else "ascii")
     colours = is_wanted(_STDERR, os.environ)
     outlet.setFormatter(ReadableLines(colours=colours) if on_terminal else JsonLines(command))
     root = logging.getLogger()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import nan
 from typing import Final, Literal
 
-from relay.runtime.shared_memory import PAGE_BYTES, Commons
+from relay.runtime.shared_memory import PAGE_BYTES, SharedMemory
 from relay.telemetry.exposition import Exposition
 from relay.telemetry.metrics_page import Definition, Page
 
@@ -27,7 +27,7 @@ Combine = Literal["sum", "max", "min"]
 WAITS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
-class Tally:
+class CounterChild:
     """One series of a counter; what is on a hot path keeps it."""
 
     __slots__ = ("_at", "_cells")
@@ -46,7 +46,7 @@ class Tally:
         return self._cells[self._at]
 
 
-class Spread:
+class HistogramChild:
     """One series of a histogram; what is on a hot path keeps it."""
 
     __slots__ = ("_bounds", "_cells", "_first", "_sum")
@@ -70,11 +70,11 @@ class Counter:
     def __init__(self, metrics: Metrics, definition: Definition) -> None:
         self._metrics = metrics
         self._definition = definition
-        self._tallies: dict[tuple[str, ...], Tally] = {}
+        self._tallies: dict[tuple[str, ...], CounterChild] = {}
         if not definition.labels:
             self.of()
 
-    def of(self, *labels: str) -> Tally:
+    def of(self, *labels: str) -> CounterChild:
         """The series with these label values, given in the order in which the labels were named; it is shown from now.
 
         Where the page is full it counts nothing, and `relay_metrics_dropped_total` says so.
@@ -82,7 +82,7 @@ class Counter:
         tally = self._tallies.get(labels)
         if tally is None:
             first = self._metrics.first_of(self._definition, labels)
-            tally = Tally(self._metrics.page.cells, first or 0)
+            tally = CounterChild(self._metrics.page.cells, first or 0)
             if first is not None:
                 self._tallies[labels] = tally
         return tally
@@ -102,18 +102,20 @@ class Histogram:
     def __init__(self, metrics: Metrics, definition: Definition) -> None:
         self._metrics = metrics
         self._definition = definition
-        self._spreads: dict[tuple[str, ...], Spread] = {}
+        self._spreads: dict[tuple[str, ...], HistogramChild] = {}
         if not definition.labels:
             self.of()
 
-    def of(self, *labels: str) -> Spread:
+    def of(self, *labels: str) -> HistogramChild:
         """As for a counter."""
         spread = self._spreads.get(labels)
         if spread is None:
             first = self._metrics.first_of(self._definition, labels)
             if first is None:
-                return Spread(memoryview(bytearray(8 * self._definition.size)).cast("d"), 0, self._definition.bounds)
-            spread = self._spreads[labels] = Spread(self._metrics.page.cells, first, self._definition.bounds)
+                return HistogramChild(
+                    memoryview(bytearray(8 * self._definition.size)).cast("d"), 0, self._definition.bounds
+                )
+            spread = self._spreads[labels] = HistogramChild(self._metrics.page.cells, first, self._definition.bounds)
         return spread
 
     def observe(self, value: float, *labels: str) -> None:
@@ -159,16 +161,16 @@ class Metrics:
     of a label are few and known: never a tenant's id, a URL, a key or anything else that a caller wrote.
 
     Args:
-        commons: the memory that the processes of the command share; None for a process by itself.
+        shared_memory: the memory that the processes of the command share; None for a process by itself.
     """
 
-    def __init__(self, commons: Commons | None = None) -> None:
-        if commons is None:
+    def __init__(self, shared_memory: SharedMemory | None = None) -> None:
+        if shared_memory is None:
             pages = [memoryview(bytearray(PAGE_BYTES))]
             own = 0
         else:
-            pages = [commons.page_of(number) for number in range(commons.pages)]
-            own = commons.page
+            pages = [shared_memory.page_of(number) for number in range(shared_memory.pages)]
+            own = shared_memory.page
         self.page = Page(pages[own])
         self._gauges: dict[str, Gauge] = {}
         self._definitions: dict[str, Definition] = {}

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Final, Self
 
 import relay
-from relay.runtime.service import Background
+from relay.runtime.service import Service
 from relay.telemetry.metrics import Metrics
 
 _REFRESH_S: Final = 1.0
@@ -22,7 +22,7 @@ _LAGS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0
 _STATM: Final = "/proc/self/statm"
 
 
-class Vitals(Background):
+class ProcessMetrics(Service):
     """Refreshes the gauges of a process once a second and says with it that the process is alive, and counts how the
     process is doing.
 

@@ -11,9 +11,9 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from relay.auth import KeyList
-from relay.endpoints.repository import Endpoints
-from relay.inbox import DeliveriesQuery, InboxQuery, Span, read_attempts, read_deliveries, read_event, read_page
+from relay.auth import KeyListing
+from relay.endpoints.repository import EndpointRepository
+from relay.inbox import DeliveriesQuery, InboxQuery, TimeRange, read_attempts, read_deliveries, read_event, read_page
 from relay.inbox.stats import read_stats
 from relay.jobs.lifecycle import list_jobs, read_job
 from relay.jobs.redelivery import find_delivery
@@ -175,7 +175,7 @@ def listing(status: str | None, *, of_event: bool = False, error_class: str | No
     async def read(cell: Cell, worst: Worst) -> object:
         event_id = worst.story if of_event else None
         query = DeliveriesQuery(
-            worst.organization_id, cast(Any, status), None, event_id, error_class, Span(), 1000, None
+            worst.organization_id, cast(Any, status), None, event_id, error_class, TimeRange(), 1000, None
         )
         return await read_deliveries(cell, query)
 
@@ -189,13 +189,13 @@ async def attempts(cell: Cell, worst: Worst) -> object:
 
 
 async def endpoints(cell: Cell, worst: Worst) -> object:
-    return await Endpoints(cell, cast(Any, None), most={}, due=lambda: None, changed=lambda _: None).page(
+    return await EndpointRepository(cell, cast(Any, None), most={}, due=lambda: None, changed=lambda _: None).page(
         worst.organization_id, None, 1000
     )
 
 
 async def endpoint(cell: Cell, worst: Worst) -> object:
-    return await Endpoints(cell, cast(Any, None), most={}, due=lambda: None, changed=lambda _: None).read(
+    return await EndpointRepository(cell, cast(Any, None), most={}, due=lambda: None, changed=lambda _: None).read(
         worst.organization_id, worst.endpoints[0]
     )
 
@@ -239,7 +239,7 @@ READS: dict[str, list[Read]] = {
     "/api/endpoints/{id}": [endpoint],
     "/api/jobs": [lambda cell, worst: list_jobs(cell, worst.organization_id, 1000, None)],
     "/api/jobs/{id}": [job],
-    "/api/keys": [lambda cell, worst: KeyList(cell).describe(worst.organization_id)],
+    "/api/keys": [lambda cell, worst: KeyListing(cell).describe(worst.organization_id)],
     "/api/stats": [lambda cell, worst: read_stats(cell, worst.organization_id, None)],
 }
 

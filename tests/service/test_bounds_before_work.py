@@ -15,11 +15,11 @@ import httpx2
 import pytest
 
 from relay.cli.http_server import http_server, until_it_answers
-from relay.http.access_log import Journal
-from relay.http.application import Front
+from relay.http.access_log import AccessLog
+from relay.http.application import Application
 from relay.http.exchange import Receive, Scope, Send
 from relay.http.operations import Operation
-from relay.http.proxies import Clients
+from relay.http.proxies import TrustedProxies
 from relay.http.resources.system import GetLive
 from relay.http.schemas.common import Health
 from relay.http.static import IN_ALL, OF_ONE_CLIENT, Static, Strangers
@@ -146,10 +146,10 @@ class Huge:
 @asynccontextmanager
 async def serving_huge() -> AsyncIterator[int]:
     """A server with such a response behind a trusted proxy: its port."""
-    strangers, port = Strangers(Clients([ipaddress.ip_network("127.0.0.0/8")])), free_port()
+    strangers, port = Strangers(TrustedProxies([ipaddress.ip_network("127.0.0.0/8")])), free_port()
     huge = Operation("GET", "/huge", Huge(strangers), success={200: None}, key=False)
-    front = Front(
-        (huge, Operation("GET", "/live", GetLive(), success={200: Health}, key=False)), Metrics(), Journal(0.0)
+    front = Application(
+        (huge, Operation("GET", "/live", GetLive(), success={200: Health}, key=False)), Metrics(), AccessLog(0.0)
     )
     server = http_server(front, "127.0.0.1", port, backlog=128, connections=1000)
     serving = asyncio.create_task(server.serve())

@@ -13,7 +13,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from relay.delivery.capacity.concurrency import Offer
+from relay.delivery.capacity.concurrency import ClaimBudget
 from relay.delivery.capacity.organization_quota import EVERYTHING as UNBOUNDED
 from relay.delivery.capacity.organization_quota import LARGEST_PAYLOAD
 from relay.delivery.claims import Claimer, columns
@@ -87,7 +87,7 @@ async def test_a_claim_takes_no_more_of_an_organization_than_it_has_left_and_goe
     for organization_id, _ in others:
         await books.accept(organization_id)
     claimer = Claimer(cell.owned_connection(), 30.0, visits=7)
-    offer = Offer(20, [], [], 4, untouched=UNBOUNDED._replace(slots=3), left={crowd: UNBOUNDED._replace(slots=0)})
+    offer = ClaimBudget(20, [], [], 4, untouched=UNBOUNDED._replace(slots=3), left={crowd: UNBOUNDED._replace(slots=0)})
     taken = []
     more = True
     while more:
@@ -107,7 +107,7 @@ async def test_the_endpoints_of_a_full_organization_do_not_stand_in_front_of_oth
     for organization_id in quiet:
         await books.accept(organization_id)
     claim = await Claimer(cell.owned_connection(), 30.0).claim(
-        Offer(12, [], [], 4, left={crowd: UNBOUNDED._replace(slots=2)}), EVERYTHING
+        ClaimBudget(12, [], [], 4, left={crowd: UNBOUNDED._replace(slots=2)}), EVERYTHING
     )
     taken = [delivery.held.organization_id for delivery in claim.deliveries]
     assert len(taken) == 12
@@ -121,7 +121,7 @@ async def test_a_claim_stays_within_the_bytes_that_are_left(cell: Cell, books: B
     other, _ = await books.endpoint("http://127.0.0.1/")
     await books.accept(other, 4, payload=b'"x"')
     claimer = Claimer(cell.owned_connection(), 30.0)
-    offer = Offer(100, [], [], 50, untouched=UNBOUNDED._replace(bytes=3 * size + 100))
+    offer = ClaimBudget(100, [], [], 50, untouched=UNBOUNDED._replace(bytes=3 * size + 100))
     claim = await claimer.claim(offer, EVERYTHING)
     assert sorted(len(delivery.payload) for delivery in claim.deliveries) == [3] * 4 + [size] * 3
     claim = await claimer.claim(offer._replace(untouched=UNBOUNDED, bytes=2 * size), EVERYTHING)
@@ -131,7 +131,7 @@ async def test_a_claim_stays_within_the_bytes_that_are_left(cell: Cell, books: B
 async def test_deliveries_of_one_event_come_with_one_payload(cell: Cell, books: Books) -> None:
     organization_id, endpoint_ids = await many(books, "http://127.0.0.1/", 30)
     await books.accept(organization_id, 1, payload=b'"%b"' % bytes(10_000).hex().encode())
-    offer = Offer(100, [], [], 4, untouched=UNBOUNDED._replace(bytes=30_000))
+    offer = ClaimBudget(100, [], [], 4, untouched=UNBOUNDED._replace(bytes=30_000))
     claim = await Claimer(cell.owned_connection(), 30.0).claim(offer, EVERYTHING)
     assert {delivery.held.endpoint_id for delivery in claim.deliveries} == set(endpoint_ids)
     assert len({id(delivery.payload) for delivery in claim.deliveries}) == 1
@@ -175,7 +175,7 @@ async def test_a_claim_is_counted_until_there_is_a_result(cell: Cell, books: Boo
         ((count,),) = await books.read("select claims from relay.open")
         return int(count)
 
-    offer = Offer(100, [], [], 4)
+    offer = ClaimBudget(100, [], [], 4)
     ((first,), _) = await claimer.claim(offer, EVERYTHING)
     assert (first.claims, await claims()) == (0, 1)
     await books.read("update relay.open set leased_until = '-infinity'")
@@ -259,7 +259,7 @@ async def test_a_delivery_that_kills_its_process_again_and_again_ends_as_a_crash
 
 async def test_a_claim_whose_answer_was_lost_is_free_for_the_next(cell: Cell, books: Books, database: str) -> None:
     organization_id, _ = await books.endpoint("http://127.0.0.1/")
-    offer = Offer(100, [], [], 4)
+    offer = ClaimBudget(100, [], [], 4)
     async with Proxy(database) as proxy, open_cell(proxy.url) as through:
         claimer = Claimer(through.owned_connection(), 60.0)
         assert (await claimer.claim(offer, EVERYTHING)).deliveries == []

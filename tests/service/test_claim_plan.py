@@ -7,11 +7,11 @@ import pytest
 
 from bench.backlogs import make_due, make_endpoints
 from bench.plans import MODES, Explained, looked_at, nodes, outline
-from relay.delivery.capacity.concurrency import Offer
+from relay.delivery.capacity.concurrency import ClaimBudget
 from relay.delivery.capacity.endpoint_state import FIRST_SLOTS
 from relay.delivery.claims import Claimer
 from relay.delivery.ownership.buckets import EVERYTHING
-from relay.store.connection import Opener
+from relay.store.connection import ConnectionFactory
 from relay.store.statements import Statements
 
 ENDPOINTS = 500
@@ -30,10 +30,12 @@ async def backlog(database: str) -> str:
 
 
 async def test_a_claim_reads_indexes_only_and_no_more_than_it_visits_and_takes(backlog: str) -> None:
-    explained = Explained(Opener(backlog, "relay tests", pooled=False, lifetime_s=540.0), Statements("relay"))
+    explained = Explained(
+        ConnectionFactory(backlog, "relay tests", pooled=False, lifetime_s=540.0), Statements("relay")
+    )
     claimer = Claimer(explained, 30.0)
     for _ in range(3):
-        taken, more = await claimer.claim(Offer(BATCH, [], [], FIRST_SLOTS), EVERYTHING)
+        taken, more = await claimer.claim(ClaimBudget(BATCH, [], [], FIRST_SLOTS), EVERYTHING)
         assert (len(taken), more) == (BATCH, True)
         for mode in MODES:
             plan = explained.plans[mode]

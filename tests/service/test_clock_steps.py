@@ -12,7 +12,7 @@ from typing import NamedTuple
 import asyncpg
 import pytest
 
-from relay.maintenance.leader_tasks import Housekeeping
+from relay.maintenance.leader_tasks import LeaderTasks
 from relay.store.migrations import migrate
 from relay.telemetry.metrics import Metrics
 from tests import servers
@@ -128,7 +128,7 @@ async def test_nothing_is_dropped_by_a_process_that_starts_under_a_clock_that_is
         async def doubts() -> bool:
             return "relay_retention_time_doubted 1.0" in metrics.render().decode()
 
-        async with open_cell(ground.url) as begun, Housekeeping(begun, settings(), metrics):
+        async with open_cell(ground.url) as begun, LeaderTasks(begun, settings(), metrics):
             await until(doubts, 30.0)
         assert [await past.stands(days_ago) for days_ago in (9, 5, 0)] == [True] * 3
         assert len(await past.read("select from relay.dedup")) == 1

@@ -13,8 +13,8 @@ import asyncpg
 import pytest
 from standardwebhooks import Webhook
 
-from relay.delivery.capacity.concurrency import Offer
-from relay.delivery.claims import Claimer, Held
+from relay.delivery.capacity.concurrency import ClaimBudget
+from relay.delivery.claims import Claimer, ClaimRef
 from relay.delivery.leases import Leases
 from relay.delivery.ownership.buckets import EVERYTHING
 from relay.delivery.recorder import Recorder, Result
@@ -336,7 +336,7 @@ async def test_results_wait_for_postgresql_and_are_recorded_once(
 async def test_a_record_whose_outcome_is_unknown_is_sent_again(cell: Cell, books: Books, database: str) -> None:
     organization_id, endpoint_id = await books.endpoint("http://127.0.0.1/")
     await books.accept(organization_id, 3)
-    claim = await Claimer(cell.owned_connection(), 30.0).claim(Offer(100, [], [], 4), EVERYTHING)
+    claim = await Claimer(cell.owned_connection(), 30.0).claim(ClaimBudget(100, [], [], 4), EVERYTHING)
     recorded: list[Result] = []
     async with (
         Proxy(database) as proxy,
@@ -353,7 +353,7 @@ async def test_a_record_whose_outcome_is_unknown_is_sent_again(cell: Cell, books
     assert [row["endpoint_id"] for row in await books.attempts()] == [endpoint_id] * 3
 
 
-def result(held: Held, *, outcome: str, retry_s: float | None = None, latency_ms: int = 1) -> Result:
+def result(held: ClaimRef, *, outcome: str, retry_s: float | None = None, latency_ms: int = 1) -> Result:
     at = datetime.datetime.now(datetime.UTC)
     error = None if outcome == "delivered" else ErrorClass.HTTP
     return Result(held, 1, at, 200, latency_ms, error, b"\x00\xff", outcome, retry_s)
@@ -364,7 +364,7 @@ async def test_a_result_that_postgresql_refuses_does_not_poison_its_batch(
 ) -> None:
     organization_id, _ = await books.endpoint("http://127.0.0.1/")
     await books.accept(organization_id, 40)
-    claim = await Claimer(cell.owned_connection(), 30.0).claim(Offer(100, [], [], 50), EVERYTHING)
+    claim = await Claimer(cell.owned_connection(), 30.0).claim(ClaimBudget(100, [], [], 50), EVERYTHING)
     helds = [delivery.held for delivery in claim.deliveries]
     # What any receiver can make us write is stored as it is; these two are refused: one for its answer alone.
     await books.read("alter table relay.attempts add constraint short check (length(response) < 1024)")
@@ -460,7 +460,7 @@ async def test_the_log_of_a_failure_names_neither_url_nor_secret(
     assert "hushhush" not in repr([vars(record) for record in caplog.records])
 
 
-async def claim_lap(claimer: Claimer, offer: Offer) -> tuple[list[UUID], int]:
+async def claim_lap(claimer: Claimer, offer: ClaimBudget) -> tuple[list[UUID], int]:
     """The endpoints of what one lap takes, and how many claims it took."""
     taken: list[UUID] = []
     claims = 0
@@ -481,12 +481,12 @@ async def test_a_lap_reaches_every_endpoint_however_few_a_claim_visits(cell: Cel
     last = max(endpoints, key=lambda ids: (bucket(ids[1]), ids[1]))[1]
     await books.read("update relay.open set due_at = now() + interval '1 hour' where endpoint_id <> $1", last)
     claimer = Claimer(cell.owned_connection(), 30.0, visits=3)
-    assert (await claim_lap(claimer, Offer(100, [], [], 4)))[0] == [last]
+    assert (await claim_lap(claimer, ClaimBudget(100, [], [], 4)))[0] == [last]
     await books.read("update relay.open set due_at = now()")
     # Wherever the last lap ended.
-    taken, _ = await claim_lap(claimer, Offer(2, [], [], 4))
+    taken, _ = await claim_lap(claimer, ClaimBudget(2, [], [], 4))
     assert sorted(taken) == sorted(endpoint_id for _, endpoint_id in endpoints if endpoint_id != last)
-    assert (await claim_lap(claimer, Offer(100, [], [], 4)))[0] == []
+    assert (await claim_lap(claimer, ClaimBudget(100, [], [], 4)))[0] == []
 
 
 async def test_claims_take_turns_and_no_endpoint_more_than_its_slots(cell: Cell, books: Books) -> None:
@@ -495,7 +495,7 @@ async def test_claims_take_turns_and_no_endpoint_more_than_its_slots(cell: Cell,
         await books.accept(organization_id, 100)
     in_order = [endpoint_id for _, endpoint_id in sorted(endpoints, key=lambda ids: (bucket(ids[1]), ids[1]))]
     claimer = Claimer(cell.owned_connection(), 30.0)
-    offer = Offer(6, [in_order[2]], [0], 4)
+    offer = ClaimBudget(6, [in_order[2]], [0], 4)
     turns: Sequence[Sequence[UUID]] = [
         [delivery.held.endpoint_id for delivery in (await claimer.claim(offer, EVERYTHING)).deliveries]
         for _ in range(3)
@@ -531,7 +531,7 @@ async def test_leases_outlast_a_connection_that_has_gone_silent(
         return dict(row)
 
     async with Proxy(database) as proxy, open_cell(proxy.url) as through:
-        claimed, _ = await Claimer(cell.owned_connection(), 4.5).claim(Offer(1, [], [], 1), EVERYTHING)
+        claimed, _ = await Claimer(cell.owned_connection(), 4.5).claim(ClaimBudget(1, [], [], 1), EVERYTHING)
         async with Leases(through.owned_connection(), 4.5) as leases:
             leases.hold(delivery.held for delivery in claimed)
             claimed_at = (await leased())["given"]

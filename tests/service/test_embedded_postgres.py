@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 
 from relay.local import binaries
-from relay.local.errors import Unable
+from relay.local.errors import StartupError
 from relay.local.postgres import EmbeddedPostgres
 from relay.local.users import User, closed_to, unprivileged
 
@@ -227,7 +227,7 @@ async def test_a_socket_whose_path_would_be_too_long_lies_in_a_private_folder(pl
 async def test_a_lost_password_is_one_line(place: Path) -> None:
     (place / "password").rename(place / "aside")
     try:
-        with pytest.raises(Unable, match=r"password is missing"):
+        with pytest.raises(StartupError, match=r"password is missing"):
             await EmbeddedPostgres(place).start()
     finally:
         (place / "aside").rename(place / "password")
@@ -257,7 +257,7 @@ async def test_root_is_told_when_postgresql_may_not_enter_the_folder(tmp_path: P
     user = unprivileged()
     assert user
 
-    with pytest.raises(Unable, match=rf"user {user.name}, who may not enter /.*RELAY_DATA_DIR"):
+    with pytest.raises(StartupError, match=rf"user {user.name}, who may not enter /.*RELAY_DATA_DIR"):
         await EmbeddedPostgres(tmp_path / "closed").start()
 
 

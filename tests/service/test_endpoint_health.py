@@ -15,10 +15,10 @@ import asyncpg
 import pytest
 
 from relay.delivery.capacity.circuit_breaker import Breaker
-from relay.delivery.capacity.concurrency import Offer
-from relay.delivery.claims import Claimed, Claimer
-from relay.delivery.endpoint_cache import Directory
-from relay.delivery.endpoint_health import Health
+from relay.delivery.capacity.concurrency import ClaimBudget
+from relay.delivery.claims import ClaimedDelivery, Claimer
+from relay.delivery.endpoint_cache import EndpointCache
+from relay.delivery.endpoint_health import EndpointHealth
 from relay.delivery.ownership.buckets import EVERYTHING
 from relay.delivery.recorder import Recorder, Result
 from relay.delivery.transport.response import ErrorClass
@@ -55,8 +55,8 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.delivery.capacity.circuit_breaker._FIRST_PAUSE_S", 0.05)
 
 
-async def claimed(cell: Cell) -> list[Claimed]:
-    return (await Claimer(cell.owned_connection(), 30.0).claim(Offer(100, [], [], 50), EVERYTHING)).deliveries
+async def claimed(cell: Cell) -> list[ClaimedDelivery]:
+    return (await Claimer(cell.owned_connection(), 30.0).claim(ClaimBudget(100, [], [], 50), EVERYTHING)).deliveries
 
 
 async def record(cell: Cell, *results: Result) -> None:
@@ -68,7 +68,7 @@ async def record(cell: Cell, *results: Result) -> None:
         await until(lambda: asyncio.sleep(0, len(recorded) == len(results)))
 
 
-def failure(delivery: Claimed, outcome: str = "retry", *, number: int = 1) -> Result:
+def failure(delivery: ClaimedDelivery, outcome: str = "retry", *, number: int = 1) -> Result:
     at = datetime.datetime.now(datetime.UTC)
     return Result(delivery.held, number, at, 500, 1, ErrorClass.HTTP, b"", outcome, 60.0)
 
@@ -411,12 +411,12 @@ async def test_since_when_an_endpoint_fails_is_noted_once_it_has_lasted(
 
 async def test_what_is_not_noted_yet_is_noted_at_a_stop(cell: Cell, books: Books) -> None:
     organization_id, endpoint_id = await books.endpoint("http://127.0.0.1/")
-    endpoint = await Directory(cell.owned_connection(), settings(), VAULT).find(cell, organization_id, endpoint_id)
+    endpoint = await EndpointCache(cell.owned_connection(), settings(), VAULT).find(cell, organization_id, endpoint_id)
     assert endpoint is not None
     now = asyncio.get_running_loop().time()
     breaker = Breaker(now - 90.0, now - 5.0, now)
     breaker.noted = False, False
-    async with Health(cell, 432_000.0, lambda: datetime.datetime.now(datetime.UTC), Metrics()) as health:
+    async with EndpointHealth(cell, 432_000.0, lambda: datetime.datetime.now(datetime.UTC), Metrics()) as health:
         health.attempted(endpoint, breaker, now)
     row = await endpoint_row(books, endpoint_id)
     assert (row["failing_since"] is not None, row["broken_since"] is not None) == (True, True)

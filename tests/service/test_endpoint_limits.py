@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from relay.delivery.capacity.concurrency import Offer
+from relay.delivery.capacity.concurrency import ClaimBudget
 from relay.delivery.claims import Claimer
 from relay.delivery.ownership.buckets import EVERYTHING
 from relay.store import Cell
@@ -52,7 +52,7 @@ async def test_nothing_is_leased_for_an_endpoint_that_is_disabled_or_gone(cell: 
         await books.accept(each, 2)
     await books.change(first, enabled=False)
     await books.read("delete from relay.endpoints where id = $1", second)
-    claim = await Claimer(cell.owned_connection(), 30.0).claim(Offer(100, [], [], 4), EVERYTHING)
+    claim = await Claimer(cell.owned_connection(), 30.0).claim(ClaimBudget(100, [], [], 4), EVERYTHING)
     assert [delivery.held.endpoint_id for delivery in claim.deliveries] == [third, third]
     leased = await books.read("select endpoint_id from relay.open where claim_token is not null")
     assert [row["endpoint_id"] for row in leased] == [third, third]
@@ -70,7 +70,7 @@ async def test_a_first_claim_takes_no_more_than_an_endpoint_allows(cell: Cell, b
         await books.change(endpoint_id, **{column: value})
         await books.accept(organization_id, 10)
         allowed[endpoint_id] = taken
-    claim = await Claimer(cell.owned_connection(), 30.0).claim(Offer(100, [], [], 4), EVERYTHING)
+    claim = await Claimer(cell.owned_connection(), 30.0).claim(ClaimBudget(100, [], [], 4), EVERYTHING)
     assert Counter(delivery.held.endpoint_id for delivery in claim.deliveries) == allowed
 
 

@@ -18,7 +18,7 @@ from relay.errors import ApiError
 from relay.ingest import GroupCommit, PostedEvent
 from relay.local.processes import PythonChild
 from relay.store import Cell, DatabaseUnavailable
-from relay.store.connection import Opener
+from relay.store.connection import ConnectionFactory
 from relay.telemetry.metrics import Metrics
 from relay.values.uuid7 import Uuid7Clock
 from tests.api import Api
@@ -156,7 +156,7 @@ async def test_the_servers_default_isolation_is_not_ours(database: str) -> None:
     name = await connection.fetchval("select current_database()")
     await connection.execute(f"alter database {name} set default_transaction_isolation = 'serializable'")
     await connection.close()
-    connection = await Opener(database, "relay tests", pooled=False, lifetime_s=60.0).open()
+    connection = await ConnectionFactory(database, "relay tests", pooled=False, lifetime_s=60.0).open()
     isolation = await connection.fetchval("show transaction_isolation")
     await connection.close()
     assert isolation == "read committed"
@@ -183,7 +183,7 @@ async def test_a_server_that_greets_and_says_goodbye_at_once_is_away() -> None:
     async with server:
         url = f"postgresql://relay:x@127.0.0.1:{server.sockets[0].getsockname()[1]}/relay"
         with pytest.raises(DatabaseUnavailable):
-            await Opener(
+            await ConnectionFactory(
                 url, "relay tests", pooled=False, lifetime_s=60.0, statements={"enter_cell": "select 1"}
             ).open()
 

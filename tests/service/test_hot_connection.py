@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from relay.store import Cell, OutcomeUnknown
-from relay.store.connection import HotConnection, Opener
+from relay.store.connection import ConnectionFactory, HotConnection
 from relay.values import uuid7
 from relay.values.database_url import DatabaseUrl
 
@@ -23,7 +23,7 @@ STATEMENTS = {
 
 @pytest.fixture
 async def connection(database: str) -> AsyncIterator[HotConnection]:
-    made = HotConnection(Opener(database, "relay tests", pooled=False, lifetime_s=540.0), STATEMENTS)
+    made = HotConnection(ConnectionFactory(database, "relay tests", pooled=False, lifetime_s=540.0), STATEMENTS)
     yield made
     await made.close()
 
@@ -93,7 +93,7 @@ async def test_a_cell_makes_ids_of_the_kind_that_its_rows_hold(cell: Cell, conne
 
 
 async def test_a_connection_that_has_reached_its_age_stays_while_no_other_is_to_be_had(database: str) -> None:
-    opener = Opener(database, "relay tests", pooled=False, lifetime_s=0.0)
+    opener = ConnectionFactory(database, "relay tests", pooled=False, lifetime_s=0.0)
     connection = HotConnection(opener, STATEMENTS)
     first = await backend(connection)
     second = await backend(connection)

@@ -10,7 +10,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from relay.auth import SCOPES, KeyList, NewKey, Tenant
+from relay.auth import SCOPES, KeyListing, NewKey, Tenant
 from relay.errors import ApiError
 from tests.conftest import Databases
 from tests.guarding import Node, rotate_silently, running, signed_up, until
@@ -56,7 +56,7 @@ async def revoked(node: Node, tenant: Tenant, key_id: UUID) -> str:
 
 
 async def in_force(node: Node, tenant: Tenant) -> list[UUID]:
-    return [key.key_id for key in (await KeyList(node.cell).describe(tenant.organization_id)).keys]
+    return [key.key_id for key in (await KeyListing(node.cell).describe(tenant.organization_id)).keys]
 
 
 async def test_a_made_key_has_its_scopes_and_no_others(node: Node) -> None:
@@ -149,7 +149,7 @@ async def test_a_rotation_keeps_name_scopes_and_the_end_that_the_key_was_made_wi
     again = await node.keys.rotate(tenant.organization_id, made.key_id, 60)
     later = await node.keys.rotate(tenant.organization_id, first.key_id, 0)
 
-    shown = {key.key_id: key for key in (await KeyList(node.cell).describe(tenant.organization_id)).keys}
+    shown = {key.key_id: key for key in (await KeyListing(node.cell).describe(tenant.organization_id)).keys}
     assert shown[made.key_id].expires_at == first.previous_expires_at
     for key_id in (again.key_id, later.key_id):
         assert (shown[key_id].name, list(shown[key_id].scopes)) == ("made", ["ingest", "manage"])
@@ -277,7 +277,7 @@ async def test_a_revocation_and_a_rotation_that_race_leave_a_key_that_can_manage
             return_exceptions=True,
         )
 
-        keys = (await KeyList(node.cell).describe(tenant.organization_id)).keys
+        keys = (await KeyListing(node.cell).describe(tenant.organization_id)).keys
         assert any("manage" in key.scopes and key.expires_at is None for key in keys)
 
 

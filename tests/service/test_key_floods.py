@@ -12,11 +12,11 @@ from contextlib import AsyncExitStack
 import asyncpg
 import pytest
 
-from relay.auth import Keyring, mint
+from relay.auth import Keyring, generate
 from relay.auth.cache import KeyCache
 from relay.auth.hasher import Hasher
 from relay.auth.key_format import LENGTH
-from relay.auth.key_loader import KeyReads
+from relay.auth.key_loader import KeyLoader
 from relay.auth.verifier import Verifier
 from relay.errors import ApiError
 from relay.store import Cell
@@ -50,20 +50,20 @@ def text(draw: random.Random, length: int) -> str:
 def outsiders(cell_id: str, count: int) -> dict[str, list[bytes]]:
     """Keys that anybody can send who has seen the shape of one, by kind."""
     draw, ids = random.Random(1), Uuid7Clock()
-    one = mint(cell_id, ids.new(), bytes(32))[0]
+    one = generate(cell_id, ids.new(), bytes(32))[0]
     cut = [one[: draw.randrange(1, LENGTH)] for _ in range(count)]
     return {
         "random": [draw.randbytes(draw.randrange(1, 300)) for _ in range(count)],
         "malformed": [key.encode() for key in (*cut, one.upper(), one + "a", one.replace("_", "-"))],
         "invented": [f"rly_live_{cell_id}{text(draw, 26)}_{text(draw, 60)}".encode() for _ in range(count)],
-        "of another installation": [mint(cell_id, ids.new(), bytes(32))[0].encode() for _ in range(count)],
+        "of another installation": [generate(cell_id, ids.new(), bytes(32))[0].encode() for _ in range(count)],
         "long": [b"rly_live_" + b"a" * 60_000] * 20,
     }
 
 
 def unknown(node: Node, count: int) -> list[bytes]:
     """Keys with a right checksum whose rows are gone: nobody but this installation can have made them."""
-    return [mint(node.cell.id, node.cell.clock.new(), node.keyring.hmac_key)[0].encode() for _ in range(count)]
+    return [generate(node.cell.id, node.cell.clock.new(), node.keyring.hmac_key)[0].encode() for _ in range(count)]
 
 
 async def refusals(node: Node, keys: Iterable[bytes]) -> set[str]:
@@ -76,7 +76,7 @@ async def test_what_outsiders_can_make_costs_no_query_and_no_hash(node: Node) ->
 
     for kind, keys in outsiders(node.cell.id, COUNT).items():
         assert await refusals(node, keys) == {"invalid_api_key"}, kind
-    elsewhere = [mint("zz", node.cell.clock.new(), node.keyring.hmac_key)[0].encode() for _ in range(COUNT)]
+    elsewhere = [generate("zz", node.cell.clock.new(), node.keyring.hmac_key)[0].encode() for _ in range(COUNT)]
     assert await refusals(node, elsewhere) == {"invalid_api_key"}
 
     assert (node.reads, node.hashes) == before
@@ -209,11 +209,11 @@ async def test_what_is_remembered_of_refused_keys_is_bounded(cell: Cell) -> None
     cache, metrics = KeyCache(lambda: 0.0), Metrics()
     async with (
         Hasher() as hasher,
-        KeyReads(cell, metrics) as reads,
+        KeyLoader(cell, metrics) as reads,
         Verifier(reads, keyring, cache, hasher, metrics) as verifier,
     ):
         for _ in range(12):
-            keys = [mint(cell.id, cell.clock.new(), keyring.hmac_key)[0].encode() for _ in range(1_000)]
+            keys = [generate(cell.id, cell.clock.new(), keyring.hmac_key)[0].encode() for _ in range(1_000)]
             assert set(await asyncio.gather(*map(verifier.verify, keys))) == {None}
             assert len(verifier) <= 10_000
         assert len(cache) == 0

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from relay.auth import KeyList, Keyring, SecretKeyMismatch, mint
+from relay.auth import KeyListing, Keyring, SecretKeyMismatch, generate
 from relay.auth.key_format import digest
 from relay.errors import ApiError
 from relay.store import Cell
@@ -64,8 +64,8 @@ async def test_a_key_without_the_scope_is_refused_and_stays_known(node: Node) ->
 
 async def test_malformed_and_invented_keys_cost_neither_query_nor_hash(node: Node) -> None:
     hashes = node.hashes
-    invented = mint("c1", Uuid7Clock().new(), bytes(32))[0].encode()
-    elsewhere = mint("zz", Uuid7Clock().new(), node.keyring.hmac_key)[0].encode()
+    invented = generate("c1", Uuid7Clock().new(), bytes(32))[0].encode()
+    elsewhere = generate("zz", Uuid7Clock().new(), node.keyring.hmac_key)[0].encode()
 
     for key in (b"x", b"rly_live_", b"\xff" * 98, invented, invented[:-1], invented + b"a", elsewhere):
         assert await node.refusal(key) == "invalid_api_key"
@@ -234,7 +234,7 @@ async def test_a_key_whose_secret_does_not_fit_its_hash_ends_in_this_process_and
 
 async def insert_organization(node: Node) -> bytes:
     """An organization whose key has a right digest and the hash of another secret, made without running Argon2."""
-    text, key = mint(node.cell.id, node.cell.clock.new(), node.keyring.hmac_key)
+    text, key = generate(node.cell.id, node.cell.clock.new(), node.keyring.hmac_key)
     of_another = "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
     stored = digest(key.secret, node.keyring.hmac_key), of_another
     await node.cell.fetch("create_organization", node.cell.clock.new(), "Acme", "free", key.key_id, ["ingest"], *stored)
@@ -281,14 +281,14 @@ async def test_rotations_of_one_key_that_race_make_one_new_key(node: Node, other
     answers = await asyncio.gather(*(rotate(by) for by in (node, other) * 4))
 
     assert sorted(answers).count("invalid_api_key") == 7
-    assert len((await KeyList(node.cell).describe(tenant.organization_id)).keys) == 1
+    assert len((await KeyListing(node.cell).describe(tenant.organization_id)).keys) == 1
 
 
 async def test_an_organization_is_shown_with_its_keys_in_force(node: Node) -> None:
     _, tenant = await signed_up(node, "Ünïcode & Söhne")
     rotated = await node.keys.rotate(tenant.organization_id, tenant.key_id, 60)
 
-    shown = await KeyList(node.cell).describe(tenant.organization_id)
+    shown = await KeyListing(node.cell).describe(tenant.organization_id)
 
     assert (shown.name, shown.tier, shown.webhook_url) == ("Ünïcode & Söhne", "free", None)
     assert [key.key_id for key in shown.keys] == [tenant.key_id, rotated.key_id]
@@ -364,7 +364,7 @@ async def test_another_secret_key_is_refused_in_one_line_and_an_added_one_is_not
 async def test_a_write_whose_answer_is_lost_is_sent_again_and_makes_one_key(node: Node) -> None:
     """The second of two equal statements does nothing, so that what was lost may be sent again."""
     _, tenant = await signed_up(node)
-    _, new = mint("c1", node.cell.clock.new(), node.keyring.hmac_key)
+    _, new = generate("c1", node.cell.clock.new(), node.keyring.hmac_key)
     rotation = tenant.organization_id, tenant.key_id, new.key_id, bytes(32), "no hash", 0.0
 
     (first,) = await node.cell.fetch("rotate_key", *rotation)
@@ -373,4 +373,4 @@ async def test_a_write_whose_answer_is_lost_is_sent_again_and_makes_one_key(node
 
     assert again["expires_at"] is None
     assert told["expires_at"] == first["expires_at"]
-    assert [key.key_id for key in (await KeyList(node.cell).describe(tenant.organization_id)).keys] == [new.key_id]
+    assert [key.key_id for key in (await KeyListing(node.cell).describe(tenant.organization_id)).keys] == [new.key_id]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from relay.auth import KeyList
+from relay.auth import KeyListing
 from relay.local.discovery import find
 from relay.local.postgres import EmbeddedPostgres
 from tests.conftest import SECRET_KEY, Commands, Databases, environment, free_port
@@ -189,7 +189,7 @@ async def test_the_list_of_more_keys_than_a_page_holds_all_of_them_once(database
                 await node.cell.fetch(
                     "create_key", made.organization_id, key_id, "a", ["ingest"], bytes(32), "no hash", None
                 )
-        pages = [page async for page in KeyList(node.cell).pages()]
+        pages = [page async for page in KeyListing(node.cell).pages()]
 
     held = [holding.key.key_id for page in pages for holding in page]
     assert [len(page) for page in pages] == [1000, 1000, 300]

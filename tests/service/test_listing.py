@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from relay.inbox import DeliveriesQuery, InboxQuery, Span, read_deliveries, read_page
+from relay.inbox import DeliveriesQuery, InboxQuery, TimeRange, read_deliveries, read_page
 from relay.values import uuid7
 from relay.values.times import read_rfc3339, rfc3339
 from relay.values.uuid7 import Uuid7Clock
@@ -134,7 +134,7 @@ async def test_a_span_in_the_past_is_found_at_once(stage: Stage, tenant: Tenant)
         await stage.cell.fetch(
             "commit_events", *flush_of([organization_id] * count, made, ["a"] * count, [b"1"] * count)
         )
-    span = Span(uuid7.created_at(old[0]), uuid7.created_at(old[-1]) + datetime.timedelta(seconds=1))
+    span = TimeRange(uuid7.created_at(old[0]), uuid7.created_at(old[-1]) + datetime.timedelta(seconds=1))
     for order, expected in (("desc", old[::-1]), ("asc", old)):
         query = InboxQuery(organization_id, "all", None, order, 1000, None, "events", span=span)  # type: ignore[arg-type]
         page = await read_page(stage.cell, query)
@@ -307,7 +307,7 @@ async def test_one_request_examines_a_bounded_number_of_deliveries(
     pages = 0
     mark: str | None = None
     while pages == 0 or mark is not None:
-        query = DeliveriesQuery(UUID(tenant.organization_id), status, wanted, None, None, Span(), 10, mark)  # type: ignore[arg-type]
+        query = DeliveriesQuery(UUID(tenant.organization_id), status, wanted, None, None, TimeRange(), 10, mark)  # type: ignore[arg-type]
         page = await read_deliveries(stage.cell, query)
         found += [row["event_id"] for row in page.deliveries]
         mark = page.next_cursor

@@ -16,12 +16,12 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from relay.delivery.transport.request import Keys, Target
+from relay.delivery.transport.request import SigningKeys, Target
 from relay.delivery.transport.resolver import Address, Asker, Hung, Pace, Resolver, asking
 from relay.delivery.transport.response import ErrorClass
 from relay.delivery.transport.sender import Answer, Post, Sender
 from relay.delivery.transport.shortage import Shortage
-from relay.delivery.transport.ssrf_guard import Guard
+from relay.delivery.transport.ssrf_guard import SsrfGuard
 from relay.store import Cell
 from relay.values.uuid7 import Uuid7Clock
 from tests.books import Books, delivering, until
@@ -237,13 +237,13 @@ async def test_a_thread_that_cannot_be_started_is_a_shortage(monkeypatch: pytest
 
 
 async def send(sender: Sender, url: str, organization: int = 1) -> Answer:
-    target = Target(url, Keys(b"s" * 32), {}, 5.0, UUID(int=organization))
+    target = Target(url, SigningKeys(b"s" * 32), {}, 5.0, UUID(int=organization))
     return await sender.send(Post(target, CLOCK.new(), "order.created", b"1", 1))
 
 
 async def test_an_attempt_at_a_name_that_hung_is_put_off_until_it_is_asked_for_again(names: Names) -> None:
     names.let_go()
-    guard, now = Guard((ipaddress.ip_network("127.0.0.0/8"),)), datetime.datetime.now(datetime.UTC)
+    guard, now = SsrfGuard((ipaddress.ip_network("127.0.0.0/8"),)), datetime.datetime.now(datetime.UTC)
     async with Sender(guard, now=lambda: now, resolver=lambda: Resolver(names.look_up, Pace(hung_s=0.0))) as sender:
         for _ in range(2):
             answer = await send(sender, "http://slow.one/")

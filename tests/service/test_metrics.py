@@ -20,8 +20,8 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from relay.local.processes import PythonChild
-from relay.maintenance.cell_metrics import Survey, watch_cell
-from relay.runtime.shared_memory import Commons
+from relay.maintenance.cell_metrics import CellMetrics, watch_cell
+from relay.runtime.shared_memory import SharedMemory
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
 from tests.api import Api, Tenant
@@ -178,7 +178,7 @@ async def test_two_workers_are_one_page_and_one_that_is_killed_takes_its_gauges_
 async def test_an_api_process_shows_the_delivery_process_beside_it_and_no_file_is_written(
     database: str, receiver: Receiver
 ) -> None:
-    commons = Commons.create(2)
+    shared_memory = SharedMemory.create(2)
     port = free_port()
     # Nobody can write there, not even root.
     env = environment(
@@ -186,8 +186,8 @@ async def test_an_api_process_shows_the_delivery_process_beside_it_and_no_file_i
     )
     async with AsyncExitStack() as stack:
         for name, place, more in (("delivery", 0, ("deliver", "--no-ops")), ("api", 1, ("serve",))):
-            arguments = ("relay", *more, "--commons", commons.for_child(place))
-            child = PythonChild(name, arguments, env=env, fds=(commons.fd,))
+            arguments = ("relay", *more, "--shared-memory", shared_memory.for_child(place))
+            child = PythonChild(name, arguments, env=env, fds=(shared_memory.fd,))
             stack.push_async_callback(child.end_now)
             await child.start()
         api = await stack.enter_async_context(Api(f"http://127.0.0.1:{port}", None, ADMIN_TOKEN))
@@ -395,7 +395,7 @@ async def test_a_breaker_is_half_open_while_its_probe_is_on_the_wire_and_a_410_i
 async def survey_of(cell: Cell) -> Page:
     """What a first look shows."""
     metrics = Metrics()
-    async with Survey(cell, metrics):
+    async with CellMetrics(cell, metrics):
         await until(_holds(lambda: Page(metrics.render().decode()).shows("relay_oldest_due_seconds")))
         return Page(metrics.render().decode())
 
@@ -471,7 +471,7 @@ async def test_a_look_for_the_oldest_goes_on_where_the_last_one_stopped(
         "update relay.open set due_at = now() - interval '1 hour' where endpoint_id = $1", last["endpoint_id"]
     )
     metrics = Metrics()
-    async with Survey(cell, metrics):
+    async with CellMetrics(cell, metrics):
         await until(_holds(lambda: Page(metrics.render().decode()).value("relay_oldest_due_seconds") > 3000))
         # And begins again.
         await until(_holds(lambda: Page(metrics.render().decode()).value("relay_oldest_due_seconds") < 3000))
@@ -507,7 +507,7 @@ async def test_figures_of_a_database_that_is_away_are_not_shown_and_postgres_is_
         def page() -> Page:
             return Page(metrics.render().decode())
 
-        async with Survey(cell, metrics):
+        async with CellMetrics(cell, metrics):
             await until(_holds(lambda: page().shows("relay_oldest_due_seconds")))
             assert page().value("relay_postgres_up") == 1
             assert page().value("relay_pool_connections") >= 2

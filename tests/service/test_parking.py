@@ -11,11 +11,11 @@ import pytest
 
 from bench.backlogs import make_endpoints
 from bench.plans import Explained, nodes
-from relay.delivery.capacity.concurrency import Offer
+from relay.delivery.capacity.concurrency import ClaimBudget
 from relay.delivery.claims import Claimer
 from relay.delivery.ownership.buckets import EVERYTHING
 from relay.store import Cell
-from relay.store.connection import Opener
+from relay.store.connection import ConnectionFactory
 from relay.store.statements import Statements
 from relay.values.uuid7 import bucket, delivery_id
 from tests.api import Tenant
@@ -74,9 +74,11 @@ async def test_a_hundred_thousand_endpoints_with_nothing_due_cost_a_claim_nothin
         " from relay.endpoints"
     )
     await connection.execute("analyze relay.open, relay.endpoints")
-    explained = Explained(Opener(database, "relay tests", pooled=False, lifetime_s=540.0), Statements("relay"))
+    explained = Explained(
+        ConnectionFactory(database, "relay tests", pooled=False, lifetime_s=540.0), Statements("relay")
+    )
     claimer = Claimer(explained, 30.0)
-    assert await claimer.claim(Offer(100, [], [], 4), EVERYTHING) == ([], False)
+    assert await claimer.claim(ClaimBudget(100, [], [], 4), EVERYTHING) == ([], False)
     assert await claimer.unpark() == (0, False)
     for (name, mode), plan in explained.seen.items():
         assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 30, (name, mode)

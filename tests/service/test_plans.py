@@ -6,7 +6,7 @@ import datetime
 from typing import Any
 
 from relay.inbox.page import InboxQuery, read_page
-from relay.inbox.time_range import Span
+from relay.inbox.time_range import TimeRange
 from relay.values.uuid7 import Uuid7Clock
 from tests.conftest import open_cell, pooled_url
 from tests.stage import Stage
@@ -28,7 +28,7 @@ async def test_pages_of_everything_are_planned_once_and_what_asks_for_ids_each_t
             await read_page(cell, query())
             await cell.fetch("event_by_id", NOBODY, NOBODY)
             await read_page(cell, query(status="pending"))
-            await read_page(cell, query(order="asc", span=Span(since=datetime.datetime.now(datetime.UTC))))
+            await read_page(cell, query(order="asc", span=TimeRange(since=datetime.datetime.now(datetime.UTC))))
         assert cell._pool is not None
         async with cell._pool.acquire() as connection:
             rows = await connection.fetch("select statement, generic_plans, custom_plans from pg_prepared_statements")

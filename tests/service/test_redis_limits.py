@@ -11,8 +11,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from relay.config.settings import Rate
-from relay.limits.redis_client import Ledger
-from relay.limits.redis_limiter import NodesLimiter
+from relay.limits.redis_client import RedisClient
+from relay.limits.redis_limiter import RedisLimiter
 from relay.telemetry.metrics import Metrics
 from tests.api import Api
 from tests.conftest import Commands, free_port
@@ -32,9 +32,9 @@ RATES = {
 class Node:
     """What one API process has to do with limits."""
 
-    def __init__(self, limiter: NodesLimiter, ledger: Ledger, metrics: Metrics) -> None:
+    def __init__(self, limiter: RedisLimiter, ledger: RedisClient, metrics: Metrics) -> None:
         self.limiter = limiter
-        self.ledger = ledger
+        self.redis = ledger
         self.metrics = metrics
 
     async def spend(self, tenant: UUID, tier: str, cost: int = 1) -> bool:
@@ -48,12 +48,12 @@ class Node:
 
     async def until(self, up: bool) -> None:
         async with asyncio.timeout(20):
-            while self.ledger.up is not up:
+            while self.redis.up is not up:
                 await asyncio.sleep(0.02)
 
     async def until_counted(self, processes: int) -> None:
         async with asyncio.timeout(20):
-            while self.ledger.processes != processes:
+            while self.redis.processes != processes:
                 await asyncio.sleep(0.02)
 
     def count(self, name: str) -> float:
@@ -75,8 +75,8 @@ class Nodes:
 
     async def _start(self) -> Node:
         metrics = Metrics()
-        ledger = await self._stack.enter_async_context(Ledger(self.server.url, "test", metrics))
-        limiter = await self._stack.enter_async_context(NodesLimiter(ledger, RATES, metrics))
+        ledger = await self._stack.enter_async_context(RedisClient(self.server.url, "test", metrics))
+        limiter = await self._stack.enter_async_context(RedisLimiter(ledger, RATES, metrics))
         return Node(limiter, ledger, metrics)
 
 
@@ -181,7 +181,7 @@ async def test_without_redis_each_grants_its_share_and_comes_back_by_itself(
 ) -> None:
     four = await nodes.start(4)
     await asyncio.sleep(1.2)
-    assert {node.ledger.processes for node in four} <= {3, 4}
+    assert {node.redis.processes for node in four} <= {3, 4}
     server = nodes.server
     match way:
         case "killed":
@@ -227,7 +227,7 @@ async def test_scripts_that_redis_has_forgotten_are_loaded_again(nodes: Nodes) -
     await nodes.server.do("flushall")
     # The first one is not forgotten: the process tells Redis what it knows.
     assert await node.spend_many(tenant, "free", 150) == 99
-    assert node.ledger.up
+    assert node.redis.up
 
 
 async def test_a_single_process_that_was_alone_keeps_its_whole_rate(nodes: Nodes) -> None:
@@ -305,18 +305,18 @@ async def test_processes_that_were_there_are_counted_while_redis_comes_and_goes(
     await nodes.server.start()
     await four[0].until(up=True)
     # It may have been the first to come back; the others have not gone for it.
-    assert four[0].ledger.processes == 4
+    assert four[0].redis.processes == 4
 
 
 async def test_an_answer_that_nobody_expects_ends_nothing(nodes: Nodes) -> None:
     (node,) = await nodes.start(1)
     tenant, neighbour = uuid4(), uuid4()
-    await nodes.server.do("set", node.ledger.key_of(tenant), "no number")
+    await nodes.server.do("set", node.redis.key_of(tenant), "no number")
     async with asyncio.timeout(20):
         await node.spend(tenant, "free")
         await node.until(up=True)
         assert await node.spend(neighbour, "free")
-        await nodes.server.do("set", node.ledger.key_of(neighbour), "nan")
+        await nodes.server.do("set", node.redis.key_of(neighbour), "nan")
         await node.spend(neighbour, "free")
         await node.until(up=True)
         assert await node.spend(uuid4(), "free")

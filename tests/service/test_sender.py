@@ -18,14 +18,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from relay.delivery.transport.request import Keys, Target
+from relay.delivery.transport.request import SigningKeys, Target
 from relay.delivery.transport.response import ErrorClass
 from relay.delivery.transport.sender import Answer, Post, Sender
-from relay.delivery.transport.ssrf_guard import Guard
+from relay.delivery.transport.ssrf_guard import SsrfGuard
 from relay.values.uuid7 import Uuid7Clock
 from tests.receiver import Received, Receiver, hang, raw, reply
 
-LOOPBACK = Guard((ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128")))
+LOOPBACK = SsrfGuard((ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128")))
 SECRET = b"s" * 32
 CLOCK = Uuid7Clock()
 
@@ -34,7 +34,7 @@ def now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
 
 
-def sender_with(guard: Guard = LOOPBACK) -> Sender:
+def sender_with(guard: SsrfGuard = LOOPBACK) -> Sender:
     return Sender(guard, now=now)
 
 
@@ -62,7 +62,7 @@ async def attempt(
     timeout_s: float = 5.0,
     headers: Mapping[str, str] | None = None,
 ) -> Answer:
-    target = Target(url, Keys(SECRET), headers or {}, timeout_s)
+    target = Target(url, SigningKeys(SECRET), headers or {}, timeout_s)
     return await sender.send(Post(target, CLOCK.new(), "order.created", payload, 1))
 
 
@@ -367,7 +367,7 @@ async def test_a_url_with_a_user_is_sent_as_basic_authentication(sender: Sender,
     ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "[64:ff9b::7f00:1]", "0.0.0.0", "[::]"],  # noqa: S104
 )
 async def test_the_guard_lets_nothing_reach_this_machine(receiver: Receiver, host: str) -> None:
-    async with sender_with(Guard(())) as guarded:
+    async with sender_with(SsrfGuard(())) as guarded:
         answer = await attempt(guarded, f"http://{host}:{receiver.port}/")
     assert answer.error_class is ErrorClass.BLOCKED
     assert receiver.connections == 0
@@ -375,7 +375,7 @@ async def test_the_guard_lets_nothing_reach_this_machine(receiver: Receiver, hos
 
 @pytest.mark.parametrize("host", ["2130706433", "127.1", "0x7f000001", "0177.0.0.1"])
 async def test_odd_spellings_of_loopback_do_not_pass_the_guard(receiver: Receiver, host: str) -> None:
-    async with sender_with(Guard(())) as guarded:
+    async with sender_with(SsrfGuard(())) as guarded:
         answer = await attempt(guarded, f"http://{host}:{receiver.port}/")
     assert answer.error_class is not None
     assert receiver.connections == 0

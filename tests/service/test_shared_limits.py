@@ -17,7 +17,7 @@ from relay.config.settings import Rate
 from relay.limits import Limiter, SharedTable, SignupLimiter
 from relay.limits.gcra import Meter
 from relay.limits.shared_table import SETS, WAYS
-from relay.runtime.shared_memory import Commons
+from relay.runtime.shared_memory import SharedMemory
 from relay.telemetry.metrics import Metrics
 from tests.api import Tenant
 from tests.conftest import Commands
@@ -26,8 +26,8 @@ RATES = {"free": Rate(per_minute=1, burst=1000), "pro": Rate(per_minute=60, burs
 
 
 def limiters(count: int) -> list[Limiter]:
-    commons = Commons.create(count)
-    return [Limiter(RATES, time.monotonic, SharedTable(commons, Metrics())) for _ in range(count)]
+    shared_memory = SharedMemory.create(count)
+    return [Limiter(RATES, time.monotonic, SharedTable(shared_memory, Metrics())) for _ in range(count)]
 
 
 def test_what_one_spends_the_others_do_not_have() -> None:
@@ -49,15 +49,15 @@ def test_who_changes_tier_takes_along_what_was_used_up() -> None:
 
 
 def test_processes_that_spend_at_once_spend_no_more_than_there_is() -> None:
-    commons = Commons.create(4)
+    shared_memory = SharedMemory.create(4)
     tenant = uuid4()
     program = (
         "import sys, time, uuid\n"
         "from relay.config.settings import Rate\n"
         "from relay.limits import Limiter, SharedTable\n"
         "from relay.telemetry.metrics import Metrics\n"
-        "from relay.runtime.shared_memory import Commons\n"
-        "table = SharedTable(Commons.inherit(sys.argv[1]), Metrics())\n"
+        "from relay.runtime.shared_memory import SharedMemory\n"
+        "table = SharedTable(SharedMemory.inherit(sys.argv[1]), Metrics())\n"
         "limiter = Limiter({'free': Rate(1, 1000)}, time.monotonic, table)\n"
         "print(flush=True); sys.stdin.readline()\n"
         "tenant = uuid.UUID(sys.argv[2])\n"
@@ -65,8 +65,8 @@ def test_processes_that_spend_at_once_spend_no_more_than_there_is() -> None:
     )
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", program, commons.for_child(page), str(tenant)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=(commons.fd,),
+            [sys.executable, "-c", program, shared_memory.for_child(page), str(tenant)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=(shared_memory.fd,),
         )
         for page in range(4)
     ]  # fmt: skip
@@ -82,7 +82,7 @@ def test_processes_that_spend_at_once_spend_no_more_than_there_is() -> None:
 
 
 def test_a_full_set_forgets_who_is_nearest_to_a_full_allowance_and_refuses_nobody() -> None:
-    table = SharedTable(Commons.create(1), Metrics())
+    table = SharedTable(SharedMemory.create(1), Metrics())
     meters = [Meter(RATES["pro"]) for _ in range(WAYS + 1)]
     # Their keys lead to one set.
     keys = [bytes([number]) + bytes(7) + SETS.to_bytes(8, "little") for number in range(WAYS + 1)]
@@ -97,13 +97,13 @@ def test_a_full_set_forgets_who_is_nearest_to_a_full_allowance_and_refuses_nobod
 
 
 def test_nobody_waits_for_a_process_that_holds_a_lock_and_stands_still() -> None:
-    commons = Commons.create(2)
+    shared_memory = SharedMemory.create(2)
     metrics = Metrics()
-    limiter = Limiter(RATES, time.monotonic, SharedTable(commons, metrics))
+    limiter = Limiter(RATES, time.monotonic, SharedTable(shared_memory, metrics))
     tenant = UUID(bytes=bytes(8) + (3).to_bytes(8, "little"))
     child = os.fork()
     if not child:
-        fcntl.lockf(commons.fd, fcntl.LOCK_EX, 1, 3)
+        fcntl.lockf(shared_memory.fd, fcntl.LOCK_EX, 1, 3)
         time.sleep(60)
         os._exit(0)
     try:
@@ -121,8 +121,8 @@ def test_nobody_waits_for_a_process_that_holds_a_lock_and_stands_still() -> None
 
 
 def test_sign_ups_are_counted_over_all_processes() -> None:
-    commons = Commons.create(2)
-    one, other = (SignupLimiter(time.monotonic, table=SharedTable(commons, Metrics())) for _ in range(2))
+    shared_memory = SharedMemory.create(2)
+    one, other = (SignupLimiter(time.monotonic, table=SharedTable(shared_memory, Metrics())) for _ in range(2))
     assert [(one, other)[n % 2].spend("192.0.2.1").allowed for n in range(61)] == [True] * 60 + [False]
     assert other.spend("192.0.2.2").allowed
 

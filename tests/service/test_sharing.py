@@ -15,11 +15,11 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from relay.delivery.capacity.concurrency import Offer
+from relay.delivery.capacity.concurrency import ClaimBudget
 from relay.delivery.claims import Claimer
 from relay.delivery.loop import DeliveryLoop
-from relay.delivery.ownership.bucket_leases import PACE, Pace, Share
-from relay.delivery.ownership.buckets import RUN, Span, Turf
+from relay.delivery.ownership.bucket_leases import PACE, BucketLeases, Pace
+from relay.delivery.ownership.buckets import RUN, Assignment, BucketRange
 from relay.delivery.ownership.buckets import share as share_of
 from relay.local.postgres import EmbeddedPostgres
 from relay.local.processes import PythonChild
@@ -268,8 +268,8 @@ async def test_what_was_claimed_too_late_is_not_sent(
         await locker.fetch(Statements()["commit_events"], *flush_of(organizations, event_ids, ["a"] * 2, [b"1"] * 2))
         await until(lambda: books.read("select from pg_stat_activity where wait_event_type = 'Lock'"))
         # While the claim waits, half of it becomes another's, who claims nothing.
-        async with Share(cell, list, lambda: None, Metrics(), STEADY) as other:
-            await until(lambda: asyncio.sleep(0, other.turf.spans == (Span(512, 1023),)))
+        async with BucketLeases(cell, list, lambda: None, Metrics(), STEADY) as other:
+            await until(lambda: asyncio.sleep(0, other.assignment.spans == (BucketRange(512, 1023),)))
             await transaction.commit()
             await until(lambda: asyncio.sleep(0, first.counted("relay_delivery_claimed_total") == 2))
             await until(lambda: books.read("select from relay.open where claim_token is null"))
@@ -393,7 +393,7 @@ async def test_who_has_long_been_silent_is_forgotten(database: str, cell: Cell, 
 async def test_a_process_that_holds_its_runs_writes_one_row_and_not_theirs(
     database: str, books: Books, cell: Cell
 ) -> None:
-    async with Share(cell, list, lambda: None, Metrics(), QUICK) as alone:
+    async with BucketLeases(cell, list, lambda: None, Metrics(), QUICK) as alone:
         await until(lambda: asyncio.sleep(0, alone.joined))
         places = await books.read("select first_bucket, ctid::text, process_id from relay.bucket_leases order by 1")
         (process_id,) = {row["process_id"] for row in places}
@@ -406,7 +406,7 @@ async def test_a_process_that_holds_its_runs_writes_one_row_and_not_theirs(
             await until(lambda last=last: _differs(lease, last))  # type: ignore[misc]
         again = await books.read("select first_bucket, ctid::text, process_id from relay.bucket_leases order by 1")
         assert [tuple(row) for row in again] == [tuple(row) for row in places]
-        assert len(alone.turf.spans) == 1
+        assert len(alone.assignment.spans) == 1
 
 
 async def _differs(read: Callable[[], Awaitable[object]], last: object) -> bool:
@@ -414,7 +414,7 @@ async def _differs(read: Callable[[], Awaitable[object]], last: object) -> bool:
 
 
 async def test_who_comes_back_after_its_lease_does_so_as_another(database: str, books: Books, cell: Cell) -> None:
-    async with Share(cell, list, lambda: None, Metrics(), STEADY._replace(tick_s=0.05)) as alone:
+    async with BucketLeases(cell, list, lambda: None, Metrics(), STEADY._replace(tick_s=0.05)) as alone:
         await until(lambda: asyncio.sleep(0, alone.joined))
         (first,) = await books.read("select distinct process_id as id from relay.bucket_leases")
         # Another let it end, while it was away.
@@ -425,7 +425,7 @@ async def test_who_comes_back_after_its_lease_does_so_as_another(database: str, 
             return first["id"] not in {row["id"] for row in rows}
 
         await until(is_another)
-        await until(lambda: asyncio.sleep(0, alone.turf.spans == (Span(0, 1023),)))
+        await until(lambda: asyncio.sleep(0, alone.assignment.spans == (BucketRange(0, 1023),)))
 
 
 async def test_a_lease_from_a_clock_that_was_ahead_ends_once_it_has_stood_still_for_as_long(
@@ -438,11 +438,11 @@ async def test_a_lease_from_a_clock_that_was_ahead_ends_once_it_has_stood_still_
         dead,
     )
     await books.read("update relay.bucket_leases set process_id = $1", dead)
-    async with Share(cell, list, lambda: None, Metrics(), QUICK) as waits:
+    async with BucketLeases(cell, list, lambda: None, Metrics(), QUICK) as waits:
         await until(lambda: asyncio.sleep(0, waits.joined))
         # It may be alive, and about to see that the clock is right again.
-        assert waits.turf.spans == ()
-        await until(lambda: asyncio.sleep(0, waits.turf.spans == (Span(0, 1023),)))
+        assert waits.assignment.spans == ()
+        await until(lambda: asyncio.sleep(0, waits.assignment.spans == (BucketRange(0, 1023),)))
     (row,) = await books.read("select leased_until from relay.processes where id = $1", dead)
     assert row["leased_until"] is not None
 
@@ -481,7 +481,7 @@ async def test_the_release_before_takes_no_run_of_a_process_that_lives_and_all_o
     database: str, books: Books, cell: Cell, locker: asyncpg.Connection
 ) -> None:
     before = ReleaseBefore(locker)
-    async with Share(cell, list, lambda: None, Metrics(), STEADY._replace(tick_s=60.0)) as lives:
+    async with BucketLeases(cell, list, lambda: None, Metrics(), STEADY._replace(tick_s=60.0)) as lives:
         await until(lambda: asyncio.sleep(0, lives.joined))
         await before.tick(range(0, 1024, 16))
         assert before.held == frozenset()
@@ -498,16 +498,16 @@ async def test_runs_of_the_release_before_are_left_to_it_while_it_lives(
 ) -> None:
     before = ReleaseBefore(locker)
     await before.tick(range(0, 512, 16))
-    async with Share(cell, list, lambda: None, Metrics(), QUICK) as share:
-        await until(lambda: asyncio.sleep(0, share.turf.spans == (Span(512, 1023),)))
-        await until(lambda: asyncio.sleep(0, share.turf.spans == (Span(0, 1023),)))
+    async with BucketLeases(cell, list, lambda: None, Metrics(), QUICK) as share:
+        await until(lambda: asyncio.sleep(0, share.assignment.spans == (BucketRange(512, 1023),)))
+        await until(lambda: asyncio.sleep(0, share.assignment.spans == (BucketRange(0, 1023),)))
         assert before.held == frozenset()
 
 
 async def test_two_releases_beside_each_other_never_hold_the_same_run(
     database: str, cell: Cell, locker: asyncpg.Connection
 ) -> None:
-    before, handovers, shares = ReleaseBefore(locker), 0, list[Share]()
+    before, handovers, shares = ReleaseBefore(locker), 0, list[BucketLeases]()
 
     def held_by_both() -> frozenset[int]:
         taken: set[int] = set()
@@ -533,11 +533,13 @@ async def test_two_releases_beside_each_other_never_hold_the_same_run(
     for _ in range(4):
         async with (
             open_cell(database) as other,
-            Share(cell, list, lambda: None, Metrics(), QUICK) as one,
-            Share(other, list, lambda: None, Metrics(), QUICK) as two,
+            BucketLeases(cell, list, lambda: None, Metrics(), QUICK) as one,
+            BucketLeases(other, list, lambda: None, Metrics(), QUICK) as two,
         ):
             shares[:] = [one, two]
-            await until(lambda: asyncio.sleep(0, one.turf.spans != () and two.turf.spans != () and before.held))
+            await until(
+                lambda: asyncio.sleep(0, one.assignment.spans != () and two.assignment.spans != () and before.held)
+            )
             # One of them dies without a word, and its runs go to the others.
             assert two._task is not None
             two._task.cancel()
@@ -549,15 +551,15 @@ async def test_two_releases_beside_each_other_never_hold_the_same_run(
     assert handovers >= 8
 
 
-def _runs(share: Share) -> frozenset[int]:
-    return frozenset(run for span in share.turf.spans for run in range(span.first, span.last + 1, RUN))
+def _runs(share: BucketLeases) -> frozenset[int]:
+    return frozenset(run for span in share.assignment.spans for run in range(span.first, span.last + 1, RUN))
 
 
 async def test_laps_go_over_what_is_ours_and_past_what_is_not(cell: Cell, books: Books) -> None:
     endpoints = [await books.endpoint("http://127.0.0.1/") for _ in range(40)]
     for organization_id, _ in endpoints:
         await books.accept(organization_id, 3)
-    ours = Turf((Span(128, 383), Span(640, 895)))
+    ours = Assignment((BucketRange(128, 383), BucketRange(640, 895)))
     at = {endpoint_id: bucket(endpoint_id) for _, endpoint_id in endpoints}
     expected = {each for each, where in at.items() if any(span.first <= where <= span.last for span in ours.spans)}
     claimer = Claimer(cell.owned_connection(), 30.0, visits=3)
@@ -566,7 +568,7 @@ async def test_laps_go_over_what_is_ours_and_past_what_is_not(cell: Cell, books:
         claimer.begin_lap()
         more = True
         while more:
-            found, more = await claimer.claim(Offer(4, [], [], 1), ours)
+            found, more = await claimer.claim(ClaimBudget(4, [], [], 1), ours)
             taken.update(delivery.held.endpoint_id for delivery in found)
     # A lap ends a full turn after the last claim that was full, so the first takes all.
     assert taken == Counter(dict.fromkeys(expected, 3))
@@ -577,6 +579,6 @@ async def test_an_endpoint_on_anothers_wire_is_passed_over(cell: Cell, books: Bo
     for organization_id, _ in (barred, free):
         await books.accept(organization_id, 3)
     claimer = Claimer(cell.owned_connection(), 30.0)
-    turf = Turf((Span(0, 1023),), frozenset([barred[1]]))
-    found, _ = await claimer.claim(Offer(100, [barred[1]], [2], 4), turf)
+    assignment = Assignment((BucketRange(0, 1023),), frozenset([barred[1]]))
+    found, _ = await claimer.claim(ClaimBudget(100, [barred[1]], [2], 4), assignment)
     assert {delivery.held.endpoint_id for delivery in found} == {free[1]}

@@ -16,12 +16,12 @@ from typing import Any
 import asyncpg
 import pytest
 
-from relay.delivery.transport.request import Keys, Target
+from relay.delivery.transport.request import SigningKeys, Target
 from relay.delivery.transport.resolver import Address, Resolver
 from relay.delivery.transport.response import ErrorClass
 from relay.delivery.transport.sender import Answer, Post, Sender
 from relay.delivery.transport.shortage import Shortage, most_connections
-from relay.delivery.transport.ssrf_guard import Guard
+from relay.delivery.transport.ssrf_guard import SsrfGuard
 from relay.store import Cell
 from relay.values.uuid7 import Uuid7Clock
 from tests.books import Books, until
@@ -35,7 +35,7 @@ BOTH: list[Address] = [
 ]
 
 
-class Poor(Guard):
+class Poor(SsrfGuard):
     """Makes no sockets, for this reason."""
 
     def __init__(self, error: BaseException) -> None:
@@ -54,13 +54,13 @@ async def receiver() -> AsyncIterator[Receiver]:
         yield entered
 
 
-def sender_with(guard: Guard) -> Sender:
+def sender_with(guard: SsrfGuard) -> Sender:
     now = datetime.datetime.now(datetime.UTC)
     return Sender(guard, now=lambda: now, resolver=lambda: Resolver(lambda _: list(BOTH)))
 
 
 async def attempt(sender: Sender, url: str) -> Answer:
-    return await sender.send(Post(Target(url, Keys(b"s" * 32), {}, 5.0), CLOCK.new(), "order.created", b"1", 1))
+    return await sender.send(Post(Target(url, SigningKeys(b"s" * 32), {}, 5.0), CLOCK.new(), "order.created", b"1", 1))
 
 
 SHORT = [OSError(code, os.strerror(code)) for code in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)]
@@ -104,7 +104,7 @@ async def test_kept_connections_are_ended_where_descriptors_are_short(receiver: 
 
 
 async def test_at_the_limit_of_connections_a_delivery_waits_for_a_moment_and_is_not_counted(receiver: Receiver) -> None:
-    async with sender_with(Guard((ipaddress.ip_network("127.0.0.0/8"),))) as sender:
+    async with sender_with(SsrfGuard((ipaddress.ip_network("127.0.0.0/8"),))) as sender:
         sender._wire._most = 0
         with pytest.raises(Shortage):
             await attempt(sender, receiver.url)

@@ -14,11 +14,11 @@ from uuid import UUID
 import pytest
 
 from relay.cli.http_server import end_unread_answers, http_server, until_it_answers
-from relay.http import bulkhead as crowds
+from relay.http import bulkhead as bulkheads
 from relay.http import exchange as exchanges
-from relay.http.access_log import Journal
-from relay.http.application import Front
-from relay.http.bulkhead import Crowd
+from relay.http.access_log import AccessLog
+from relay.http.application import Application
+from relay.http.bulkhead import Bulkheads
 from relay.http.exchange import PIECE_BYTES, Receive, Scope, Send
 from relay.http.operations import Operation
 from relay.telemetry.metrics import Metrics
@@ -46,12 +46,12 @@ class Sized:
     """Answers with as many bytes as the path says, as large answers of one organization are answered."""
 
     def __init__(self) -> None:
-        self.crowd = Crowd(connections=8, body_bytes=1)
+        self.bulkheads = Bulkheads(connections=8, body_bytes=1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
-        exchange.party = self.crowd.enter(ORGANIZATION)
-        await exchange.party.take_turn()
+        exchange.bulkhead = self.bulkheads.enter(ORGANIZATION)
+        await exchange.bulkhead.take_turn()
         exchange.has_turn = True
         size = int(scope["path_params"]["size"])
         await exchange.answer(200, bytes(number % 251 for number in range(251)) * (size // 251 + 1))
@@ -60,8 +60,8 @@ class Sized:
 class House:
     """A front behind the server that `relay serve` uses."""
 
-    def __init__(self, front: Front, port: int, sized: Sized) -> None:
-        self.front = front
+    def __init__(self, application: Application, port: int, sized: Sized) -> None:
+        self.application = application
         self.port = port
         self.sized = sized
 
@@ -70,22 +70,22 @@ class House:
 async def opened(**options: float) -> AsyncIterator[House]:
     port = free_port()
     sized = Sized()
-    front = Front(
+    application = Application(
         (
             Operation("GET", "/large", Large(), success={200: None}, key=False),
             Operation("GET", "/sized/{size}", sized, success={200: None}, key=False),
         ),
         Metrics(),
-        Journal(0.0),
+        AccessLog(0.0),
     )
-    server = http_server(front, "127.0.0.1", port, backlog=128, connections=1000, **options)
+    server = http_server(application, "127.0.0.1", port, backlog=128, connections=1000, **options)
     serving = asyncio.create_task(server.serve())
     try:
         async with asyncio.timeout(10):
             await until_it_answers(serving, "127.0.0.1", port)
-        yield House(front, port, sized)
+        yield House(application, port, sized)
     finally:
-        front.stop()
+        application.stop()
         server.stop()  # type: ignore[no-untyped-call]
         async with asyncio.timeout(20):
             await serving
@@ -121,8 +121,8 @@ async def test_an_answer_that_is_not_read_is_given_up_and_its_connection_closed(
     async with asyncio.timeout(60), opened() as house, AsyncExitStack() as stack:
         lines = [stack.enter_context(await ask(house.port)) for _ in range(5)]
         await until_answered(lines)
-        house.front.stop()
-        await house.front.quiet()
+        house.application.stop()
+        await house.application.quiet()
         for line in lines:
             assert len(await rest_of(line)) < LARGE_BYTES, "the rest was dropped, and the client sees that it was"
 
@@ -161,7 +161,7 @@ async def test_an_answer_of_any_size_arrives_whole_and_the_connection_goes_on(si
             assert (await read_answer(reader)).body == expected
             writer.write(head("GET", "/nothing"))
             assert (await read_answer(reader)).status == 404
-        assert len(house.sized.crowd) == 0
+        assert len(house.sized.bulkheads) == 0
 
 
 async def test_a_client_that_leaves_in_the_middle_of_its_answer_is_not_waited_for() -> None:
@@ -169,25 +169,25 @@ async def test_a_client_that_leaves_in_the_middle_of_its_answer_is_not_waited_fo
         for _ in range(3):
             with await ask(house.port, head("GET", f"/sized/{LARGE_BYTES}")) as line:
                 await until_answered([line])
-        house.front.stop()
-        await house.front.quiet()
-        assert len(house.sized.crowd) == 0
+        house.application.stop()
+        await house.application.quiet()
+        assert len(house.sized.bulkheads) == 0
 
 
 async def test_who_does_not_read_large_answers_runs_out_of_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchanges, "UNREAD_S", 60.0)
-    monkeypatch.setattr(crowds, "WAIT_S", 60.0)
+    monkeypatch.setattr(bulkheads, "WAIT_S", 60.0)
     async with asyncio.timeout(60), opened() as house, AsyncExitStack() as stack:
         large = head("GET", f"/sized/{LARGE_BYTES}")
         # Four large answers are on their way, and two more have both turns of this organization.
         lines = [stack.enter_context(await ask(house.port, large)) for _ in range(6)]
-        party = house.sized.crowd.enter(ORGANIZATION)
-        while party.requests < 7:
+        bulkhead = house.sized.bulkheads.enter(ORGANIZATION)
+        while bulkhead.requests < 7:
             await asyncio.sleep(0.005)
         async with connection(house.port) as (reader, writer):
             writer.write(head("GET", "/sized/1"))
             answering = asyncio.create_task(read_answer(reader))
-            while party.requests < 8:
+            while bulkhead.requests < 8:
                 await asyncio.sleep(0.005)
             assert not answering.done()
             # Read to its end, an answer makes room for the next.
@@ -196,7 +196,7 @@ async def test_who_does_not_read_large_answers_runs_out_of_turns(monkeypatch: py
             for task in reading:
                 task.cancel()
             await asyncio.wait(reading)
-        party.leave(0)
+        bulkhead.leave(0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a connection for what is not taken")
@@ -257,11 +257,11 @@ async def test_an_abandoned_answer_leaves_no_memory_behind(monkeypatch: pytest.M
     async with asyncio.timeout(60), opened() as house, AsyncExitStack() as stack:
         for _ in range(8):
             stack.enter_context(await ask(house.port, head("GET", f"/sized/{LARGE_BYTES}")))
-        party = house.sized.crowd.enter(ORGANIZATION)
-        while party.requests < 9:
+        bulkhead = house.sized.bulkheads.enter(ORGANIZATION)
+        while bulkhead.requests < 9:
             await asyncio.sleep(0.005)
-        while party.requests > 1:
+        while bulkhead.requests > 1:
             await asyncio.sleep(0.02)
-        party.leave(0)
+        bulkhead.leave(0)
         held = [found for found in gc.get_objects() if isinstance(found, exchanges.Exchange)]
         assert held == [], "given up without the garbage collector's help"

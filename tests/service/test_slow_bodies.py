@@ -15,9 +15,9 @@ from granian.server.embed import Server
 
 from relay.errors import ApiError
 from relay.http import exchange as exchanges
-from relay.http.access_log import Journal
-from relay.http.application import Front
-from relay.http.body import DROPPED_BYTES, DROPPED_S, BodyClock
+from relay.http.access_log import AccessLog
+from relay.http.application import Application
+from relay.http.body import DROPPED_BYTES, DROPPED_S, BodyReader
 from relay.http.exchange import Receive, Scope, Send
 from relay.http.operations import Operation
 from relay.telemetry.metrics import Metrics
@@ -32,7 +32,7 @@ WHOLE_BODY_S = 1.0
 class Echo:
     """Answers with the size of the body."""
 
-    def __init__(self, bodies: BodyClock) -> None:
+    def __init__(self, bodies: BodyReader) -> None:
         self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,7 +51,7 @@ class Refuse:
 class House:
     """The clock, and the port at which it is used."""
 
-    def __init__(self, bodies: BodyClock, port: int) -> None:
+    def __init__(self, bodies: BodyReader, port: int) -> None:
         self.bodies = bodies
         self.port = port
 
@@ -59,12 +59,12 @@ class House:
 @asynccontextmanager
 async def opened() -> AsyncIterator[House]:
     port = free_port()
-    async with BodyClock(between_bytes_s=BETWEEN_BYTES_S, whole_body_s=WHOLE_BODY_S) as bodies:
+    async with BodyReader(between_bytes_s=BETWEEN_BYTES_S, whole_body_s=WHOLE_BODY_S) as bodies:
         operations = (
             Operation("POST", "/echo", Echo(bodies), success={200: None}, key=False),
             Operation("POST", "/refuse", Refuse(), success={200: None}, key=False),
         )
-        front = Front(operations, Metrics(), Journal(0.0))
+        front = Application(operations, Metrics(), AccessLog(0.0))
         server = Server(
             front,
             address="127.0.0.1",

@@ -12,7 +12,7 @@ import pytest
 
 from bench.plans import Explained, nodes, outline
 from relay.inbox import read_stats
-from relay.store.connection import Opener
+from relay.store.connection import ConnectionFactory
 from relay.store.statements import Statements
 from tests.api import Api, Tenant
 from tests.stage import Stage, events
@@ -215,7 +215,9 @@ async def test_no_more_rows_are_read_than_are_counted(database: str) -> None:
     connection = await asyncpg.connect(database)
     await connection.execute(_MUCH)
     await connection.close()
-    explained = Explained(Opener(database, "relay tests", pooled=False, lifetime_s=540.0), Statements("relay"))
+    explained = Explained(
+        ConnectionFactory(database, "relay tests", pooled=False, lifetime_s=540.0), Statements("relay")
+    )
     organization_id, since = UUID(int=7), UUID(int=0)
     for name, arguments in {
         "stats_of_events": (organization_id, since, 100),

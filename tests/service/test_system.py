@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import relay
 from relay.config.settings import load
 from relay.errors import KINDS
-from relay.http.routes import Rooms, operations
+from relay.http.routes import Services, operations
 from relay.telemetry.metrics import Metrics
 from tests.api import Api
 from tests.conftest import ADMIN_TOKEN, Commands, Databases, environment, free_port, open_cell
@@ -225,8 +225,8 @@ async def test_operation_ids_are_unique(document: dict[str, Any]) -> None:
 async def test_every_route_of_the_service_is_in_the_document(document: dict[str, Any]) -> None:
     nothing = cast(Any, None)
     closed = open_cell("postgresql:///nowhere")
-    rooms = dict.fromkeys((field.name for field in dataclasses.fields(Rooms)), nothing)
-    table = operations(Rooms(**{**rooms, "settings": load({}), "cell": closed, "metrics": Metrics()}))
+    rooms = dict.fromkeys((field.name for field in dataclasses.fields(Services)), nothing)
+    table = operations(Services(**{**rooms, "settings": load({}), "cell": closed, "metrics": Metrics()}))
     documented = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     assert documented == {(operation.method, operation.path) for operation in table if operation.listed}
     assert {operation.path for operation in table if not operation.listed} == {"/docs/{file}"}

@@ -17,15 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.delivery.transport.connection_pool import _Connection, kept_s
-from relay.delivery.transport.request import Keys, Target
+from relay.delivery.transport.request import SigningKeys, Target
 from relay.delivery.transport.response import ErrorClass
 from relay.delivery.transport.response_reader import is_interim
 from relay.delivery.transport.sender import Answer, Post, Sender
-from relay.delivery.transport.ssrf_guard import Guard
+from relay.delivery.transport.ssrf_guard import SsrfGuard
 from relay.values.uuid7 import Uuid7Clock
 from tests.receiver import Received, Receiver, Script, raw, reply
 
-LOOPBACK = Guard((ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128")))
+LOOPBACK = SsrfGuard((ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128")))
 SECRET = b"s" * 32
 CLOCK = Uuid7Clock()
 
@@ -44,7 +44,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 async def attempt(sender: Sender, url: str, payload: bytes = b"1", timeout_s: float = 5.0, **headers: str) -> Answer:
     return await sender.send(
-        Post(Target(url, Keys(SECRET), headers, timeout_s), CLOCK.new(), "order.created", payload, 1)
+        Post(Target(url, SigningKeys(SECRET), headers, timeout_s), CLOCK.new(), "order.created", payload, 1)
     )
 
 

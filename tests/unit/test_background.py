@@ -5,10 +5,10 @@ import asyncio
 import pytest
 
 from relay.runtime import service as services
-from relay.runtime.service import Background
+from relay.runtime.service import Service
 
 
-class Stumbling(Background):
+class Stumbling(Service):
     """Fails the first time, goes on the second."""
 
     def __init__(self) -> None:

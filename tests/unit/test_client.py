@@ -6,7 +6,7 @@ import pytest
 
 from relay.config.parsers import networks
 from relay.http.exchange import Scope
-from relay.http.proxies import Clients, neighbourhood
+from relay.http.proxies import TrustedProxies, client_network
 
 TRUSTED = networks("10.0.0.0/8, 127.0.0.1, 2001:db8:1::/48")
 
@@ -22,7 +22,7 @@ def scope(peer: str | None, **headers: str | list[str]) -> Scope:
 
 def address(peer: str | None, forwarded: str | list[str] | None = None) -> str:
     headers = {} if forwarded is None else {"x_forwarded_for": forwarded}
-    return Clients(TRUSTED).address_of(scope(peer, **headers))
+    return TrustedProxies(TRUSTED).address_of(scope(peer, **headers))
 
 
 @pytest.mark.parametrize(
@@ -56,8 +56,8 @@ def test_behind_trusted_proxies_the_rightmost_stranger_is_the_client(forwarded: 
 @pytest.mark.parametrize("peer", ["198.51.100.1", "2001:db8:2::9", "::ffff:198.51.100.1", "11.0.0.1"])
 def test_strangers_are_not_believed(peer: str) -> None:
     assert address(peer, "203.0.113.1") == peer.removeprefix("::ffff:")
-    assert Clients(()).address_of(scope(peer, x_forwarded_for="203.0.113.1")) == peer.removeprefix("::ffff:")
-    assert not Clients(TRUSTED).is_secure(scope(peer, x_forwarded_proto="https"))
+    assert TrustedProxies(()).address_of(scope(peer, x_forwarded_for="203.0.113.1")) == peer.removeprefix("::ffff:")
+    assert not TrustedProxies(TRUSTED).is_secure(scope(peer, x_forwarded_proto="https"))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_an_endless_list_is_looked_at_from_its_end_only() -> None:
 
 def test_without_a_peer_there_is_no_address() -> None:
     assert address(None, "203.0.113.1") == ""
-    assert not Clients(TRUSTED).is_secure(scope(None, x_forwarded_proto="https"))
+    assert not TrustedProxies(TRUSTED).is_secure(scope(None, x_forwarded_proto="https"))
 
 
 @pytest.mark.parametrize(
@@ -112,13 +112,13 @@ def test_without_a_peer_there_is_no_address() -> None:
     ],
 )
 def test_a_connection_is_secure_when_a_trusted_proxy_says_so_of_every_hop(proto: list[str], secure: bool) -> None:
-    clients = Clients(TRUSTED)
+    clients = TrustedProxies(TRUSTED)
     for _ in range(2):
         assert clients.is_secure(scope("10.0.0.9", x_forwarded_proto=proto)) == secure
 
 
 def test_what_is_remembered_of_peers_is_bounded() -> None:
-    clients = Clients(TRUSTED)
+    clients = TrustedProxies(TRUSTED)
     for number in range(3000):
         clients.is_secure(scope(f"198.51.{number // 256}.{number % 256}", x_forwarded_proto="https"))
     assert len(clients._known) <= 1024
@@ -135,4 +135,4 @@ def test_what_is_remembered_of_peers_is_bounded() -> None:
     ],
 )
 def test_an_ipv6_network_of_64_bits_counts_as_one_client(first: str, second: str, same: bool) -> None:
-    assert (neighbourhood(first) == neighbourhood(second)) == same
+    assert (client_network(first) == client_network(second)) == same

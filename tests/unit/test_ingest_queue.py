@@ -9,7 +9,7 @@ from uuid import UUID
 import msgspec
 
 from relay.ingest.parse import PostedEvent
-from relay.ingest.pending_event import Batch, Waiting
+from relay.ingest.pending_event import Batch, PendingEvent
 from relay.ingest.queue import MAX_FLUSH_BYTES, Queue
 from relay.values.uuid7 import Uuid7Clock
 
@@ -17,8 +17,8 @@ CLOCK = Uuid7Clock()
 A, B, C = (CLOCK.new() for _ in range(3))
 
 
-def one(organization_id: UUID, payload: bytes = b"1", batch: Batch | None = None) -> Waiting:
-    return Waiting(organization_id, CLOCK.new(), PostedEvent("a", msgspec.Raw(payload)), None, None, batch)
+def one(organization_id: UUID, payload: bytes = b"1", batch: Batch | None = None) -> PendingEvent:
+    return PendingEvent(organization_id, CLOCK.new(), PostedEvent("a", msgspec.Raw(payload)), None, None, batch)
 
 
 async def many(organization_id: UUID, count: int, payload: bytes = b"1") -> Batch:
@@ -28,7 +28,7 @@ async def many(organization_id: UUID, count: int, payload: bytes = b"1") -> Batc
     return batch
 
 
-def whose(events: Sequence[Waiting]) -> str:
+def whose(events: Sequence[PendingEvent]) -> str:
     return "".join({A: "a", B: "b", C: "c"}[event.organization_id] for event in events)
 
 

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from relay.auth import Tenant
-from relay.http.access_log import SLOW_S, Journal
+from relay.http.access_log import SLOW_S, AccessLog
 from relay.http.exchange import Exchange, RequestIds
 from relay.telemetry.traces import Trace
 
@@ -53,7 +53,7 @@ def test_a_line_says_who_asked_what_and_how_it_went(caplog: pytest.LogCaptureFix
     exchange.code = "database_unavailable"
     exchange.trouble = {"reason": "PostgreSQL does not answer"}
     exchange.tenant = Tenant(ORGANIZATION, ORGANIZATION, "free", frozenset(), None)
-    Journal(0.0).note(about, exchange, "/api/ack/{id}", 0.01234)
+    AccessLog(0.0).note(about, exchange, "/api/ack/{id}", 0.01234)
     (record,) = caplog.records
     bare = vars(logging.makeLogRecord({}))
     assert {name: fact for name, fact in vars(record).items() if name not in bare and name != "message"} == {
@@ -89,21 +89,21 @@ def test_at_info_what_failed_or_was_slow_is_logged_and_nothing_else(
 ) -> None:
     caplog.set_level("INFO", "relay")
     about = scope()
-    Journal(0.0).note(about, exchange_of(about, status), "/api/events", taken_s)
+    AccessLog(0.0).note(about, exchange_of(about, status), "/api/events", taken_s)
     assert lines(caplog) == expected
 
 
 def test_at_debug_refused_requests_are_there_too(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG", "relay")
     about = scope()
-    Journal(0.0).note(about, exchange_of(about, 401), "/api/events", 0.004)
+    AccessLog(0.0).note(about, exchange_of(about, 401), "/api/events", 0.004)
     assert lines(caplog) == [("DEBUG", "request_refused")]
 
 
 def test_a_share_of_the_others_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "relay")
     about = scope()
-    journal = Journal(0.5)
+    journal = AccessLog(0.5)
     for _ in range(200):
         journal.note(about, exchange_of(about, 201), "/api/events", 0.004)
     assert set(lines(caplog)) == {("INFO", "request_sampled")}
@@ -114,7 +114,7 @@ def test_what_the_database_refused_is_logged_though_it_is_the_callers(caplog: py
     about = scope()
     exchange = exchange_of(about, 422)
     exchange.trouble = {"reason": "PostgreSQL refuses a value (SQLSTATE 22P05)"}
-    Journal(0.0).note(about, exchange, "/api/events", 0.004)
+    AccessLog(0.0).note(about, exchange, "/api/events", 0.004)
     assert lines(caplog) == [("WARNING", "request_failed")]
 
 
@@ -122,5 +122,5 @@ def test_a_trace_that_begins_here_is_named(caplog: pytest.LogCaptureFixture) -> 
     about = scope()
     exchange = exchange_of(about, 503)
     exchange.trace = Trace(f"00-{TRACE}-00f067aa0ba902b7-01", None)
-    Journal(0.0).note(about, exchange, "/api/events", 0.004)
+    AccessLog(0.0).note(about, exchange, "/api/events", 0.004)
     assert vars(caplog.records[0])["trace_id"] == TRACE

@@ -10,7 +10,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.auth import mint, read
+from relay.auth import generate, read
 from relay.auth.key_format import digest
 from relay.values.uuid7 import Uuid7Clock
 
@@ -26,7 +26,7 @@ def signed(body: str) -> bytes:
 
 
 def test_a_key_has_the_form_that_the_contract_gives_it() -> None:
-    text, _ = mint("c1", KEY_ID, HMAC_KEY)
+    text, _ = generate("c1", KEY_ID, HMAC_KEY)
 
     assert re.fullmatch(r"rly_live_c1[a-z2-7]{26}_[a-z2-7]{52}[a-z2-7]{8}", text)
     assert text[11:37] == base64.b32encode(KEY_ID.bytes).decode().rstrip("=").lower()
@@ -37,19 +37,19 @@ def test_a_key_has_the_form_that_the_contract_gives_it() -> None:
 def test_what_is_made_is_read_back(hmac_key: bytes, cell_id: str) -> None:
     key_id = Uuid7Clock().new()
 
-    text, key = mint(cell_id, key_id, hmac_key)
+    text, key = generate(cell_id, key_id, hmac_key)
 
     assert read(text.encode(), hmac_key) == key
     assert (key.cell_id, key.key_id, len(key.secret)) == (cell_id, key_id, 32)
 
 
 def test_two_keys_have_two_secrets() -> None:
-    assert mint("c1", KEY_ID, HMAC_KEY)[1].secret != mint("c1", KEY_ID, HMAC_KEY)[1].secret
+    assert generate("c1", KEY_ID, HMAC_KEY)[1].secret != generate("c1", KEY_ID, HMAC_KEY)[1].secret
 
 
 @given(st.integers(0, 97), st.sampled_from(CHARACTERS + "A0189_- \n\xff"))
 def test_a_key_with_one_character_changed_is_not_read(at: int, character: str) -> None:
-    text, _ = mint("c1", KEY_ID, HMAC_KEY)
+    text, _ = generate("c1", KEY_ID, HMAC_KEY)
     changed = text[:at] + character + text[at + 1 :]
 
     assert (read(changed.encode("latin-1"), HMAC_KEY) is None) == (changed != text)
@@ -61,21 +61,21 @@ def test_arbitrary_bytes_are_not_read(text: bytes) -> None:
 
 
 def test_neither_more_nor_less_than_a_key_is_read() -> None:
-    text = mint("c1", KEY_ID, HMAC_KEY)[0].encode()
+    text = generate("c1", KEY_ID, HMAC_KEY)[0].encode()
 
     for other in (b"", text[:-1], text + b"a", text + b"\n", b" " + text, text.upper(), text[:50] + b"\0" + text[51:]):
         assert read(other, HMAC_KEY) is None
 
 
 def test_a_key_of_another_installation_is_not_read() -> None:
-    text, _ = mint("c1", KEY_ID, bytes(32))
+    text, _ = generate("c1", KEY_ID, bytes(32))
 
     assert read(text.encode(), HMAC_KEY) is None
 
 
 def test_only_the_canonical_base32_of_an_id_or_secret_is_read() -> None:
     """The last characters of both have bits to spare: several texts would decode to the same bytes."""
-    text, _ = mint("c1", KEY_ID, HMAC_KEY)
+    text, _ = generate("c1", KEY_ID, HMAC_KEY)
     body = text[:-8]
     id_end, secret_end = CHARACTERS.index(body[36]), CHARACTERS.index(body[-1])
 
@@ -96,6 +96,6 @@ def test_a_digest_depends_on_secret_and_hmac_key_and_differs_from_a_plain_hmac()
 
 
 def test_the_secret_does_not_show_when_a_key_is_printed() -> None:
-    _, key = mint("c1", KEY_ID, HMAC_KEY)
+    _, key = generate("c1", KEY_ID, HMAC_KEY)
 
     assert repr(key) == f"ApiKey(cell_id='c1', key_id={KEY_ID!r})"

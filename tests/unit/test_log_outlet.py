@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from relay.telemetry.log_format import JsonLines
-from relay.telemetry.log_handler import LINES_PER_SECOND, Outlet, Repeats
+from relay.telemetry.log_handler import LINES_PER_SECOND, NonBlockingHandler, RepeatLimiter
 from tests.unit.test_log_lines import record
 
 SAMPLED = "request_sampled"
@@ -26,7 +26,7 @@ class Pipe:
         self.reader, self.writer = os.pipe()
         self._rest = b""
 
-    def lines(self, outlet: Outlet) -> list[dict[str, Any]]:
+    def lines(self, outlet: NonBlockingHandler) -> list[dict[str, Any]]:
         """All that has been written."""
         done = threading.Event()
 
@@ -52,8 +52,8 @@ def pipe() -> Iterator[Pipe]:
             os.close(fd)
 
 
-def outlet_to(fd: int, waiting_bytes: int = 1 << 20) -> Outlet:
-    outlet = Outlet(fd, waiting_bytes=waiting_bytes)
+def outlet_to(fd: int, waiting_bytes: int = 1 << 20) -> NonBlockingHandler:
+    outlet = NonBlockingHandler(fd, waiting_bytes=waiting_bytes)
     outlet.setFormatter(JsonLines("serve"))
     return outlet
 
@@ -82,7 +82,7 @@ def test_a_flood_of_one_event_is_cut_to_a_few_lines_and_the_rest_is_counted(pipe
 
 def test_each_second_some_lines_of_an_event_are_let_through() -> None:
     now = 0.0
-    repeats = Repeats(lambda: now)
+    repeats = RepeatLimiter(lambda: now)
     assert sum(repeats.admits("lost", logging.INFO) for _ in range(100)) == LINES_PER_SECOND
     assert repeats.over() == []
     now = 1.0
@@ -92,7 +92,7 @@ def test_each_second_some_lines_of_an_event_are_let_through() -> None:
 
 
 def test_events_without_end_take_no_memory_without_end() -> None:
-    repeats = Repeats(lambda: 0.0)
+    repeats = RepeatLimiter(lambda: 0.0)
     admitted = sum(repeats.admits(f"made-up-{number}", logging.INFO) for number in range(100_000))
     assert admitted < 1000
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from relay.runtime.shared_memory import PAGE_BYTES, Commons
+from relay.runtime.shared_memory import PAGE_BYTES, SharedMemory
 from relay.telemetry import metrics_page as pages
 from relay.telemetry.metrics import WAITS_S, Metrics
 
@@ -21,8 +21,8 @@ from relay.telemetry.metrics import WAITS_S, Metrics
 WRITER = """
 import sys
 from relay.telemetry.metrics import Metrics
-from relay.runtime.shared_memory import Commons
-metrics = Metrics(Commons.inherit(sys.argv[1]))
+from relay.runtime.shared_memory import SharedMemory
+metrics = Metrics(SharedMemory.inherit(sys.argv[1]))
 counter = metrics.counter("relay_tries", "Tries.", "result")
 seconds = metrics.histogram("relay_tries_seconds", "Time of a try.", (0.01, 0.1, 1.0)).of()
 metrics.gauge("relay_tries_waiting", "Tries that wait.", lambda: 7)
@@ -51,14 +51,14 @@ def value_of(metrics: Metrics, name: str, **labels: str) -> float | None:
     return None
 
 
-def places(count: int) -> list[Commons]:
+def places(count: int) -> list[SharedMemory]:
     """The same memory as each of so many processes sees it."""
-    first = Commons.create(count)
-    return [first, *(Commons(first.fd, place) for place in range(1, count))]
+    first = SharedMemory.create(count)
+    return [first, *(SharedMemory(first.fd, place) for place in range(1, count))]
 
 
 def test_what_several_processes_count_is_added_up_whoever_is_asked() -> None:
-    first, second = (Metrics(commons) for commons in places(2))
+    first, second = (Metrics(shared_memory) for shared_memory in places(2))
     for metrics, amount in ((first, 2), (second, 3)):
         metrics.counter("relay_things", "Things.").add(amount)
         kinds = metrics.counter("relay_kinds", "Kinds.", "kind")
@@ -78,7 +78,7 @@ def test_what_several_processes_count_is_added_up_whoever_is_asked() -> None:
 
 
 def test_a_gauge_is_a_sum_a_maximum_or_a_minimum_of_those_who_know_it() -> None:
-    first, second, third = (Metrics(commons) for commons in places(3))
+    first, second, third = (Metrics(shared_memory) for shared_memory in places(3))
     for metrics, number in ((first, 2.0), (second, 5.0), (third, None)):
         metrics.gauge("relay_sum", "A sum.", lambda number=number: number)
         metrics.gauge("relay_most", "A maximum.", lambda number=number: number, combine="max")
@@ -112,7 +112,7 @@ def test_a_gauge_that_raises_takes_nothing_else_along() -> None:
 def test_the_gauges_of_who_has_left_or_is_silent_are_not_counted_and_its_counters_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first, second = (Metrics(commons) for commons in places(2))
+    first, second = (Metrics(shared_memory) for shared_memory in places(2))
     second.counter("relay_things", "Things.").add(3)
     second.gauge("relay_now", "Now.", lambda: 1)
     second.refresh()
@@ -233,9 +233,9 @@ def test_a_value_on_a_bound_is_within_it_and_one_above_all_is_in_the_last() -> N
 
 
 def test_a_page_that_is_written_meanwhile_is_never_shown_torn_negative_or_going_back() -> None:
-    reader = Metrics(commons := Commons.create(2))
-    command = (sys.executable, "-c", WRITER, commons.for_child(1))
-    with subprocess.Popen(command, pass_fds=(commons.fd,), stdout=subprocess.PIPE) as writer:
+    reader = Metrics(shared_memory := SharedMemory.create(2))
+    command = (sys.executable, "-c", WRITER, shared_memory.for_child(1))
+    with subprocess.Popen(command, pass_fds=(shared_memory.fd,), stdout=subprocess.PIPE) as writer:
         try:
             assert writer.stdout is not None
             assert writer.stdout.readline() == b"counting\n"

@@ -8,7 +8,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.delivery.ownership.buckets import BUCKETS, EVERYTHING, RUN, Span, run_of, share, spans
+from relay.delivery.ownership.buckets import BUCKETS, EVERYTHING, RUN, BucketRange, run_of, share, spans
 from relay.values.uuid7 import bucket
 
 RUNS = list(range(0, BUCKETS, RUN))
@@ -47,7 +47,7 @@ def test_spans_hold_the_buckets_of_their_runs_and_do_not_touch(runs: set[int]) -
 
 
 def test_all_runs_are_everything() -> None:
-    assert spans(RUNS) == EVERYTHING.spans == (Span(0, 1023),)
+    assert spans(RUNS) == EVERYTHING.spans == (BucketRange(0, 1023),)
 
 
 @given(endpoint_id=st.uuids())

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.delivery.capacity.circuit_breaker import Breaker, Tolerance
-from relay.delivery.capacity.concurrency import Slot, Slots
-from relay.delivery.capacity.endpoint_state import FIRST_SLOTS, MOST_SLOTS, Ending, Limits
+from relay.delivery.capacity.concurrency import ConcurrencyLimiter, Slot
+from relay.delivery.capacity.endpoint_state import FIRST_SLOTS, MOST_SLOTS, AttemptEnding, Limits
 
 A, B = UUID(int=1), UUID(int=2)
 EVENT = UUID(int=3)
@@ -24,16 +24,20 @@ NEVER = Tolerance(10_000, 0.0)
 PLENTY = 1 << 30
 
 
-def slots_of(total: int, tolerance: Tolerance = NEVER) -> Slots:
-    return Slots(total, tolerance, PLENTY)
+def slots_of(total: int, tolerance: Tolerance = NEVER) -> ConcurrencyLimiter:
+    return ConcurrencyLimiter(total, tolerance, PLENTY)
 
 
-def claim(slots: Slots, backlog: dict[UUID, int], now: float = 0.0, limits: Limits | None = None) -> list[UUID]:
+def claim(
+    slots: ConcurrencyLimiter, backlog: dict[UUID, int], now: float = 0.0, limits: Limits | None = None
+) -> list[UUID]:
     """Take as a claim would that finds `backlog` and knows each endpoint's limits; lessens it."""
     return claim_of(slots, backlog, dict.fromkeys(backlog, limits or Limits()), now)
 
 
-def claim_of(slots: Slots, backlog: dict[UUID, int], limits: Mapping[UUID, Limits], now: float = 0.0) -> list[UUID]:
+def claim_of(
+    slots: ConcurrencyLimiter, backlog: dict[UUID, int], limits: Mapping[UUID, Limits], now: float = 0.0
+) -> list[UUID]:
     """The same where each endpoint has limits of its own."""
     offer = slots.offer(now)
     if offer is None:
@@ -60,13 +64,19 @@ def claim_of(slots: Slots, backlog: dict[UUID, int], limits: Mapping[UUID, Limit
     return taken
 
 
-def end(slots: Slots, taken: list[UUID], ending: Ending, now: float = 0.0) -> None:
+def end(slots: ConcurrencyLimiter, taken: list[UUID], ending: AttemptEnding, now: float = 0.0) -> None:
     for endpoint_id in taken:
         give_back(slots, endpoint_id, ending, now)
 
 
 def give_back(
-    slots: Slots, endpoint_id: UUID, ending: Ending, now: float = 0.0, event_id: UUID = EVENT, *, probe: bool = False
+    slots: ConcurrencyLimiter,
+    endpoint_id: UUID,
+    ending: AttemptEnding,
+    now: float = 0.0,
+    event_id: UUID = EVENT,
+    *,
+    probe: bool = False,
 ) -> Breaker:
     return slots.give_back(Slot(endpoint_id, event_id, now, probe=probe), ending, now)
 
@@ -78,7 +88,7 @@ def test_an_endpoint_starts_with_four_slots_and_doubles_with_successes_up_to_fif
     for _ in range(6):
         taken = claim(slots, backlog)
         sizes.append(len(taken))
-        end(slots, taken, Ending.DELIVERED)
+        end(slots, taken, AttemptEnding.DELIVERED)
     assert sizes == [4, 8, 16, 32, 50, 50]
 
 
@@ -88,18 +98,18 @@ def test_failures_neither_add_nor_take_slots() -> None:
     for _ in range(3):
         taken = claim(slots, backlog)
         assert len(taken) == FIRST_SLOTS
-        end(slots, taken, Ending.FAILED)
+        end(slots, taken, AttemptEnding.FAILED)
 
 
 def test_an_endpoint_whose_last_attempts_all_timed_out_has_one_slot_until_one_succeeds() -> None:
     slots = slots_of(1000)
     backlog = {A: 1000}
-    end(slots, claim(slots, backlog), Ending.TIMED_OUT)
+    end(slots, claim(slots, backlog), AttemptEnding.TIMED_OUT)
     assert len(claim(slots, backlog)) == 1
-    end(slots, [A], Ending.FAILED)
+    end(slots, [A], AttemptEnding.FAILED)
     taken = claim(slots, backlog)
     assert len(taken) == 1
-    end(slots, taken, Ending.DELIVERED)
+    end(slots, taken, AttemptEnding.DELIVERED)
     assert len(claim(slots, backlog)) == FIRST_SLOTS
 
 
@@ -107,8 +117,8 @@ def test_a_success_among_timeouts_keeps_the_slots() -> None:
     slots = slots_of(1000)
     backlog = {A: 1000}
     taken = claim(slots, backlog)
-    end(slots, taken[:3], Ending.TIMED_OUT)
-    end(slots, taken[3:], Ending.DELIVERED)
+    end(slots, taken[:3], AttemptEnding.TIMED_OUT)
+    end(slots, taken[3:], AttemptEnding.DELIVERED)
     assert len(claim(slots, backlog)) == FIRST_SLOTS + 1
 
 
@@ -120,11 +130,11 @@ def test_a_full_endpoint_is_offered_nothing_and_wanted_again_once_a_slot_is_free
     assert claim(slots, backlog) == []
     wanted = [slots.wanted]
     for endpoint_id in (B, A):
-        give_back(slots, endpoint_id, Ending.DELIVERED, 0.0, EVENT)
+        give_back(slots, endpoint_id, AttemptEnding.DELIVERED, 0.0, EVENT)
         wanted.append(slots.wanted)
     assert wanted == [False, False, True]
     assert claim(slots, backlog) == [A]
-    end(slots, [A, A, A, A, B], Ending.DELIVERED)
+    end(slots, [A, A, A, A, B], AttemptEnding.DELIVERED)
     assert claim(slots, backlog) == []
     assert not slots.wanted
 
@@ -150,11 +160,11 @@ def test_the_last_tenth_is_for_organizations_with_nothing_on_the_wire_one_slot_e
     assert slots.offer(0.0) is None
 
 
-def grown(slots: Slots, endpoint_ids: Iterable[UUID], limits: Limits, now: float = 0.0) -> None:
+def grown(slots: ConcurrencyLimiter, endpoint_ids: Iterable[UUID], limits: Limits, now: float = 0.0) -> None:
     """Let endpoints show that they answer, until each may have all its slots."""
     for endpoint_id in endpoint_ids:
         for _ in range(6):
-            end(slots, claim(slots, {endpoint_id: 1000}, now, limits), Ending.DELIVERED, now)
+            end(slots, claim(slots, {endpoint_id: 1000}, now, limits), AttemptEnding.DELIVERED, now)
 
 
 def test_an_organization_alone_has_most_of_the_slots_and_gives_way_to_another() -> None:
@@ -171,9 +181,9 @@ def test_an_organization_alone_has_most_of_the_slots_and_gives_way_to_another() 
     grown_by = FIRST_SLOTS
     other: list[UUID] = [A] * FIRST_SLOTS
     for _ in range(20):
-        end(slots, flying[:20], Ending.DELIVERED)
+        end(slots, flying[:20], AttemptEnding.DELIVERED)
         del flying[:20]
-        end(slots, other, Ending.DELIVERED)
+        end(slots, other, AttemptEnding.DELIVERED)
         # The first takes nothing back while the other has more due than it was given.
         other = claim(slots, {A: 1000}, limits=of_organization(2))
         grown_by = len(other)
@@ -185,7 +195,7 @@ def test_one_endpoint_of_a_thousand_slots_leaves_room_for_others() -> None:
     slots = slots_of(1000)
     limits = of_organization(1, most=1000)
     for _ in range(20):
-        end(slots, claim(slots, {A: 5000}, limits=limits), Ending.DELIVERED)
+        end(slots, claim(slots, {A: 5000}, limits=limits), AttemptEnding.DELIVERED)
     while claim(slots, {A: 5000}, limits=limits):
         pass
     assert slots.in_flight == 847
@@ -199,7 +209,7 @@ def test_new_endpoints_of_an_organization_share_their_first_slots() -> None:
     assert claim(slots, backlog) == []
     # Another organization has its own.
     assert claim(slots, {A: 10}, limits=of_organization(1)) == [A] * FIRST_SLOTS
-    give_back(slots, taken[0], Ending.DELIVERED)
+    give_back(slots, taken[0], AttemptEnding.DELIVERED)
     assert slots.wanted
     # It is not new any more: two more for itself, and four new ones in its place.
     assert len(claim(slots, backlog)) == 2 + FIRST_SLOTS
@@ -227,17 +237,17 @@ def test_attempts_that_may_last_are_a_quarter_at_most_and_leave_room_in_that_too
 def test_an_endpoint_is_slow_while_its_attempts_last_and_until_one_ends_in_time() -> None:
     slots = slots_of(1000)
     limits = of_organization(1, may_last=True)
-    end(slots, claim(slots, {A: 1}, limits=limits), Ending.DELIVERED)
+    end(slots, claim(slots, {A: 1}, limits=limits), AttemptEnding.DELIVERED)
     assert claim(slots, {A: 3}, limits=limits) == [A] * 3
     assert slots.quotas.slow == 0
     late = slots.begin(A, EVENT, 0.0)
     slots.outlast(late)
     assert slots.quotas.slow == 3
-    give_back(slots, A, Ending.DELIVERED, 11.0)
+    give_back(slots, A, AttemptEnding.DELIVERED, 11.0)
     assert slots.quotas.slow == 1
-    slots.give_back(late, Ending.TIMED_OUT, 30.0)
+    slots.give_back(late, AttemptEnding.TIMED_OUT, 30.0)
     assert slots.quotas.slow == 0
-    give_back(slots, A, Ending.DELIVERED, 31.0)
+    give_back(slots, A, AttemptEnding.DELIVERED, 31.0)
     assert (slots.quotas.slow, slots.in_flight, slots.quotas.holders) == (0, 0, {})
 
 
@@ -275,7 +285,7 @@ def test_one_suspect_is_on_the_wire_at_a_time() -> None:
     claim(slots, {A: 1})
     slot = slots.begin(A, EVENT, 0.0, suspect=True)
     assert not slots.offer(0.0).suspects  # type: ignore[union-attr]
-    slots.give_back(slot, Ending.FAILED, 1.0)
+    slots.give_back(slot, AttemptEnding.FAILED, 1.0)
     assert slots.wanted
     assert slots.offer(0.0).suspects  # type: ignore[union-attr]
 
@@ -285,15 +295,15 @@ def test_without_free_slots_there_is_no_offer_and_any_slot_that_comes_free_is_wa
     assert claim(slots, {A: 10}) == [A] * 2
     assert claim(slots, {B: 10}, limits=of_organization(1)) == [B]
     assert slots.offer(0.0) is None
-    give_back(slots, A, Ending.FAILED, 0.0, EVENT)
+    give_back(slots, A, AttemptEnding.FAILED, 0.0, EVENT)
     assert slots.wanted
 
 
 @given(
     st.integers(1, 200),
-    st.lists(st.tuples(st.sampled_from([A, B]), st.integers(0, 60), st.sampled_from(Ending)), max_size=60),
+    st.lists(st.tuples(st.sampled_from([A, B]), st.integers(0, 60), st.sampled_from(AttemptEnding)), max_size=60),
 )
-def test_no_bound_is_ever_passed(total: int, steps: list[tuple[UUID, int, Ending]]) -> None:
+def test_no_bound_is_ever_passed(total: int, steps: list[tuple[UUID, int, AttemptEnding]]) -> None:
     slots = slots_of(total)
     flying: list[UUID] = []
     for endpoint_id, due, ending in steps:
@@ -312,14 +322,14 @@ def test_an_endpoint_never_has_more_slots_than_it_allows(most: int, sizes: list[
     for _ in range(3):
         taken = claim(slots, backlog, limits=limits)
         seen.append(len(taken))
-        end(slots, taken, Ending.DELIVERED)
+        end(slots, taken, AttemptEnding.DELIVERED)
     assert seen == sizes
 
 
 def test_an_endpoint_of_few_slots_is_wanted_again_after_its_first_claim() -> None:
     slots = slots_of(1000)
     taken = claim(slots, {A: 10}, limits=Limits(most=2))
-    end(slots, taken, Ending.FAILED)
+    end(slots, taken, AttemptEnding.FAILED)
     assert slots.wanted
 
 
@@ -327,7 +337,7 @@ def test_slots_that_are_lowered_are_lowered_at_once() -> None:
     slots = slots_of(1000)
     backlog = {A: 100}
     for _ in range(2):
-        end(slots, claim(slots, backlog), Ending.DELIVERED)
+        end(slots, claim(slots, backlog), AttemptEnding.DELIVERED)
     assert len(claim(slots, {A: 1}, limits=Limits(version=1, most=3))) == 1
     assert len(claim(slots, backlog, limits=Limits(version=1, most=3))) == 2
 
@@ -336,17 +346,17 @@ def test_an_endpoint_that_has_too_much_to_do_keeps_half_and_wins_it_back_one_by_
     slots = slots_of(1000)
     backlog = {A: 10_000}
     for _ in range(5):
-        end(slots, claim(slots, backlog), Ending.DELIVERED)
+        end(slots, claim(slots, backlog), AttemptEnding.DELIVERED)
     taken = claim(slots, backlog)
     assert len(taken) == 50
     sizes = []
-    for ending in (Ending.OVERLOADED, Ending.OVERLOADED, Ending.DELIVERED):
+    for ending in (AttemptEnding.OVERLOADED, AttemptEnding.OVERLOADED, AttemptEnding.DELIVERED):
         end(slots, [A], ending)
         sizes.append(slots._busy[A].allowed)
     assert sizes == [25, 12, 13]
-    end(slots, taken[3:], Ending.OVERLOADED)
+    end(slots, taken[3:], AttemptEnding.OVERLOADED)
     assert len(claim(slots, backlog)) == 1
-    end(slots, [A], Ending.DELIVERED)
+    end(slots, [A], AttemptEnding.DELIVERED)
     assert len(claim(slots, backlog)) == 2
 
 
@@ -354,9 +364,9 @@ def test_a_rate_lets_one_second_through_at_once_and_then_one_by_one() -> None:
     slots, limits = slots_of(1000), Limits(per_second=5)
     backlog = {A: 100}
     assert len(claim(slots, backlog, limits=limits)) == FIRST_SLOTS
-    end(slots, [A] * 4, Ending.DELIVERED)
+    end(slots, [A] * 4, AttemptEnding.DELIVERED)
     assert claim(slots, backlog, limits=limits) == [A]
-    give_back(slots, A, Ending.DELIVERED, 0.0, EVENT)
+    give_back(slots, A, AttemptEnding.DELIVERED, 0.0, EVENT)
     assert not slots.wanted
     assert claim(slots, backlog, limits=limits) == []
     assert slots.look_s(0.0) == 0.2
@@ -365,7 +375,7 @@ def test_a_rate_lets_one_second_through_at_once_and_then_one_by_one() -> None:
     # Tokens of a high rate are waited for together.
     quick = slots_of(1000)
     while claim(quick, {B: 100}, limits=Limits(per_second=100)):
-        end(quick, [B] * quick.in_flight, Ending.DELIVERED)
+        end(quick, [B] * quick.in_flight, AttemptEnding.DELIVERED)
     assert quick.look_s(0.0) == 0.1
     assert quick.offer(0.1).free == [10]  # type: ignore[union-attr]
 
@@ -373,17 +383,17 @@ def test_a_rate_lets_one_second_through_at_once_and_then_one_by_one() -> None:
 def test_a_rate_without_a_backlog_is_not_looked_after() -> None:
     slots, limits = slots_of(1000), Limits(per_second=1)
     assert claim(slots, {A: 1}, limits=limits) == [A]
-    end(slots, [A], Ending.DELIVERED)
+    end(slots, [A], AttemptEnding.DELIVERED)
     assert slots.look_s(0.0) == 1.0
     assert claim(slots, {}, 1.0, limits) == []
     assert slots.look_s(1.0) is None
 
 
-def broken(slots: Slots) -> None:
+def broken(slots: ConcurrencyLimiter) -> None:
     """Open the breaker of A, whose tolerance is five failures."""
     for number in range(5):
         claim(slots, {A: 1})
-        give_back(slots, A, Ending.FAILED, 0.0, UUID(int=number))
+        give_back(slots, A, AttemptEnding.FAILED, 0.0, UUID(int=number))
 
 
 def test_a_broken_endpoint_gets_one_probe_at_a_time_until_one_succeeds() -> None:
@@ -394,12 +404,12 @@ def test_a_broken_endpoint_gets_one_probe_at_a_time_until_one_succeeds() -> None
     assert claim(slots, backlog, 0.9) == [B]
     assert claim(slots, backlog, 1.0) == [A]
     assert claim(slots, backlog, 50.0) == []
-    give_back(slots, A, Ending.FAILED, 50.0, EVENT, probe=True)
+    give_back(slots, A, AttemptEnding.FAILED, 50.0, EVENT, probe=True)
     assert slots.wanted
     assert slots.look_s(50.0) == 2.0
     assert claim(slots, backlog, 51.9) == []
     assert claim(slots, backlog, 52.0) == [A]
-    give_back(slots, A, Ending.DELIVERED, 52.0, EVENT, probe=True)
+    give_back(slots, A, AttemptEnding.DELIVERED, 52.0, EVENT, probe=True)
     assert (slots.wanted, slots.broken, slots.look_s(52.0)) == (True, 0, None)
     assert claim(slots, backlog, 52.0) == [A] * 5
 
@@ -418,7 +428,7 @@ def test_a_probe_that_could_not_be_sent_leaves_room_for_another() -> None:
     slots = slots_of(1000, Tolerance(5, 0.0))
     broken(slots)
     assert claim(slots, {A: 1}, 1.0) == [A]
-    give_back(slots, A, Ending.UNSENT, 1.0, EVENT, probe=True)
+    give_back(slots, A, AttemptEnding.UNSENT, 1.0, EVENT, probe=True)
     assert claim(slots, {A: 1}, 1.0) == [A]
 
 
@@ -427,11 +437,11 @@ def test_a_breaker_that_was_open_before_we_came_is_taken_up_and_closed_when_some
     limits = Limits(version=3, failing_at=-40.0, broken_at=-10.0)
     assert claim(slots, {A: 9}, 0.0, limits) == [A]
     assert slots.is_broken(A)
-    give_back(slots, A, Ending.TIMED_OUT, 0.0, EVENT, probe=True)
+    give_back(slots, A, AttemptEnding.TIMED_OUT, 0.0, EVENT, probe=True)
     # It has been open for ten seconds, so the next probe is farther off than a second.
     assert slots.look_s(0.0) == 20.0
     assert claim(slots, {A: 1}, 20.0, limits) == [A]
-    give_back(slots, A, Ending.TIMED_OUT, 20.0, EVENT, probe=True)
+    give_back(slots, A, AttemptEnding.TIMED_OUT, 20.0, EVENT, probe=True)
     assert claim(slots, {A: 1}, 60.0, Limits(version=4)) == [A]
     assert not slots.is_broken(A)
 
@@ -441,7 +451,7 @@ def test_what_is_remembered_is_bounded() -> None:
     for number in range(1_050):
         endpoint_id = UUID(int=number)
         claim(slots, {endpoint_id: 1})
-        give_back(slots, endpoint_id, Ending.TIMED_OUT, 0.0, EVENT)
+        give_back(slots, endpoint_id, AttemptEnding.TIMED_OUT, 0.0, EVENT)
     offer = slots.offer(0.0)
     assert offer is not None
     assert len(offer.endpoint_ids) == 1_000

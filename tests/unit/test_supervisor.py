@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.local.errors import ChildEnded, Unable
+from relay.local.errors import ChildEnded, StartupError
 from relay.local.processes import PythonChild
 from relay.local.supervisor import Pauses, StopSignals, StopTimes, Supervisor
 
@@ -125,7 +125,7 @@ async def test_a_child_that_ends_before_it_is_ready_gives_its_exit_code(env: dic
 
 @pytest.mark.anyio
 async def test_a_program_that_cannot_be_run_is_a_failure_not_a_child(env: dict[str, str]) -> None:
-    with pytest.raises(Unable):
+    with pytest.raises(StartupError):
         await PythonChild("api", ("no_such_module",), env=env).start()
 
 

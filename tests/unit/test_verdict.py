@@ -7,8 +7,8 @@ from uuid import UUID
 
 import pytest
 
-from relay.delivery.capacity.endpoint_state import Ending, Limits
-from relay.delivery.claims import Claimed, Held
+from relay.delivery.capacity.endpoint_state import AttemptEnding, Limits
+from relay.delivery.claims import ClaimedDelivery, ClaimRef
 from relay.delivery.endpoint_cache import Endpoint
 from relay.delivery.outcome import ending_of, result_of
 from relay.delivery.transport.response import ErrorClass
@@ -29,8 +29,8 @@ ENDPOINT = Endpoint(
 )
 
 
-def delivery(attempts: int = 0, before: int = 0) -> Claimed:
-    return Claimed(Held(ID, 0, 1, ID, ID, ID), attempts, before, 1, "order.created", b"1", NOW, False)
+def delivery(attempts: int = 0, before: int = 0) -> ClaimedDelivery:
+    return ClaimedDelivery(ClaimRef(ID, 0, 1, ID, ID, ID), attempts, before, 1, "order.created", b"1", NOW, False)
 
 
 def answer(status: int, retry_after_s: float | None = None) -> Answer:
@@ -41,24 +41,24 @@ def answer(status: int, retry_after_s: float | None = None) -> Answer:
 @pytest.mark.parametrize(
     ("status", "ending"),
     [
-        (204, Ending.DELIVERED),
-        (301, Ending.FAILED),
-        (410, Ending.FAILED),
-        (429, Ending.OVERLOADED),
-        (500, Ending.FAILED),
-        (501, Ending.FAILED),
-        (502, Ending.OVERLOADED),
-        (503, Ending.OVERLOADED),
-        (504, Ending.OVERLOADED),
+        (204, AttemptEnding.DELIVERED),
+        (301, AttemptEnding.FAILED),
+        (410, AttemptEnding.FAILED),
+        (429, AttemptEnding.OVERLOADED),
+        (500, AttemptEnding.FAILED),
+        (501, AttemptEnding.FAILED),
+        (502, AttemptEnding.OVERLOADED),
+        (503, AttemptEnding.OVERLOADED),
+        (504, AttemptEnding.OVERLOADED),
     ],
 )
-def test_four_statuses_say_that_a_receiver_has_too_much_to_do(status: int, ending: Ending) -> None:
+def test_four_statuses_say_that_a_receiver_has_too_much_to_do(status: int, ending: AttemptEnding) -> None:
     assert ending_of(answer(status)) is ending
 
 
 def test_no_answer_at_all_is_a_timeout_or_a_failure() -> None:
-    assert ending_of(Answer(NOW, 10.0, error_class=ErrorClass.TIMEOUT)) is Ending.TIMED_OUT
-    assert ending_of(Answer(NOW, 0.1, error_class=ErrorClass.CONNECT)) is Ending.FAILED
+    assert ending_of(Answer(NOW, 10.0, error_class=ErrorClass.TIMEOUT)) is AttemptEnding.TIMED_OUT
+    assert ending_of(Answer(NOW, 0.1, error_class=ErrorClass.CONNECT)) is AttemptEnding.FAILED
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.delivery.transport.request import Keys, message_of
+from relay.delivery.transport.request import SigningKeys, message_of
 from relay.values.ed25519 import private_key, public_key
 from relay.values.uuid7 import Uuid7Clock
 
@@ -64,7 +64,7 @@ func main() {
 
 
 def case(at: datetime.datetime, **changed: str) -> dict[str, object]:
-    keys = Keys(private_key(SECRET), private_key(OLD), at + datetime.timedelta(hours=1))
+    keys = SigningKeys(private_key(SECRET), private_key(OLD), at + datetime.timedelta(hours=1))
     message = message_of(Uuid7Clock().new(), "order.created", '{"a":"ü"}'.encode(), 1, at, keys)
     lines = message.lines.decode("ascii").strip().split("\r\n")
     headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from relay.delivery.transport.request import Keys, header_of_type, message_of
+from relay.delivery.transport.request import SigningKeys, header_of_type, message_of
 from relay.values.ed25519 import private_key
 from relay.values.signature import written
 from relay.values.uuid7 import Uuid7Clock, created_at
@@ -31,7 +31,7 @@ def sent(
     event_id: UUID,
     type_: str,
     payload: bytes,
-    keys: Keys,
+    keys: SigningKeys,
     at: datetime.datetime | None = None,
     traceparent: str | None = None,
 ) -> tuple[dict[str, str], bytes]:
@@ -46,12 +46,12 @@ def sent(
 
 
 def body_of(event_id: UUID, type_: str, payload: bytes) -> bytes:
-    return sent(event_id, type_, payload, Keys(SECRET))[1]
+    return sent(event_id, type_, payload, SigningKeys(SECRET))[1]
 
 
 def test_the_reference_library_accepts_the_signature_and_refuses_another_body() -> None:
     event_id = Uuid7Clock().new()
-    headers, body = sent(event_id, "order.created", b'{"a": 1}', Keys(SECRET))
+    headers, body = sent(event_id, "order.created", b'{"a": 1}', SigningKeys(SECRET))
     webhook = Webhook(written(SECRET))
     assert webhook.verify(body.decode(), headers)["data"] == {"a": 1}
     with pytest.raises(WebhookVerificationError):
@@ -99,7 +99,7 @@ def test_what_is_visible_ascii_stays_readable_in_the_header() -> None:
 def test_the_secret_before_signs_too_until_its_time_is_over() -> None:
     event_id, old = Uuid7Clock().new(), b"old secret of thirty-two bytes.."
     ends_at = now()
-    keys = Keys(SECRET, old, ends_at)
+    keys = SigningKeys(SECRET, old, ends_at)
     before, body = sent(event_id, "order.created", b"1", keys, ends_at - datetime.timedelta(microseconds=1))
     for secret in (SECRET, old):
         assert Webhook(written(secret)).verify(body.decode(), before) is not None
@@ -111,7 +111,7 @@ def test_the_secret_before_signs_too_until_its_time_is_over() -> None:
 
 def test_ed25519_signs_what_the_public_key_verifies() -> None:
     event_id, key = Uuid7Clock().new(), private_key(SECRET)
-    headers, body = sent(event_id, "order.created", b"1", Keys(key))
+    headers, body = sent(event_id, "order.created", b"1", SigningKeys(key))
     scheme, _, signature = headers["webhook-signature"].partition(",")
     assert scheme == "v1a"
     signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
@@ -120,11 +120,11 @@ def test_ed25519_signs_what_the_public_key_verifies() -> None:
 
 def test_the_payload_is_signed_and_sent_without_a_copy_of_it() -> None:
     payload = b"1" * 100_000
-    assert message_of(Uuid7Clock().new(), "a", payload, 1, now(), Keys(SECRET)).body[1] is payload
+    assert message_of(Uuid7Clock().new(), "a", payload, 1, now(), SigningKeys(SECRET)).body[1] is payload
 
 
 def test_a_trace_is_passed_on_and_cannot_add_a_header() -> None:
     event_id, traceparent = Uuid7Clock().new(), f"00-{1:032x}-{2:016x}-01"
-    assert sent(event_id, "a", b"1", Keys(SECRET), now(), traceparent)[0]["traceparent"] == traceparent
+    assert sent(event_id, "a", b"1", SigningKeys(SECRET), now(), traceparent)[0]["traceparent"] == traceparent
     with pytest.raises(ValueError, match="line break"):
-        message_of(event_id, "a", b"1", 1, now(), Keys(SECRET), "00\r\nX-Other: b")
+        message_of(event_id, "a", b"1", 1, now(), SigningKeys(SECRET), "00\r\nX-Other: b")

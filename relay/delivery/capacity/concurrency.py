@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 from relay.delivery.capacity.circuit_breaker import Breaker, Tolerance
-from relay.delivery.capacity.endpoint_state import FIRST_SLOTS, Allowance, Ending, Limits
+from relay.delivery.capacity.endpoint_state import FIRST_SLOTS, AttemptEnding, EndpointState, Limits
 from relay.delivery.capacity.organization_quota import EVERYTHING, LARGEST_PAYLOAD, Allotment, Quotas
 from relay.delivery.capacity.token_bucket import Bucket
 
@@ -26,7 +26,7 @@ _LOOK_S: Final = 0.1
 _NONE: Final[Mapping[UUID, Allotment]] = {}
 
 
-class Offer(NamedTuple):
+class ClaimBudget(NamedTuple):
     """What one claim may take: `free` slots of the known endpoints, `first` of every other one, `batch` in all.
 
     A known endpoint with `SHUT` slots has one where its row says that its breaker is closed, and else none.
@@ -71,7 +71,7 @@ class Slot:
         self.outlasted = False
 
 
-class Slots:
+class ConcurrencyLimiter:
     """Counts what is on the wire and says what may be claimed next.
 
     An endpoint starts with few slots and has one more after each success, so twice as many after each round of them;
@@ -90,10 +90,10 @@ class Slots:
         self._half = max(1, total // 2)
         self._tolerance = tolerance
         self.quotas = Quotas(total, bytes_)
-        self._busy: dict[UUID, Allowance] = {}
-        self._idle: OrderedDict[UUID, Allowance] = OrderedDict()
+        self._busy: dict[UUID, EndpointState] = {}
+        self._idle: OrderedDict[UUID, EndpointState] = OrderedDict()
         # Idle ones whose breaker is open; and all whose breaker is open.
-        self._sick: OrderedDict[UUID, Allowance] = OrderedDict()
+        self._sick: OrderedDict[UUID, EndpointState] = OrderedDict()
         self._broken: dict[UUID, Breaker] = {}
         # Endpoints that may have more due than they had slots for, and whether the process or what it leaves an
         # organization may have been too little.
@@ -126,7 +126,7 @@ class Slots:
         """Whether what was taken of an endpoint is a probe."""
         return endpoint_id in self._broken
 
-    def offer(self, now: float) -> Offer | None:
+    def offer(self, now: float) -> ClaimBudget | None:
         """What the next claim may take, or None while every slot is taken, or all bytes."""
         self.wanted = False
         quotas = self.quotas
@@ -147,7 +147,7 @@ class Slots:
                 slots.append(self._free(endpoint_id, endpoint, now))
                 is_new.append(endpoint.is_new)
                 is_slow.append(endpoint.is_slow)
-        return Offer(
+        return ClaimBudget(
             batch=min(free, _BATCH),
             endpoint_ids=ids,
             free=slots,
@@ -167,7 +167,7 @@ class Slots:
         for endpoint_id in quiet:
             del self._sick[endpoint_id], self._broken[endpoint_id]
 
-    def _free(self, endpoint_id: UUID, endpoint: Allowance, now: float) -> int:
+    def _free(self, endpoint_id: UUID, endpoint: EndpointState, now: float) -> int:
         free = endpoint.slots(now)
         if endpoint.limits.may_last and free > 0:
             # It answers quickly today; should it hang from now on, it holds its slots for its whole time-out.
@@ -180,7 +180,7 @@ class Slots:
             return tokens
         return free
 
-    def take(self, offer: Offer, taken: Mapping[UUID, int], limits: Mapping[UUID, Limits], now: float) -> None:
+    def take(self, offer: ClaimBudget, taken: Mapping[UUID, int], limits: Mapping[UUID, Limits], now: float) -> None:
         """Note what a claim of `offer` has taken: how many of each endpoint, and what is known of those now."""
         for endpoint_id, count in taken.items():
             endpoint = self._busy.get(endpoint_id)
@@ -210,7 +210,7 @@ class Slots:
             and endpoint.bucket is not None
         }
 
-    def _note_shortage(self, offer: Offer, taken: Mapping[UUID, int]) -> None:
+    def _note_shortage(self, offer: ClaimBudget, taken: Mapping[UUID, int]) -> None:
         """Find out who may have more due than `offer` left its organization."""
         slots, new, slow = Counter[UUID](), Counter[UUID](), Counter[UUID]()
         for endpoint_id, count in taken.items():
@@ -240,7 +240,7 @@ class Slots:
         endpoint.outlast()
         self._count(endpoint)
 
-    def give_back(self, slot: Slot, ending: Ending, now: float, *, chance: float = 0.0) -> Breaker:
+    def give_back(self, slot: Slot, ending: AttemptEnding, now: float, *, chance: float = 0.0) -> Breaker:
         """A delivery has left the wire.
 
         Args:
@@ -264,12 +264,12 @@ class Slots:
             self.wanted = True
         if probe:
             breaker.probing = False
-        if ending is Ending.DELIVERED:
+        if ending is AttemptEnding.DELIVERED:
             breaker.heard(now)
             if not breaker.calm:
                 breaker.succeeded()
-        elif ending is not Ending.UNSENT:
-            began_at = slot.began_at if ending is Ending.TIMED_OUT else None
+        elif ending is not AttemptEnding.UNSENT:
+            began_at = slot.began_at if ending is AttemptEnding.TIMED_OUT else None
             breaker.failed(slot.event_id, self._tolerance, now, chance, probe=probe, timed_out_since=began_at)
         if probe or (breaker.broken_at is not None) != (endpoint_id in self._broken):
             self._note_breaker(endpoint_id, breaker)
@@ -283,7 +283,7 @@ class Slots:
             self._rest(endpoint_id, endpoint)
         return breaker
 
-    def _count(self, endpoint: Allowance) -> None:
+    def _count(self, endpoint: EndpointState) -> None:
         """Bring what stands of an endpoint in its organization's quota up to date."""
         before, counts = endpoint.counted, endpoint.counts
         if counts != before:
@@ -300,9 +300,9 @@ class Slots:
         ]
         return min(waits, default=None)
 
-    def _begin(self, endpoint_id: UUID, limits: Limits, now: float) -> Allowance:
+    def _begin(self, endpoint_id: UUID, limits: Limits, now: float) -> EndpointState:
         known = self._idle.pop(endpoint_id, None) or self._sick.pop(endpoint_id, None)
-        endpoint = known or Allowance(limits, now)
+        endpoint = known or EndpointState(limits, now)
         self._busy[endpoint_id] = endpoint
         if endpoint.limits.version != limits.version:
             self._learn(endpoint_id, endpoint, limits, now)
@@ -310,7 +310,7 @@ class Slots:
             self._broken[endpoint_id] = endpoint.breaker
         return endpoint
 
-    def _learn(self, endpoint_id: UUID, endpoint: Allowance, limits: Limits, now: float) -> None:
+    def _learn(self, endpoint_id: UUID, endpoint: EndpointState, limits: Limits, now: float) -> None:
         endpoint.learn(limits, now)
         self._count(endpoint)
         self._note_breaker(endpoint_id, endpoint.breaker)
@@ -322,14 +322,14 @@ class Slots:
             self._broken[endpoint_id] = breaker
         self.wanted = True
 
-    def _may_take(self, endpoint_id: UUID, endpoint: Allowance) -> bool:
+    def _may_take(self, endpoint_id: UUID, endpoint: EndpointState) -> bool:
         if endpoint_id in self._dry or endpoint_id in self._broken:
             return False
         if endpoint.in_flight == 0:
             return True
         return endpoint.in_flight < endpoint.allowed
 
-    def _rest(self, endpoint_id: UUID, endpoint: Allowance) -> None:
+    def _rest(self, endpoint_id: UUID, endpoint: EndpointState) -> None:
         del self._busy[endpoint_id]
         self._waiting.discard(endpoint_id)
         if endpoint.breaker.broken_at is not None:

@@ -16,7 +16,7 @@ MOST_SLOTS: Final = 50
 #: An endpoint's slots until it has shown that it answers.
 FIRST_SLOTS: Final = 4
 #: The slots of an endpoint whose breaker is open, unless its row says otherwise: somebody has enabled it.
-SHUT: Final = -1
+CLOSED: Final = -1
 #: An attempt that lasts longer is slow, and so is its endpoint until one of its attempts ends sooner.
 SLOW_AFTER_S: Final = 10.0
 #: An endpoint whose last attempts, as many as this, all timed out has one slot.
@@ -24,7 +24,7 @@ _TIMEOUTS_IN_A_ROW: Final = 4
 _NIL: Final = UUID(int=0)
 
 
-class Ending(Enum):
+class AttemptEnding(Enum):
     """What freed a slot, as far as slots care."""
 
     DELIVERED = "delivered"
@@ -63,7 +63,7 @@ class Limits(NamedTuple):
         return min(slots, self.most, slots if self.per_second is None else self.per_second)
 
 
-class Allowance:
+class EndpointState:
     """What is on the wire to one endpoint, and how much more may be.
 
     Args:
@@ -122,12 +122,12 @@ class Allowance:
             self.bucket = Bucket(rate, now)
 
     def slots(self, now: float) -> int:
-        """How many more may begin, as far as tokens allow; `SHUT` while the next probe is not due."""
+        """How many more may begin, as far as tokens allow; `CLOSED` while the next probe is not due."""
         breaker = self.breaker
         if breaker.broken_at is not None:
             if breaker.probing:
                 return 0
-            return SHUT if now < breaker.probe_at else 1
+            return CLOSED if now < breaker.probe_at else 1
         return max(0, self.allowed - self.in_flight)
 
     def take(self, count: int) -> None:
@@ -143,10 +143,10 @@ class Allowance:
         self.outlasting += 1
         self.is_slow = True
 
-    def end(self, ending: Ending, *, outlasted: bool = False) -> None:
+    def end(self, ending: AttemptEnding, *, outlasted: bool = False) -> None:
         """One of its deliveries has left the wire, and perhaps `outlast` was said of it."""
         self.in_flight -= 1
-        answered = ending is not Ending.TIMED_OUT and ending is not Ending.UNSENT
+        answered = ending is not AttemptEnding.TIMED_OUT and ending is not AttemptEnding.UNSENT
         if outlasted:
             self.outlasting -= 1
         elif answered:
@@ -154,18 +154,18 @@ class Allowance:
         if answered:
             self.is_new = False
         most = self.limits.most
-        if ending is Ending.DELIVERED:
+        if ending is AttemptEnding.DELIVERED:
             self.timeouts = 0
             self.allowed = min(most, FIRST_SLOTS if self.hangs else self.allowed + 1)
             self.hangs = False
-        elif ending is Ending.TIMED_OUT:
+        elif ending is AttemptEnding.TIMED_OUT:
             self.timeouts += 1
             if self.timeouts >= _TIMEOUTS_IN_A_ROW:
                 self.allowed, self.hangs, self.is_new = 1, True, False
-        elif ending is Ending.OVERLOADED:
+        elif ending is AttemptEnding.OVERLOADED:
             self.timeouts = 0
             self.allowed = max(1, self.allowed // 2)
-        elif ending is Ending.FAILED:
+        elif ending is AttemptEnding.FAILED:
             self.timeouts = 0
 
     @property

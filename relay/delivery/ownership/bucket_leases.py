@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 from uuid import UUID
 
-from relay.delivery.ownership.buckets import RUN, Turf, buckets, run_of, share, spans
-from relay.runtime.service import Background
+from relay.delivery.ownership.buckets import RUN, Assignment, buckets, run_of, share, spans
+from relay.runtime.service import Service
 from relay.store import Cell, StoreError
 from relay.telemetry.metrics import Metrics
 
@@ -47,7 +47,7 @@ class Pace(NamedTuple):
 PACE: Final = Pace()
 
 
-class Share(Background):
+class BucketLeases(Service):
     """Holds runs of buckets, as many as are due to one of so many processes, for as long as the lease of this process
     runs: one row, renewed at half its life. A run's own row is written when it changes hands.
 
@@ -98,7 +98,7 @@ class Share(Background):
         self._unwanted: dict[int, float] = {}
         # Endpoints in flight here in runs that are another's by now, as the others know it; and the others' here.
         self._told: frozenset[UUID] = frozenset()
-        self._turf = Turf()
+        self._assignment = Assignment()
         self._sure_until = 0.0
         self._leaves = False
         self._ends = False
@@ -108,13 +108,13 @@ class Share(Background):
         metrics.gauge(
             "relay_delivery_buckets",
             "Buckets of endpoints that the process delivers for, of 1,024 in all.",
-            lambda: sum(span.last + 1 - span.first for span in self.turf.spans),
+            lambda: sum(span.last + 1 - span.first for span in self.assignment.spans),
         )
 
     @property
-    def turf(self) -> Turf:
+    def assignment(self) -> Assignment:
         """What may be claimed from now."""
-        return self._turf if time.monotonic() < self._sure_until else Turf()
+        return self._assignment if time.monotonic() < self._sure_until else Assignment()
 
     def owns(self, endpoint_id: UUID) -> bool:
         """Whether what has just been claimed of this endpoint may be sent."""
@@ -168,7 +168,7 @@ class Share(Background):
     async def _tick(self) -> float:
         """Say and ask all once; how long the next time is off."""
         asked_at = time.monotonic()
-        asked, leaves, before = self._wanted, self._leaves, self.turf
+        asked, leaves, before = self._wanted, self._leaves, self.assignment
         given_back = self._still_runs()
         told = self._in_flight_without(self._held.difference(given_back))
         id_ = self._id or await self._join(asked_at, leaves, told)
@@ -202,7 +202,7 @@ class Share(Background):
         self._settle(frozenset(row["on_wire"]))
         # Somebody came or went since we last knew, and what is due to us now we have not asked for.
         again = bool(self._wanted - self._held - asked) or self._id is None
-        if self.turf != before or not (again or self.joined):
+        if self.assignment != before or not (again or self.joined):
             self.joined = self.joined or not again
             self._changed()
         if news:
@@ -231,7 +231,7 @@ class Share(Background):
         ours = self._held & self._wanted
         now = time.monotonic()
         self._unwanted = {run: self._unwanted.get(run, now) for run in self._held - ours}
-        self._turf = Turf(
+        self._assignment = Assignment(
             spans(ours),
             frozenset(endpoint for endpoint in on_wire if run_of(endpoint) in ours),
             buckets(ours.intersection(self._orphaned)),

@@ -14,26 +14,26 @@ BUCKETS: Final = 1024
 _RUNS: Final = BUCKETS // RUN
 
 
-class Span(NamedTuple):
+class BucketRange(NamedTuple):
     """Buckets from `first` to `last`, both included."""
 
     first: int
     last: int
 
 
-class Turf(NamedTuple):
+class Assignment(NamedTuple):
     """What one process may claim from: all in `spans`, but for endpoints where another has something in flight.
 
     What was claimed of buckets in `orphaned`, and not by us, is free before its lease ends: its claimer died.
     """
 
-    spans: tuple[Span, ...] = ()
+    spans: tuple[BucketRange, ...] = ()
     barred: frozenset[UUID] = frozenset()
     orphaned: tuple[int, ...] = ()
 
 
 #: Of a process that shares with nobody.
-EVERYTHING: Final = Turf((Span(0, BUCKETS - 1),))
+EVERYTHING: Final = Assignment((BucketRange(0, BUCKETS - 1),))
 
 
 def run_of(endpoint_id: UUID) -> int:
@@ -55,12 +55,12 @@ def buckets(runs: Iterable[int]) -> tuple[int, ...]:
     return tuple(first + nth for first in sorted(runs) for nth in range(RUN))
 
 
-def spans(runs: Iterable[int]) -> tuple[Span, ...]:
+def spans(runs: Iterable[int]) -> tuple[BucketRange, ...]:
     """These runs in order, neighbours as one."""
-    merged: list[Span] = []
+    merged: list[BucketRange] = []
     for first in sorted(runs):
         if merged and merged[-1].last + 1 == first:
-            merged[-1] = Span(merged[-1].first, first + RUN - 1)
+            merged[-1] = BucketRange(merged[-1].first, first + RUN - 1)
         else:
-            merged.append(Span(first, first + RUN - 1))
+            merged.append(BucketRange(first, first + RUN - 1))
     return tuple(merged)

@@ -22,7 +22,7 @@ from relay.delivery.transport.resolver import Resolver
 from relay.delivery.transport.response_reader import MAX_INTERIM, ResponseParser, is_interim
 from relay.delivery.transport.route import Route
 from relay.delivery.transport.shortage import Shortage
-from relay.delivery.transport.ssrf_guard import Guard
+from relay.delivery.transport.ssrf_guard import SsrfGuard
 
 # Node closes idle connections after 5 s, gunicorn after 2 s: one that is kept longer is more often dead than alive,
 # unless the receiver says how long it keeps it. Then it is ours to end it first.
@@ -130,7 +130,7 @@ class Wire:
         resolver: knows the addresses of names; None: the system's.
     """
 
-    def __init__(self, guard: Guard, most: float, resolver: Resolver | None = None) -> None:
+    def __init__(self, guard: SsrfGuard, most: float, resolver: Resolver | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._most = most
         resolver = resolver or Resolver()
@@ -142,7 +142,7 @@ class Wire:
         self._idle: OrderedDict[_Connection, None] = OrderedDict()
         self._sweeping: asyncio.TimerHandle | None = None
 
-    def _connector(self, guard: Guard, resolver: Resolver, *, keep: bool) -> aiohttp.TCPConnector:
+    def _connector(self, guard: SsrfGuard, resolver: Resolver, *, keep: bool) -> aiohttp.TCPConnector:
         connector = aiohttp.TCPConnector(
             limit=0,
             limit_per_host=0,

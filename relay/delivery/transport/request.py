@@ -33,7 +33,7 @@ RESERVED: Final = frozenset(
 Key = bytes | Ed25519PrivateKey
 
 
-class Keys(NamedTuple):
+class SigningKeys(NamedTuple):
     """What signs an endpoint's requests: its secret, and the one before it until then."""
 
     present: Key
@@ -53,7 +53,7 @@ class Target(Struct, frozen=True, eq=False):
     """
 
     url: str
-    keys: Keys
+    keys: SigningKeys
     headers: Mapping[str, str]
     timeout_s: float
     organization_id: UUID = UUID(int=0)
@@ -78,7 +78,7 @@ def message_of(
     payload: bytes,
     number: int,
     at: datetime.datetime,
-    keys: Keys,
+    keys: SigningKeys,
     traceparent: str | None = None,
 ) -> Message:
     """Return what one attempt sends, signed as Standard Webhooks asks. The payload stands in it byte for byte.

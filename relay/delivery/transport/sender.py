@@ -22,7 +22,7 @@ from relay.delivery.transport.resolver import Asker, Resolver, asking
 from relay.delivery.transport.response import ErrorClass, detail, error_class, rest_s, retry_after_s
 from relay.delivery.transport.route import route_to
 from relay.delivery.transport.shortage import Shortage, most_connections, shortage_in
-from relay.delivery.transport.ssrf_guard import Guard
+from relay.delivery.transport.ssrf_guard import SsrfGuard
 
 _log = logging.getLogger("relay.delivery")
 
@@ -73,7 +73,7 @@ class Sender:
     _wire: Wire
 
     def __init__(
-        self, guard: Guard, *, now: Callable[[], datetime.datetime], resolver: Callable[[], Resolver] = Resolver
+        self, guard: SsrfGuard, *, now: Callable[[], datetime.datetime], resolver: Callable[[], Resolver] = Resolver
     ) -> None:
         self._guard = guard
         self._now = now

@@ -25,7 +25,7 @@ class Blocked(OSError):
         self.address = address
 
 
-class Guard:
+class SsrfGuard:
     """A socket factory for aiohttp that makes sockets for permitted addresses only.
 
     It stands here and not in the resolver, which is never asked for a URL that holds an address, and there is no moment

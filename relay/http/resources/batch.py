@@ -7,8 +7,8 @@ from typing import Final
 
 from relay.errors import ApiError
 from relay.http import exchange as exchanges
-from relay.http.admission import Door
-from relay.http.body import JSON_TYPES, BodyClock
+from relay.http.admission import Admission
+from relay.http.body import JSON_TYPES, BodyReader
 from relay.http.exchange import Receive, Scope, Send
 from relay.http.query import refuse_query
 from relay.http.schemas.common import BatchResponse, BatchResult
@@ -33,8 +33,8 @@ _TYPES: Final = JSON_TYPES | {NDJSON}
 class PostBatch:
     """Accept many events at once; those that are valid are committed, even if others are not."""
 
-    def __init__(self, door: Door, bodies: BodyClock, commit: GroupCommit) -> None:
-        self._door = door
+    def __init__(self, admission: Admission, bodies: BodyReader, commit: GroupCommit) -> None:
+        self._admission = admission
         self._bodies = bodies
         self._commit = commit
 
@@ -42,7 +42,7 @@ class PostBatch:
         exchange = exchanges.of(scope)
         events = 1
         try:
-            tenant = await self._door.admit(exchange, "ingest", turn=False)
+            tenant = await self._admission.admit(exchange, "ingest", turn=False)
             refuse_query(scope)
             header = exchange.headers.get(b"idempotency-key")
             key = None if header is None else read_idempotency_key(header)
@@ -51,7 +51,7 @@ class PostBatch:
             items = parse_lines(body) if lines else parse_array(body)
             events = len(items)
             if events > 1:
-                await self._door.charge(exchange, tenant, events)
+                await self._admission.charge(exchange, tenant, events)
         except ApiError as error:
             self._commit.reject(error.kind.code, events)
             raise

@@ -11,8 +11,8 @@ from msgspec import structs
 
 from relay.http import exchange as exchanges
 from relay.http import idempotency
-from relay.http.admission import Door
-from relay.http.body import BodyClock
+from relay.http.admission import Admission
+from relay.http.body import BodyReader
 from relay.http.exchange import Receive, Scope, Send
 from relay.http.query import read_id, read_query, read_span, refuse_query
 from relay.http.schemas.common import Attempt, Delivery
@@ -56,13 +56,13 @@ def attempt_shown(row: Row) -> Attempt:
 class GetDeliveries:
     """A page of deliveries, newest first."""
 
-    def __init__(self, door: Door, cell: Cell) -> None:
-        self._door = door
+    def __init__(self, admission: Admission, cell: Cell) -> None:
+        self._admission = admission
         self._cell = cell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
-        tenant = await self._door.admit(exchange, "manage")
+        tenant = await self._admission.admit(exchange, "manage")
         asked = read_query(scope, DeliveriesQuery)
         query = Query(
             tenant.organization_id,
@@ -82,13 +82,13 @@ class GetDeliveries:
 class GetAttempts:
     """A page of the attempts at one delivery, newest first."""
 
-    def __init__(self, door: Door, cell: Cell) -> None:
-        self._door = door
+    def __init__(self, admission: Admission, cell: Cell) -> None:
+        self._admission = admission
         self._cell = cell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
-        tenant = await self._door.admit(exchange, "manage")
+        tenant = await self._admission.admit(exchange, "manage")
         asked = read_query(scope, AttemptsQuery)
         delivery_id = uuid7.parse(scope["path_params"]["id"])
         found = await find_delivery(self._cell, tenant.organization_id, delivery_id)
@@ -100,8 +100,10 @@ class GetAttempts:
 class RetryDelivery:
     """Send one event to one endpoint again."""
 
-    def __init__(self, door: Door, bodies: BodyClock, cell: Cell, window_s: float, due: Callable[[], None]) -> None:
-        self._door = door
+    def __init__(
+        self, admission: Admission, bodies: BodyReader, cell: Cell, window_s: float, due: Callable[[], None]
+    ) -> None:
+        self._admission = admission
         self._bodies = bodies
         self._cell = cell
         self._window_s = window_s
@@ -109,7 +111,7 @@ class RetryDelivery:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
-        tenant = await self._door.admit(exchange, "manage")
+        tenant = await self._admission.admit(exchange, "manage")
         refuse_query(scope)
         key = idempotency.read_key(exchange)
         body = await self._bodies.read_nothing(exchange)
@@ -125,8 +127,10 @@ class RetryDelivery:
 class ReplayEvent:
     """Send one event again to every endpoint that takes events of its type."""
 
-    def __init__(self, door: Door, bodies: BodyClock, cell: Cell, window_s: float, due: Callable[[], None]) -> None:
-        self._door = door
+    def __init__(
+        self, admission: Admission, bodies: BodyReader, cell: Cell, window_s: float, due: Callable[[], None]
+    ) -> None:
+        self._admission = admission
         self._bodies = bodies
         self._cell = cell
         self._window_s = window_s
@@ -134,7 +138,7 @@ class ReplayEvent:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
-        tenant = await self._door.admit(exchange, "manage")
+        tenant = await self._admission.admit(exchange, "manage")
         refuse_query(scope)
         key = idempotency.read_key(exchange)
         body = await self._bodies.read_nothing(exchange)

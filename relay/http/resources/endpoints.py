@@ -11,15 +11,15 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from relay.config.parsers import STANDARD_RETRY_SCHEDULE
-from relay.endpoints.changes import CatchUp, Members
-from relay.endpoints.ping_client import Pings
-from relay.endpoints.repository import Endpoints, Written
+from relay.endpoints.changes import CatchUp, EndpointChanges
+from relay.endpoints.ping_client import PingClient
+from relay.endpoints.repository import EndpointRepository, Written
 from relay.endpoints.urls import check_webhook_url
 from relay.endpoints.validation import CONTROL, check_catch_up, check_headers, filters_of
 from relay.errors import ApiError, invalid
 from relay.http import exchange as exchanges
-from relay.http.admission import Door
-from relay.http.body import SMALL_BODY_BYTES, BodyClock, decode
+from relay.http.admission import Admission
+from relay.http.body import SMALL_BODY_BYTES, BodyReader, decode
 from relay.http.exchange import NO_STORE, Exchange, Header, Receive, Scope, Send
 from relay.http.idempotency import REPLAYED, once, read_key
 from relay.http.query import read_moment, read_query, refuse_query
@@ -41,13 +41,13 @@ _changed: Final = msgspec.json.Decoder(schemas.EndpointUpdate)
 class GetEndpoints:
     """The organization's endpoints."""
 
-    def __init__(self, door: Door, endpoints: Endpoints) -> None:
-        self._door = door
+    def __init__(self, admission: Admission, endpoints: EndpointRepository) -> None:
+        self._admission = admission
         self._endpoints = endpoints
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
-        tenant = await self._door.admit(exchange, "manage")
+        tenant = await self._admission.admit(exchange, "manage")
         asked = read_query(scope, schemas.EndpointsQuery)
         rows, next_cursor = await self._endpoints.page(tenant.organization_id, asked.cursor, asked.limit)
         shown = [schemas.Endpoint(**_members(row)) for row in rows]
@@ -57,13 +57,13 @@ class GetEndpoints:
 class GetEndpoint:
     """One endpoint."""
 
-    def __init__(self, door: Door, endpoints: Endpoints) -> None:
-        self._door = door
+    def __init__(self, admission: Admission, endpoints: EndpointRepository) -> None:
+        self._admission = admission
         self._endpoints = endpoints
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
-        tenant = await self._door.admit(exchange, "manage")
+        tenant = await self._admission.admit(exchange, "manage")
         refuse_query(scope)
         row = await self._endpoints.read(tenant.organization_id, _id_in(scope))
         await exchange.answer_json(200, schemas.Endpoint(**_members(_found(row))))
@@ -73,9 +73,14 @@ class PostEndpoint:
     """Make an endpoint."""
 
     def __init__(
-        self, door: Door, bodies: BodyClock, endpoints: Endpoints, allowed: Sequence[Network], window_s: float
+        self,
+        admission: Admission,
+        bodies: BodyReader,
+        endpoints: EndpointRepository,
+        allowed: Sequence[Network],
+        window_s: float,
     ) -> None:
-        self._door = door
+        self._admission = admission
         self._bodies = bodies
         self._endpoints = endpoints
         self._allowed = allowed
@@ -83,7 +88,7 @@ class PostEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
-        tenant = await self._door.admit(exchange, "manage")
+        tenant = await self._admission.admit(exchange, "manage")
         refuse_query(scope)
         body = await self._bodies.read(exchange, SMALL_BODY_BYTES)
         asked: schemas.EndpointCreate = decode(body, _new)
@@ -100,9 +105,14 @@ class PatchEndpoint:
     """Change an endpoint; members that are not given stay."""
 
     def __init__(
-        self, door: Door, bodies: BodyClock, endpoints: Endpoints, allowed: Sequence[Network], window_s: float
+        self,
+        admission: Admission,
+        bodies: BodyReader,
+        endpoints: EndpointRepository,
+        allowed: Sequence[Network],
+        window_s: float,
     ) -> None:
-        self._door = door
+        self._admission = admission
         self._bodies = bodies
         self._endpoints = endpoints
         self._allowed = allowed
@@ -110,7 +120,7 @@ class PatchEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
-        tenant = await self._door.admit(exchange, "manage")
+        tenant = await self._admission.admit(exchange, "manage")
         refuse_query(scope)
         body = await self._bodies.read(exchange, SMALL_BODY_BYTES)
         endpoint_id = _id_in(scope)
@@ -127,13 +137,13 @@ class PatchEndpoint:
 class DeleteEndpoint:
     """Delete an endpoint and cancel what is open for it."""
 
-    def __init__(self, door: Door, endpoints: Endpoints) -> None:
-        self._door = door
+    def __init__(self, admission: Admission, endpoints: EndpointRepository) -> None:
+        self._admission = admission
         self._endpoints = endpoints
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
-        tenant = await self._door.admit(exchange, "manage")
+        tenant = await self._admission.admit(exchange, "manage")
         refuse_query(scope)
         if not await self._endpoints.delete(tenant.organization_id, _id_in(scope)):
             raise ApiError("endpoint_not_found")
@@ -143,14 +153,14 @@ class DeleteEndpoint:
 class RotateSecret:
     """A new secret for an endpoint; the one before it signs too for 24 hours."""
 
-    def __init__(self, door: Door, bodies: BodyClock, endpoints: Endpoints) -> None:
-        self._door = door
+    def __init__(self, admission: Admission, bodies: BodyReader, endpoints: EndpointRepository) -> None:
+        self._admission = admission
         self._bodies = bodies
         self._endpoints = endpoints
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
-        tenant = await self._door.admit(exchange, "manage")
+        tenant = await self._admission.admit(exchange, "manage")
         refuse_query(scope)
         endpoint_id = _id_in(scope)
         await self._bodies.read_nothing(exchange)
@@ -166,15 +176,15 @@ class RotateSecret:
 class PingEndpoint:
     """Have a test delivery made, and show the attempt."""
 
-    def __init__(self, door: Door, bodies: BodyClock, pings: Pings) -> None:
-        self._door = door
+    def __init__(self, admission: Admission, bodies: BodyReader, pings: PingClient) -> None:
+        self._admission = admission
         self._bodies = bodies
         self._pings = pings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
         # It waits for the delivery process, and looks only now and then.
-        tenant = await self._door.admit(exchange, "manage", turn=False)
+        tenant = await self._admission.admit(exchange, "manage", turn=False)
         refuse_query(scope)
         endpoint_id = _id_in(scope)
         await self._bodies.read_nothing(exchange)
@@ -187,15 +197,17 @@ class PingEndpoint:
 class PostWebhookConfig:
     """POST /api/webhook/config: set the organization's default endpoint."""
 
-    def __init__(self, door: Door, bodies: BodyClock, endpoints: Endpoints, allowed: Sequence[Network]) -> None:
-        self._door = door
+    def __init__(
+        self, admission: Admission, bodies: BodyReader, endpoints: EndpointRepository, allowed: Sequence[Network]
+    ) -> None:
+        self._admission = admission
         self._bodies = bodies
         self._endpoints = endpoints
         self._allowed = allowed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
-        tenant = await self._door.admit(exchange, "manage")
+        tenant = await self._admission.admit(exchange, "manage")
         refuse_query(scope)
         asked: common.WebhookConfig = decode(await self._bodies.read(exchange, SMALL_BODY_BYTES), _default)
         check_webhook_url(asked.webhook_url, self._allowed, "webhook_url")
@@ -207,7 +219,7 @@ class PostWebhookConfig:
         )
 
 
-def members_of(asked: schemas.EndpointUpdate, allowed: Sequence[Network]) -> Members:
+def members_of(asked: schemas.EndpointUpdate, allowed: Sequence[Network]) -> EndpointChanges:
     """What a request says of an endpoint, checked.
 
     Args:
@@ -226,7 +238,7 @@ def members_of(asked: schemas.EndpointUpdate, allowed: Sequence[Network]) -> Mem
     if asked.headers is not UNSET:
         check_headers(asked.headers)
     schedule = _given(asked.retry_schedule)
-    return Members(
+    return EndpointChanges(
         given=given,
         url=_given(asked.url),
         description=_given(asked.description),

@@ -10,8 +10,8 @@ import msgspec
 
 from relay.errors import ApiError
 from relay.http import exchange as exchanges
-from relay.http.admission import Door
-from relay.http.body import BodyClock
+from relay.http.admission import Admission
+from relay.http.body import BodyReader
 from relay.http.exchange import JSON, Exchange, Receive, Scope, Send
 from relay.http.idempotency import REPLAYED
 from relay.http.query import read_id, read_query, read_span, refuse_query
@@ -19,7 +19,7 @@ from relay.http.resources.deliveries import attempt_shown, delivery
 from relay.http.resources.inbox import inbox_event, page_as_json
 from relay.http.schemas.common import Attempt, DeliveryDetail, EventDetail
 from relay.http.schemas.deliveries import EventsQuery
-from relay.inbox import PAGE_BYTES, InboxQuery, Story, read_event
+from relay.inbox import PAGE_BYTES, EventDetails, InboxQuery, read_event
 from relay.ingest import (
     Accepted,
     Duplicate,
@@ -44,15 +44,15 @@ class PostEvent:
     An ASGI callable, like all endpoints here: Starlette's Request and Response would cost two thirds of the throughput.
     """
 
-    def __init__(self, door: Door, bodies: BodyClock, commit: GroupCommit) -> None:
-        self._door = door
+    def __init__(self, admission: Admission, bodies: BodyReader, commit: GroupCommit) -> None:
+        self._admission = admission
         self._bodies = bodies
         self._commit = commit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
         try:
-            tenant = await self._door.admit(exchange, "ingest", turn=False)
+            tenant = await self._admission.admit(exchange, "ingest", turn=False)
             if scope["query_string"]:
                 refuse_query(scope)
             idempotency_key = exchange.headers.get(b"idempotency-key")
@@ -84,13 +84,13 @@ def _accepted(event_id: UUID) -> bytes:
 class GetEvents:
     """A page of events, in whatever state."""
 
-    def __init__(self, door: Door, cell: Cell) -> None:
-        self._door = door
+    def __init__(self, admission: Admission, cell: Cell) -> None:
+        self._admission = admission
         self._cell = cell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
-        tenant = await self._door.admit(exchange, "consume")
+        tenant = await self._admission.admit(exchange, "consume")
         asked = read_query(scope, EventsQuery)
         query = InboxQuery(
             tenant.organization_id,
@@ -111,13 +111,13 @@ class GetEvents:
 class GetEvent:
     """One event with its newest deliveries and the newest attempts at them."""
 
-    def __init__(self, door: Door, cell: Cell) -> None:
-        self._door = door
+    def __init__(self, admission: Admission, cell: Cell) -> None:
+        self._admission = admission
         self._cell = cell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
-        tenant = await self._door.admit(exchange, "consume")
+        tenant = await self._admission.admit(exchange, "consume")
         refuse_query(scope)
         event_id = uuid7.parse(scope["path_params"]["id"])
         story = None if event_id is None else await read_event(self._cell, tenant.organization_id, event_id)
@@ -126,7 +126,7 @@ class GetEvent:
         await exchange.answer_json(200, _story(story))
 
 
-def _story(story: Story) -> EventDetail:
+def _story(story: EventDetails) -> EventDetail:
     event = inbox_event(story.event, story.event["id"])
     logs = _logs(story.attempts)
     return EventDetail(

@@ -9,14 +9,14 @@ import msgspec
 
 from relay.errors import ApiError, invalid
 from relay.http import exchange as exchanges
-from relay.http.admission import Door
-from relay.http.body import SMALL_BODY_BYTES, BodyClock, decode
+from relay.http.admission import Admission
+from relay.http.body import SMALL_BODY_BYTES, BodyReader, decode
 from relay.http.exchange import Receive, Scope, Send
 from relay.http.query import read_query, refuse_query
 from relay.http.schemas import common as schemas
 from relay.inbox import PAGE_BYTES, InboxQuery, acknowledge, read_page
 from relay.store import Cell, Row
-from relay.telemetry.metrics import Tally
+from relay.telemetry.metrics import CounterChild
 from relay.values import uuid7
 from relay.values.times import rfc3339
 
@@ -26,13 +26,13 @@ _many: Final = msgspec.json.Decoder(schemas.AckManyRequest)
 class GetInbox:
     """A page of the organization's events."""
 
-    def __init__(self, door: Door, cell: Cell) -> None:
-        self._door = door
+    def __init__(self, admission: Admission, cell: Cell) -> None:
+        self._admission = admission
         self._cell = cell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
-        tenant = await self._door.admit(exchange, "consume")
+        tenant = await self._admission.admit(exchange, "consume")
         asked = read_query(scope, schemas.InboxQuery)
         query = InboxQuery(
             tenant.organization_id,
@@ -76,15 +76,15 @@ def inbox_event(row: Row, event_id: UUID) -> schemas.Event:
 class PostAck:
     """Mark one event as seen."""
 
-    def __init__(self, door: Door, bodies: BodyClock, cell: Cell, cancelled: Tally) -> None:
-        self._door = door
+    def __init__(self, admission: Admission, bodies: BodyReader, cell: Cell, cancelled: CounterChild) -> None:
+        self._admission = admission
         self._bodies = bodies
         self._cell = cell
         self._cancelled = cancelled
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
-        tenant = await self._door.admit(exchange, "consume")
+        tenant = await self._admission.admit(exchange, "consume")
         refuse_query(scope)
         await self._bodies.read_nothing(exchange)
         event_id = uuid7.parse(scope["path_params"]["id"])
@@ -97,15 +97,15 @@ class PostAck:
 class PostAcks:
     """Mark many events as seen."""
 
-    def __init__(self, door: Door, bodies: BodyClock, cell: Cell, cancelled: Tally) -> None:
-        self._door = door
+    def __init__(self, admission: Admission, bodies: BodyReader, cell: Cell, cancelled: CounterChild) -> None:
+        self._admission = admission
         self._bodies = bodies
         self._cell = cell
         self._cancelled = cancelled
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
-        tenant = await self._door.admit(exchange, "consume")
+        tenant = await self._admission.admit(exchange, "consume")
         refuse_query(scope)
         asked: schemas.AckManyRequest = decode(await self._bodies.read(exchange, SMALL_BODY_BYTES), _many)
         wanted: dict[str, UUID] = {}

@@ -7,16 +7,16 @@ from typing import Final
 
 import msgspec
 
-from relay.auth import SCOPES, KeyList
-from relay.auth import Keys as KeyRegister
+from relay.auth import SCOPES, KeyListing
+from relay.auth import KeyAdmin as KeyRegister
 from relay.config.settings import TIERS, Rate
 from relay.errors import ApiError, Detail, invalid
 from relay.http import exchange as exchanges
-from relay.http.admission import Door
-from relay.http.body import SMALL_BODY_BYTES, BodyClock, decode
+from relay.http.admission import Admission
+from relay.http.body import SMALL_BODY_BYTES, BodyReader, decode
 from relay.http.exchange import NO_STORE, Receive, Scope, Send
 from relay.http.operator import OperatorToken
-from relay.http.proxies import Clients, neighbourhood
+from relay.http.proxies import TrustedProxies, client_network
 from relay.http.query import read_moment, refuse_query
 from relay.http.schemas import keys as schemas
 from relay.http.schemas.common import Tier
@@ -34,10 +34,10 @@ class GenerateKey:
 
     def __init__(
         self,
-        bodies: BodyClock,
+        bodies: BodyReader,
         keys: KeyRegister,
         signups: SignupLimiter,
-        clients: Clients,
+        clients: TrustedProxies,
         *,
         operator: OperatorToken | None,
         max_tier: str,
@@ -55,7 +55,7 @@ class GenerateKey:
         if self._operator is not None:
             self._operator.require(scope)
         else:
-            allowance = self._signups.spend(neighbourhood(self._clients.address_of(scope)))
+            allowance = self._signups.spend(client_network(self._clients.address_of(scope)))
             if not allowance.allowed:
                 raise ApiError("too_many_signups", retry_after_s=allowance.retry_after_s)
         asked: schemas.OrganizationCreate = decode(await self._bodies.read(exchange, SMALL_BODY_BYTES), _generate)
@@ -80,14 +80,14 @@ def _organization_name(asked: schemas.OrganizationCreate) -> str:
 class GetKeys:
     """The caller's organization and its keys, without their secrets."""
 
-    def __init__(self, door: Door, listing: KeyList, rates: Mapping[str, Rate]) -> None:
-        self._door = door
+    def __init__(self, admission: Admission, listing: KeyListing, rates: Mapping[str, Rate]) -> None:
+        self._admission = admission
         self._listing = listing
         self._rates = rates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
-        tenant = await self._door.admit(exchange, None)
+        tenant = await self._admission.admit(exchange, None)
         refuse_query(scope)
         organization = await self._listing.describe(tenant.organization_id)
         await exchange.answer_json(
@@ -116,14 +116,14 @@ class GetKeys:
 class PostKey:
     """A further key for the caller's organization."""
 
-    def __init__(self, door: Door, bodies: BodyClock, keys: KeyRegister) -> None:
-        self._door = door
+    def __init__(self, admission: Admission, bodies: BodyReader, keys: KeyRegister) -> None:
+        self._admission = admission
         self._bodies = bodies
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
-        tenant = await self._door.admit(exchange, "manage")
+        tenant = await self._admission.admit(exchange, "manage")
         refuse_query(scope)
         asked: schemas.ApiKeyCreate = decode(await self._bodies.read(exchange, SMALL_BODY_BYTES), _new)
         scopes = SCOPES if asked.scopes is msgspec.UNSET else asked.scopes
@@ -138,13 +138,13 @@ class PostKey:
 class DeleteKey:
     """Revoke a key of the caller's organization, perhaps the caller's own."""
 
-    def __init__(self, door: Door, keys: KeyRegister) -> None:
-        self._door = door
+    def __init__(self, admission: Admission, keys: KeyRegister) -> None:
+        self._admission = admission
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
-        tenant = await self._door.admit(exchange, "manage")
+        tenant = await self._admission.admit(exchange, "manage")
         refuse_query(scope)
         key_id = uuid7.parse(scope["path_params"]["key_id"])
         if key_id is None:
@@ -156,14 +156,14 @@ class DeleteKey:
 class RotateKey:
     """A new key in the place of the caller's."""
 
-    def __init__(self, door: Door, bodies: BodyClock, keys: KeyRegister) -> None:
-        self._door = door
+    def __init__(self, admission: Admission, bodies: BodyReader, keys: KeyRegister) -> None:
+        self._admission = admission
         self._bodies = bodies
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
-        tenant = await self._door.admit(exchange, "manage")
+        tenant = await self._admission.admit(exchange, "manage")
         refuse_query(scope)
         body = await self._bodies.read(exchange, SMALL_BODY_BYTES)
         asked: schemas.ApiKeyRotate = decode(body, _rotate) if body else schemas.ApiKeyRotate()

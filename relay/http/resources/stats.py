@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from relay.http import exchange as exchanges
-from relay.http.admission import Door
+from relay.http.admission import Admission
 from relay.http.exchange import Receive, Scope, Send
 from relay.http.query import read_query, read_span
 from relay.http.schemas.stats import EndpointStats, Stats, StatsQuery
@@ -15,13 +15,13 @@ from relay.values.times import rfc3339
 class GetStats:
     """What was accepted since a moment, what became of it, and what waits."""
 
-    def __init__(self, door: Door, cell: Cell) -> None:
-        self._door = door
+    def __init__(self, admission: Admission, cell: Cell) -> None:
+        self._admission = admission
         self._cell = cell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
-        tenant = await self._door.admit(exchange, None)
+        tenant = await self._admission.admit(exchange, None)
         since = read_span(read_query(scope, StatsQuery).since, None).since
         stats = await read_stats(self._cell, tenant.organization_id, since)
         shown = Stats(
