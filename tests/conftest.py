@@ -19,9 +19,9 @@ from relay.local.processes import PythonChild
 from relay.store import Cell
 from relay.store.migrations import migrate
 from relay.values.encryption import Vault
-from tests import servers
-from tests.api import Api
-from tests.stage import Stage
+from tests.support import servers
+from tests.support.api import Api
+from tests.support.api_harness import Stage
 
 SECRET_KEY = "a secret key that only the tests know and nobody else"
 

@@ -18,9 +18,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
-from tests import servers
-from tests.api import Api
 from tests.conftest import made_on, serving
+from tests.support import servers
+from tests.support.api import Api
 
 _HERE: Final = Path(__file__).parent
 _OAPI_CODEGEN: Final = "github.com/oapi-codegen/oapi-codegen/v2/cmd/oapi-codegen@v2.8.2"

@@ -7,8 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-from tests.api import Api
 from tests.conftest import Commands, Databases
+from tests.support.api import Api
 
 # What a request breaks must be refused, and what it keeps must be taken, where the document can say which is which.
 _CHECKS = (

@@ -15,14 +15,14 @@ from typing import Final
 
 import uvloop
 
-from tests.faults.calm import RATE, Calm
 from tests.faults.campaign import Campaign, P, Stalled, Trial, shuffled
+from tests.faults.environment import Ground
 from tests.faults.faults import CLOCK_FAULTS, FAULTS, UP_FAULTS, Fault
-from tests.faults.ground import Ground
 from tests.faults.load import Load
+from tests.faults.local_stack import Up
 from tests.faults.sampling import Sampler
+from tests.faults.steady_load import RATE, Calm
 from tests.faults.table import table
-from tests.faults.up import Up
 
 _REPORT: Final = Path(__file__).parents[2] / "bench" / "report"
 

@@ -13,7 +13,7 @@ from typing import Final, Generic, TypeVar
 from tests.faults.auditor import Account, Auditor
 from tests.faults.faults import Fault
 from tests.faults.load import Load
-from tests.faults.scene import Scene, stored_twice
+from tests.faults.scenario import Scene, stored_twice
 
 #: The span over which a rate is taken, and the share of the rate before at which relay is as good as before.
 _SPAN_S: Final = 5.0

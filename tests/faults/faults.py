@@ -14,9 +14,9 @@ from typing import Final, Generic, TypeVar
 
 import asyncpg
 
-from tests.faults.ground import Ground
-from tests.faults.scene import Scene
-from tests.faults.up import Up
+from tests.faults.environment import Ground
+from tests.faults.local_stack import Up
+from tests.faults.scenario import Scene
 
 P_contra = TypeVar("P_contra", bound=Scene, contravariant=True)
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.faults.ledger import Intent, Ledger
-from tests.wire import Answer, read_answer
+from tests.support.wire import Answer, read_answer
 
 #: Longer than two commit time-outs and a connection that has to be made.
 PATIENCE_S = 20.0

@@ -16,7 +16,7 @@ from typing import Final
 import asyncpg
 
 from relay.local.postgres import EmbeddedPostgres
-from tests.processes import children_of
+from tests.support.processes import children_of
 
 # As `relay up` makes its clusters.
 _SEGMENT: Final = 4 * 1024 * 1024

@@ -14,8 +14,8 @@ import asyncpg
 
 from bench.charts import Axis, Series, lines
 from bench.page import STYLE
-from tests.faults.scene import Scene
-from tests.processes import resident_bytes
+from tests.faults.scenario import Scene
+from tests.support.processes import resident_bytes
 
 _EVERY_S: Final = 5.0
 _MB: Final = 1_000_000

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from relay.values.uuid7 import Uuid7Clock
-from tests.api import Api
 from tests.conftest import Commands, Databases
 from tests.faults.model import Endpoint, Event, Organization
+from tests.support.api import Api
 
 PATIENCE_S = 20.0
 TYPES = ("order.created", "order.paid", "user.gone")

@@ -24,8 +24,8 @@ from tests.conftest import Commands, open_cell
 from tests.faults.ledger import Ledger
 from tests.faults.load import Load, Sender
 from tests.faults.power import Power
-from tests.processes import children_of
-from tests.service.test_group_commit import committing
+from tests.service.ingest.test_group_commit import committing
+from tests.support.processes import children_of
 
 # Whoever does not wait for the flush has it done behind his back this often.
 SETTINGS = {"wal_writer_delay": "10s", "wal_writer_flush_after": "1GB", "autovacuum": "off"}

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.faults.campaign import Campaign, P, shuffled
+from tests.faults.environment import Clock, Ground
 from tests.faults.faults import CLOCK_FAULTS, FAULTS, UP_FAULTS, Fault
-from tests.faults.ground import Clock, Ground
 from tests.faults.load import Load
-from tests.faults.up import Up
+from tests.faults.local_stack import Up
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

@@ -21,11 +21,11 @@ from relay.store import Cell, DatabaseUnavailable
 from relay.store.connection import ConnectionFactory
 from relay.telemetry.metrics import Metrics
 from relay.values.uuid7 import Uuid7Clock
-from tests.api import Api
 from tests.conftest import Commands, environment, free_port
-from tests.flush import flush_of
-from tests.proxy import Proxy
-from tests.wire import exchange
+from tests.support.api import Api
+from tests.support.flush import flush_of
+from tests.support.proxy import Proxy
+from tests.support.wire import exchange
 
 ORGANIZATION = Uuid7Clock().new()
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
-from tests.furnished import forms
+from tests.support.furnished import forms
 
 Schema = dict[str, Any]
 

@@ -17,8 +17,8 @@ import httpx2
 from relay.local.postgres import EmbeddedPostgres
 from relay.local.processes import PythonChild
 from relay.store.migrations import migrate
-from tests.api import Api
 from tests.conftest import ADMIN_TOKEN, LOOPBACK, environment, free_port
+from tests.support.api import Api
 from tests.tenants.account import SETTINGS, Account
 from tests.tenants.receivers import Receivers
 

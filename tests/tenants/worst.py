@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import httpx2
 
-from tests.api import Tenant
+from tests.support.api import Tenant
 from tests.tenants.arguments import Arguments, Operation, encoded, operations
 from tests.tenants.house import TIERS, House
 

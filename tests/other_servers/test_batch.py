@@ -1,0 +1,3 @@
+"""tests/service/ingest/test_batch.py, on the servers of this folder."""
+
+from tests.service.ingest.test_batch import *  # noqa: F403

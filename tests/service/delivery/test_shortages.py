@@ -1,0 +1,145 @@
+"""What this process lacks is no receiver's fault: nothing is counted, and all is delivered once there is enough."""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import ipaddress
+import os
+import resource
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import asyncpg
+import pytest
+
+from relay.delivery.transport.request import SigningKeys, Target
+from relay.delivery.transport.resolver import Address, Resolver
+from relay.delivery.transport.response import ErrorClass
+from relay.delivery.transport.sender import Answer, Post, Sender
+from relay.delivery.transport.shortage import Shortage, most_connections
+from relay.delivery.transport.ssrf_guard import SsrfGuard
+from relay.store import Cell
+from relay.values.uuid7 import Uuid7Clock
+from tests.conftest import Commands
+from tests.support.delivery_harness import Books, until
+from tests.support.receiver import Receiver
+
+CLOCK = Uuid7Clock()
+BOTH: list[Address] = [
+    (socket.AF_INET6, socket.IPPROTO_TCP, "::1"),
+    (socket.AF_INET, socket.IPPROTO_TCP, "127.0.0.1"),
+]
+
+
+class Poor(SsrfGuard):
+    """Makes no sockets, for this reason."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__((ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128")))
+        self.error: BaseException | None = error
+
+    def __call__(self, addr_info: tuple[Any, Any, Any, Any, Any]) -> socket.socket:
+        if self.error is not None:
+            raise self.error
+        return super().__call__(addr_info)
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with Receiver() as entered:
+        yield entered
+
+
+def sender_with(guard: SsrfGuard) -> Sender:
+    now = datetime.datetime.now(datetime.UTC)
+    return Sender(guard, now=lambda: now, resolver=lambda: Resolver(lambda _: list(BOTH)))
+
+
+async def attempt(sender: Sender, url: str) -> Answer:
+    return await sender.send(Post(Target(url, SigningKeys(b"s" * 32), {}, 5.0), CLOCK.new(), "order.created", b"1", 1))
+
+
+SHORT = [OSError(code, os.strerror(code)) for code in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)]
+SHORT.append(OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL)))
+
+
+@pytest.mark.parametrize(
+    ("host", "error"),
+    [*((host, error) for host in ("127.0.0.1", "name.example") for error in SHORT), ("127.0.0.1", MemoryError())],
+)
+async def test_what_fails_for_want_of_something_of_ours_is_no_attempt(
+    receiver: Receiver, host: str, error: BaseException
+) -> None:
+    guard = Poor(error)
+    async with sender_with(guard) as sender:
+        with pytest.raises(Shortage) as short:
+            await attempt(sender, f"http://{host}:{receiver.port}/")
+        assert short.value.is_general
+        assert short.value.pause_s > 0
+        guard.error = None
+        assert (await attempt(sender, f"http://127.0.0.1:{receiver.port}/")).error_class is None
+
+
+async def test_an_ipv6_address_on_a_machine_without_ipv6_is_a_failed_attempt() -> None:
+    guard = Poor(OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL)))
+    async with sender_with(guard) as sender:
+        assert (await attempt(sender, "http://[::1]:9/")).error_class is ErrorClass.CONNECT
+
+
+async def test_kept_connections_are_ended_where_descriptors_are_short(receiver: Receiver) -> None:
+    guard = Poor(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+    guard.error = None
+    async with sender_with(guard) as sender:
+        assert (await attempt(sender, receiver.url)).error_class is None
+        assert sender._wire.idle == 1
+        guard.error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        async with Receiver() as other:
+            with pytest.raises(Shortage):
+                await attempt(sender, other.url)
+        assert sender._wire.idle == 0
+
+
+async def test_at_the_limit_of_connections_a_delivery_waits_for_a_moment_and_is_not_counted(receiver: Receiver) -> None:
+    async with sender_with(SsrfGuard((ipaddress.ip_network("127.0.0.0/8"),))) as sender:
+        sender._wire._most = 0
+        with pytest.raises(Shortage):
+            await attempt(sender, receiver.url)
+
+
+def test_connections_are_bounded_by_the_limit_of_descriptors_as_it_stands() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        for limit, most in ((256, 128), (1024, 768)):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+            assert most_connections() == most
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and sets the limit of another process")
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_a_process_without_descriptors_delivers_all_in_the_end_and_counts_no_attempt(
+    cell: Cell, database: str, commands: Commands, host: str
+) -> None:
+    connection = await asyncpg.connect(database)
+    books = Books(cell, connection)
+    child = await commands.deliver(database, RELAY_RETRY_SCHEDULE="3600")
+    pid = child.pid
+    assert pid is not None
+    async with AsyncExitStack() as stack:
+        receivers = [await stack.enter_async_context(Receiver()) for _ in range(40)]
+        _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        # For a few connections of all kinds: to PostgreSQL some are made still, and look-ups need theirs too.
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")) + 8, hard))
+        for receiver in receivers:
+            organization_id, _ = await books.endpoint(f"http://{host}:{receiver.port}/")
+            await books.accept(organization_id)
+        await until(books.is_empty, 60.0)
+    rows = await books.attempts()
+    assert [(row["number"], row["error_class"]) for row in rows] == [(1, None)] * 40
+    assert {row["status"] for row in await books.deliveries()} == {"delivered"}
+    await connection.close()
