@@ -21,6 +21,13 @@ update relay.leaders
 set process_id = null, leased_until = now()
 where duty = $1::text and process_id = $2::uuid;
 
+-- name: make_partitions
+-- Make the partitions from yesterday to $1 days ahead where they are missing.
+-- $1 days int
+-- gives: made int4
+select coalesce(sum(relay.make_partitions((now() at time zone 'UTC')::date + day)), 0)::int as made
+from generate_series(-1, $1::int) as day;
+
 -- name: expired_days
 -- Days that still have a partition and ended $1 days ago or before, oldest first, with the bounds on the ids of their
 -- events. `is_overdue` where they ended $2 days ago or before: then nothing is waited for any more. What is over is so by

@@ -1,11 +1,3 @@
--- name: join_sharing
--- A delivery process begins to live: under a new id each time, also when its lease has run out, so that nobody can take it
--- for the one whose runs another has taken meanwhile.
--- $1 process_id uuid, $2 leaves bool, $3 on_wire uuid[], $4 lease_s float8
-insert into relay.processes (id, kind, leaves, on_wire, leased_until)
-values ($1::uuid, 'deliver', $2::bool, $3::uuid[], now() + $4::float8 * interval '1 second')
-on conflict (id) do nothing;
-
 -- name: share_buckets
 -- All that a delivery process says and asks about buckets, every two seconds: what it gives back is free, and what it wants
 -- it takes where nobody's lease runs. Its own lease, one row, is what it lives and holds its runs by; it is written once
@@ -181,3 +173,11 @@ select
 -- $1 id uuid
 delete from relay.processes
 where id = $1::uuid;
+
+-- name: join_sharing
+-- A delivery process begins to live: under a new id each time, also when its lease has run out, so that nobody can take it
+-- for the one whose runs another has taken meanwhile.
+-- $1 process_id uuid, $2 leaves bool, $3 on_wire uuid[], $4 lease_s float8
+insert into relay.processes (id, kind, leaves, on_wire, leased_until)
+values ($1::uuid, 'deliver', $2::bool, $3::uuid[], now() + $4::float8 * interval '1 second')
+on conflict (id) do nothing;

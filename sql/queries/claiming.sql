@@ -330,6 +330,30 @@ from held as h
 where o.organization_id = h.organization_id and o.epoch = h.epoch and o.xid = h.xid
     and o.event_id = h.event_id and o.endpoint_id = h.endpoint_id and o.claim_token = h.claim_token;
 
+-- name: put_off_claims
+-- Give back what could not be sent for lack of something of ours, and let it rest so long: else it would be claimed again
+-- at once, for as long as the lack lasts. It was no attempt,
+-- and its claim is not counted.
+-- $1 organization_id uuid[], $2 epoch int[], $3 xid int8[], $4 event_id uuid[], $5 endpoint_id uuid[],
+-- $6 claim_token uuid[], $7 pause_s float8[]
+with held as materialized (
+    select
+        organization_id,
+        epoch,
+        xid,
+        event_id,
+        endpoint_id,
+        claim_token,
+        now() + pause_s * interval '1 second' as due_at
+    from unnest($1::uuid[], $2::int[], $3::int8[], $4::uuid[], $5::uuid[], $6::uuid[], $7::float8[])
+        as h (organization_id, epoch, xid, event_id, endpoint_id, claim_token, pause_s)
+)
+update relay.open as o
+set due_at = h.due_at, leased_until = '-infinity', claim_token = null, claims = greatest(o.claims - 1, 0)
+from held as h
+where o.organization_id = h.organization_id and o.epoch = h.epoch and o.xid = h.xid
+    and o.event_id = h.event_id and o.endpoint_id = h.endpoint_id and o.claim_token = h.claim_token;
+
 -- name: record_attempts
 -- Write a batch of results: the attempts always, and their effect only where the claim is still ours. A delivery that
 -- ended leaves `open` for `deliveries`; one that is tried again waits for `retry_s`, parked where that is long (see
@@ -428,72 +452,3 @@ kept as (
 select
     (select count(*) from ended) as ended,
     (select count(*) from retried) as retried;
-
--- name: note_health
--- Write down since when an endpoint fails and since when its breaker is open, so that another process goes on from
--- there; null takes it back.
--- $1 organization_id uuid, $2 endpoint_id uuid, $3 failing_s float8, $4 broken_s float8
-update relay.endpoints
-set
-    failing_since = now() - $3::float8 * interval '1 second',
-    broken_since = now() - $4::float8 * interval '1 second',
-    version = version + 1
-where organization_id = $1::uuid and id = $2::uuid and enabled;
-
--- name: disable_endpoint
--- Disable an endpoint that we have given up, while it still has the URL that was judged: with a job that holds its
--- deliveries, and an event that tells the organization, pushed to its other endpoints. Said twice it is done once. Null
--- where the epoch does not stand for the server below: nothing was done.
--- $1 organization_id uuid, $2 endpoint_id uuid, $3 url text, $4 reason text, $5 at timestamptz, $6 job_id uuid,
--- $7 event_id uuid, $8 payload bytea, $9 type text
--- gives: disabled int8
-with here as materialized (
-    select epoch, relay.stamp() as xid
-    from relay.cell
-    where started_at = pg_postmaster_start_time()
-),
-disabled as (
-    update relay.endpoints
-    set
-        enabled = false,
-        disabled_reason = $4::text,
-        disabled_at = $5::timestamptz,
-        updated_at = now(),
-        version = version + 1
-    where organization_id = $1::uuid and id = $2::uuid and url = $3::text and enabled and exists (select from here)
-    returning organization_id, id
-),
-holding as (
-    insert into relay.jobs (organization_id, id, kind, endpoint_id)
-    select organization_id, $6::uuid, 'hold', id
-    from disabled
-),
-stored as (
-    insert into relay.events (organization_id, id, epoch, xid, type, payload)
-    select d.organization_id, $7::uuid, h.epoch, h.xid, $9::text, $8::bytea
-    from disabled as d
-    cross join here as h
-    returning organization_id, id, epoch, xid, type
-),
-targets as materialized (
-    select s.organization_id, s.epoch, s.xid, s.id as event_id, e.id as endpoint_id, e.bucket, e.enabled
-    from stored as s
-    left join relay.endpoints as e
-        on e.organization_id = s.organization_id
-        and e.id <> $2::uuid
-        and relay.subscribes(e.event_types, e.event_prefixes, s.type)
-),
-opened as (
-    insert into relay.open (organization_id, epoch, xid, event_id, endpoint_id, bucket, due_at)
-    select
-        organization_id,
-        epoch,
-        xid,
-        event_id,
-        coalesce(endpoint_id, '00000000-0000-0000-0000-000000000000'),
-        coalesce(bucket, 0),
-        case when enabled then now() end
-    from targets
-)
-select case when exists (select from here) then count(*) end as disabled
-from disabled;

@@ -16,17 +16,6 @@ select
 from relay.cell as c
 cross join pg_control_system() as s;
 
--- name: renew_epoch
--- Raise the epoch if it does not stand for the server below; gives the one there is then.
--- gives: epoch int4
-select relay.renew_epoch() as epoch;
-
--- name: horizon
--- Where readers that go forward stop: every position below has been committed, or never will be.
--- gives: epoch int4, xid int8
-select epoch, relay.horizon() as xid
-from relay.cell;
-
 -- name: server_clock
 -- PostgreSQL's clock, by which ids are made, and how old the oldest transaction is that may still write: it holds back
 -- every reader that goes forward; and how old the oldest is that holds a snapshot in this database: what it might still
@@ -51,20 +40,20 @@ select
         0
     )::float8 as oldest_snapshot_s;
 
--- name: backends_left
--- Of backends that were given up, those that live; one that was started later has the id of one that has ended.
--- $1 pid int4[], $2 age_s float8[]: how long ago each was given up
--- gives: pid int4
-select a.pid
-from unnest($1::int4[], $2::float8[]) as g (pid, age_s)
-inner join pg_stat_activity as a on a.pid = g.pid and a.backend_start < now() - g.age_s * interval '1 second';
+-- name: durability
+-- The settings that a 201 stands on, as this session has them.
+-- gives: fsync text, synchronous_commit text, full_page_writes text
+select
+    current_setting('fsync') as fsync,
+    current_setting('synchronous_commit') as synchronous_commit,
+    current_setting('full_page_writes') as full_page_writes;
 
--- name: make_partitions
--- Make the partitions from yesterday to $1 days ahead where they are missing.
--- $1 days int
--- gives: made int4
-select coalesce(sum(relay.make_partitions((now() at time zone 'UTC')::date + day)), 0)::int as made
-from generate_series(-1, $1::int) as day;
+-- name: wake
+-- Wake the delivery processes that listen. In a transaction of its own that writes nothing: NOTIFY holds a lock of the
+-- whole cluster until its commit is flushed, and this commit has nothing to flush.
+-- $1 channel text
+-- gives: pg_notify void
+select pg_notify($1::text, '');
 
 -- name: somebody_delivers
 -- Whether a delivery process has been seen lately, and is worth waking.
@@ -75,17 +64,21 @@ select exists (
     where kind = 'deliver' and seen_at > now() - interval '20 seconds'
 ) as delivers;
 
--- name: wake
--- Wake the delivery processes that listen. In a transaction of its own that writes nothing: NOTIFY holds a lock of the
--- whole cluster until its commit is flushed, and this commit has nothing to flush.
--- $1 channel text
--- gives: pg_notify void
-select pg_notify($1::text, '');
+-- name: renew_epoch
+-- Raise the epoch if it does not stand for the server below; gives the one there is then.
+-- gives: epoch int4
+select relay.renew_epoch() as epoch;
 
--- name: durability
--- The settings that a 201 stands on, as this session has them.
--- gives: fsync text, synchronous_commit text, full_page_writes text
-select
-    current_setting('fsync') as fsync,
-    current_setting('synchronous_commit') as synchronous_commit,
-    current_setting('full_page_writes') as full_page_writes;
+-- name: horizon
+-- Where readers that go forward stop: every position below has been committed, or never will be.
+-- gives: epoch int4, xid int8
+select epoch, relay.horizon() as xid
+from relay.cell;
+
+-- name: backends_left
+-- Of backends that were given up, those that live; one that was started later has the id of one that has ended.
+-- $1 pid int4[], $2 age_s float8[]: how long ago each was given up
+-- gives: pid int4
+select a.pid
+from unnest($1::int4[], $2::float8[]) as g (pid, age_s)
+inner join pg_stat_activity as a on a.pid = g.pid and a.backend_start < now() - g.age_s * interval '1 second';

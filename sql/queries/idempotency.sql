@@ -1,0 +1,28 @@
+-- name: answer_kept
+-- What was answered to the first request with this Idempotency-Key.
+-- $1 organization_id uuid, $2 key text
+-- gives: digest bytea, answer bytea
+select a.digest, a.answer
+from relay.answers as a
+where a.organization_id = $1::uuid and a.key = $2::text and a.expires_at > now();
+
+-- name: forget_answers
+-- Delete up to $1 answers whose Idempotency-Keys have run out.
+-- $1 batch int, $2 now timestamptz as it is believed
+-- gives: forgotten int8
+with old as materialized (
+    select a.organization_id, a.key
+    from relay.answers as a
+    where a.expires_at <= least(now(), $2::timestamptz)
+    order by a.expires_at
+    limit $1::int
+    for update skip locked
+),
+forgotten as (
+    delete from relay.answers as a
+    using old as o
+    where a.organization_id = o.organization_id and a.key = o.key and a.expires_at <= least(now(), $2::timestamptz)
+    returning a.key
+)
+select count(*) as forgotten
+from forgotten;
