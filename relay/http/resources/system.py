@@ -21,7 +21,7 @@ from relay.store import Cell
 from relay.telemetry.metrics import CONTENT_TYPE, OPEN_METRICS_TYPE, Metrics
 
 _HEALTH_TIMEOUT_S: Final = 1.0
-_SWAGGER: Final = Path(__file__).parent / "swagger"
+_SWAGGER: Final = Path(__file__).parents[1] / "swagger"
 _FILE: Final = re.compile(r"[a-z0-9-]+\.(?:css|js|png)")
 _TYPES: Final = {"css": b"text/css", "js": b"text/javascript", "png": b"image/png"}
 _PAGE: Final = b"""<!doctype html>
