@@ -1,17 +1,17 @@
 -- name: share_buckets
--- All that a delivery process says and asks about buckets, every two seconds: what it gives back is free, and what it wants
--- it takes where nobody's lease runs. Its own lease, one row, is what it lives and holds its runs by; it is written once
--- three eighths of it are over, or when there is something new to say in it. `lives` is false where it had run out: then
--- nothing is ours any more.
--- A run of a process whose lease ran out is taken only after that has been ended by us, in its row and under its lock: so a
--- process that renews at this moment either comes first and keeps its runs, or sees that it has lost them. A run is
--- changed only while it is as our snapshot shows it. Runs of the previous release are held by their own lease.
--- Who leaves counts no more when shares are made. Processes that have not said for an hour that they live are forgotten.
--- Runs are locked in order, and another process's row never waited for. A run that is free in our snapshot was given back
--- before it, so what its holder still had on the wire there is in the same snapshot. `free_in_s` is when the next lease
--- runs out of what it wants. `far_ids` are processes whose leases reach further than leases do, from a clock that was
--- ahead: of those that have not changed for the length of a lease ($8, $9) the lease has ended. `orphaned` are runs that
--- were taken just now and whose holder died: what it had claimed of them is free.
+-- All that a delivery process says and asks about buckets, every two seconds: what it gives back is free, and what it
+-- wants it takes where nobody's lease runs. Its own lease, one row, is what it lives and holds its runs by; it is
+-- written once three eighths of it are over, or when there is something new to say in it. `lives` is false where it had
+-- run out: then nothing is ours any more.
+-- A run of a process whose lease ran out is taken only after that has been ended by us, in its row and under its lock:
+-- so a process that renews at this moment either comes first and keeps its runs, or sees that it has lost them. A run
+-- is changed only while it is as our snapshot shows it. Runs of the previous release are held by their own lease.
+-- Who leaves counts no more when shares are made. Processes that have not said for an hour that they live are
+-- forgotten. Runs are locked in order, and another process's row never waited for. A run that is free in our snapshot
+-- was given back before it, so what its holder still had on the wire there is in the same snapshot. `free_in_s` is when
+-- the next lease runs out of what it wants. `far_ids` are processes whose leases reach further than leases do, from a
+-- clock that was ahead: of those that have not changed for the length of a lease ($8, $9) the lease has ended.
+-- `orphaned` are runs that were taken just now and whose holder died: what it had claimed of them is free.
 -- $1 process_id uuid, $2 wanted int2[], $3 given_back int2[], $4 lease_s float8, $5 alive_s float8: how long a process
 -- counts that says nothing, $6 leaves bool, $7 on_wire uuid[]: endpoints with something in flight in runs that it holds
 -- no more, $8 stuck process_id uuid[], $9 stuck leased_until timestamptz[]
@@ -82,7 +82,9 @@ dead as materialized (
     select p.id
     from relay.processes as p
     cross join clock as c
-    where p.id in (select r.process_id from runs as r where r.first_bucket = any($2::int2[]) and r.process_id <> $1::uuid)
+    where p.id in (
+        select r.process_id from runs as r where r.first_bucket = any($2::int2[]) and r.process_id <> $1::uuid
+    )
         and (
             p.leased_until <= c.at
             or (p.id, p.leased_until) in (select * from unnest($8::uuid[], $9::timestamptz[]))
@@ -175,8 +177,8 @@ delete from relay.processes
 where id = $1::uuid;
 
 -- name: join_sharing
--- A delivery process begins to live: under a new id each time, also when its lease has run out, so that nobody can take it
--- for the one whose runs another has taken meanwhile.
+-- A delivery process begins to live: under a new id each time, also when its lease has run out, so that nobody can take
+-- it for the one whose runs another has taken meanwhile.
 -- $1 process_id uuid, $2 leaves bool, $3 on_wire uuid[], $4 lease_s float8
 insert into relay.processes (id, kind, leaves, on_wire, leased_until)
 values ($1::uuid, 'deliver', $2::bool, $3::uuid[], now() + $4::float8 * interval '1 second')

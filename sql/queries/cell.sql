@@ -5,8 +5,8 @@
 select set_config('plan_cache_mode', $1::text, false);
 
 -- name: enter_cell
--- Say which cell this is, and whether its epoch stands for the server below: not the one of the last time, or started anew,
--- its transaction ids may have nothing to do with those in the positions written so far.
+-- Say which cell this is, and whether its epoch stands for the server below: not the one of the last time, or started
+-- anew, its transaction ids may have nothing to do with those in the positions written so far.
 -- gives: id text, epoch int4, is_current bool
 select
     c.id,
@@ -24,7 +24,11 @@ cross join pg_control_system() as s;
 select
     extract(epoch from clock_timestamp())::float8 as seconds,
     greatest(
-        (select max(extract(epoch from now() - a.xact_start)) from pg_stat_activity as a where a.backend_xid is not null),
+        (
+            select max(extract(epoch from now() - a.xact_start))
+            from pg_stat_activity as a
+            where a.backend_xid is not null
+        ),
         (select max(extract(epoch from now() - p.prepared)) from pg_prepared_xacts as p),
         0
     )::float8 as oldest_write_s,

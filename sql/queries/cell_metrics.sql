@@ -1,8 +1,9 @@
 -- name: backlog
--- How many open deliveries there are, by what they wait for: `due` may be claimed, `leased` are being attempted, `later`
--- wait for their next attempt, `held` for their disabled endpoint; and how many events wait for an acknowledgement alone.
--- Exact up to $1 of what has a time and $1 of what is held, which two indexes give. Past that, and for what is
--- unacknowledged, it is reckoned from a sample of $2 of the table's pages: exact again where it has no more.
+-- How many open deliveries there are, by what they wait for: `due` may be claimed, `leased` are being attempted,
+-- `later` wait for their next attempt, `held` for their disabled endpoint; and how many events wait for an
+-- acknowledgement alone. Exact up to $1 of what has a time and $1 of what is held, which two indexes give. Past that,
+-- and for what is unacknowledged, it is reckoned from a sample of $2 of the table's pages: exact again where it has no
+-- more.
 -- $1 counted int8, $2 pages float8
 -- gives: due int8, leased int8, later int8, held int8, unacknowledged int8
 with sample as materialized (
@@ -50,9 +51,10 @@ cross join timed as t
 cross join held as h;
 
 -- name: oldest_due
--- For how long the oldest delivery has been due that nobody attempts, though its endpoint is enabled and not given a rest
--- by its breaker. A loose index scan steps from endpoint to endpoint as in `claim_due`, after a given one and at most $3
--- of them, and looks at each one's first deliveries; and at the first that are parked, which `unpark` should have seen.
+-- For how long the oldest delivery has been due that nobody attempts, though its endpoint is enabled and not given a
+-- rest by its breaker. A loose index scan steps from endpoint to endpoint as in `claim_due`, after a given one and at
+-- most $3 of them, and looks at each one's first deliveries; and at the first that are parked, which `unpark` should
+-- have seen.
 -- $1 after_bucket int2, $2 after_endpoint_id uuid, $3 visits int
 -- gives: visits int8, last_bucket int2, last_endpoint_id uuid, oldest_s float8
 with recursive visited as (

@@ -1,23 +1,24 @@
 -- name: claim_due
--- Take due deliveries, fairly over endpoints. A loose index scan steps from endpoint to endpoint in the order
--- (bucket, endpoint), beginning after the last one that was taken and ending with bucket $6, and looks at nothing but the
--- first due time of each; then each endpoint that has something due gives at most its free slots, and nothing while it is
+-- Take due deliveries, fairly over endpoints. A loose index scan steps from endpoint to endpoint in the order (bucket,
+-- endpoint), beginning after the last one that was taken and ending with bucket $6, and looks at nothing but the first
+-- due time of each; then each endpoint that has something due gives at most its free slots, and nothing while it is
 -- disabled or gone. So an endpoint with a backlog of a million rows costs as much as one with a single row. The lease
 -- takes the place of a held lock: no transaction outlives this statement.
--- Endpoints in $8 have their free slots in $9, 0 included, and one in place of -1 where their breaker has been closed by
--- somebody else; every other one has $12, or fewer where it allows fewer, or one while its breaker is open. `is_new`: it
--- has not shown yet that it answers; `is_slow`: its attempts last long, or may.
+-- Endpoints in $8 have their free slots in $9, 0 included, and one in place of -1 where their breaker has been closed
+-- by somebody else; every other one has $12, or fewer where it allows fewer, or one while its breaker is open.
+-- `is_new`: it has not shown yet that it answers; `is_slow`: its attempts last long, or may.
 -- Organizations in $13 have left what $14 to $17 say, every other one what $18 to $21 say: slots, slots for new
--- endpoints, slots for slow ones, bytes of payloads; $22 is what all have left together. Endpoints of an organization that
--- has less left than the batch come after all others, in an order of chance: so they stand in nobody's way, and none of
--- them is always the last. A large payload counts and comes once for all deliveries of its event, with the first.
+-- endpoints, slots for slow ones, bytes of payloads; $22 is what all have left together. Endpoints of an organization
+-- that has less left than the batch come after all others, in an order of chance: so they stand in nobody's way, and
+-- none of them is always the last. A large payload counts and comes once for all deliveries of its event, with the
+-- first.
 -- A delivery that was claimed five times without a result may be what kills its claimers: $23 says whether such are
--- taken. A claim in $24 was lost before we heard of it: its rows are free. So are rows of buckets in $25 whose tokens are
--- not between $26 and $27: they were a dead process's.
--- Each row also says how many endpoints were visited and how many rows were looked at, and where to go on: after the last
--- of those where they are $2, else after the last endpoint. A claim that takes nothing is one row that says only this.
--- `claims`: how often before without a result. `ran_out`: the lease of whoever had it. One that
--- reaches further than leases do is left from a clock that was ahead, and has run out. Without a type its event is gone.
+-- taken. A claim in $24 was lost before we heard of it: its rows are free. So are rows of buckets in $25 whose tokens
+-- are not between $26 and $27: they were a dead process's.
+-- Each row also says how many endpoints were visited and how many rows were looked at, and where to go on: after the
+-- last of those where they are $2, else after the last endpoint. A claim that takes nothing is one row that says only
+-- this. `claims`: how often before without a result. `ran_out`: the lease of whoever had it. One that reaches further
+-- than leases do is left from a clock that was ahead, and has run out. Without a type its event is gone.
 -- $1 claim_token uuid, $2 batch int, $3 lease_s float8, $4 after_bucket int2, $5 after_endpoint_id uuid,
 -- $6 last_bucket int2, $7 endpoints visited at most int, $8 known_endpoint_id uuid[], $9 free_slots int[],
 -- $10 is_new bool[], $11 is_slow bool[], $12 first_slots int, $13 organization_id uuid[], $14 slots int[],
@@ -226,9 +227,9 @@ left join claimed as c on true;
 
 -- name: unpark
 -- Let claims meet again what was parked and is due, up to $1 deliveries. What waits for its next attempt longer than a
--- minute stands in bucket -2 - bucket, where no claim looks: else each would walk over every endpoint whose next attempt
--- is hours away. An index that nothing else pays for gives them in order of time. Whoever holds a row at this moment sets
--- its bucket back, or ends it.
+-- minute stands in bucket -2 - bucket, where no claim looks: else each would walk over every endpoint whose next
+-- attempt is hours away. An index that nothing else pays for gives them in order of time. Whoever holds a row at this
+-- moment sets its bucket back, or ends it.
 -- $1 batch int
 -- gives: unparked int8
 with due as materialized (
@@ -331,9 +332,8 @@ where o.organization_id = h.organization_id and o.epoch = h.epoch and o.xid = h.
     and o.event_id = h.event_id and o.endpoint_id = h.endpoint_id and o.claim_token = h.claim_token;
 
 -- name: put_off_claims
--- Give back what could not be sent for lack of something of ours, and let it rest so long: else it would be claimed again
--- at once, for as long as the lack lasts. It was no attempt,
--- and its claim is not counted.
+-- Give back what could not be sent for lack of something of ours, and let it rest so long: else it would be claimed
+-- again at once, for as long as the lack lasts. It was no attempt, and its claim is not counted.
 -- $1 organization_id uuid[], $2 epoch int[], $3 xid int8[], $4 event_id uuid[], $5 endpoint_id uuid[],
 -- $6 claim_token uuid[], $7 pause_s float8[]
 with held as materialized (
@@ -358,11 +358,11 @@ where o.organization_id = h.organization_id and o.epoch = h.epoch and o.xid = h.
 -- Write a batch of results: the attempts always, and their effect only where the claim is still ours. A delivery that
 -- ended leaves `open` for `deliveries`; one that is tried again waits for `retry_s`, parked where that is long (see
 -- `unpark`), or for its endpoint where that has been disabled, or is left to the job that cancels where that is gone. A
--- failed probe is no attempt: its delivery is as it was. An attempt that was on the wire while its event was acknowledged
--- finds no row of its claim: it is recorded and changes nothing. One that was asked for again while it was on the wire
--- (`attempts_before` counts this attempt already) is due at once if it was not delivered: what would have been its end
--- begins its new schedule. Rows are locked in the order of the primary key, as `acknowledge` does: else the two would
--- deadlock.
+-- failed probe is no attempt: its delivery is as it was. An attempt that was on the wire while its event was
+-- acknowledged finds no row of its claim: it is recorded and changes nothing. One that was asked for again while it was
+-- on the wire (`attempts_before` counts this attempt already) is due at once if it was not delivered: what would have
+-- been its end begins its new schedule. Rows are locked in the order of the primary key, as `acknowledge` does: else
+-- the two would deadlock.
 -- $1 organization_id uuid[], $2 epoch int[], $3 xid int8[], $4 event_id uuid[], $5 endpoint_id uuid[],
 -- $6 claim_token uuid[], $7 number int[], $8 at timestamptz[], $9 status_code int[], $10 latency_ms int[],
 -- $11 error_class text[], $12 response bytea[], $13 outcome text[]: delivered, failed, retry or probe,

@@ -4,8 +4,8 @@
 -- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid, $5 endpoint_id uuid: the place after which to
 -- read, $6 limit int, $7 status text, $8 last epoch int, $9 last xid int8, $10 since uuid or null, $11 until uuid or
 -- null, exclusive, $12 endpoint_id uuid or null, $13 error_class text or null
--- gives: epoch int4, xid int8, event_id uuid, endpoint_id uuid, status text, attempts int4, next_attempt_at timestamptz,
--- last_error_class text, walked bool
+-- gives: epoch int4, xid int8, event_id uuid, endpoint_id uuid, status text, attempts int4,
+-- next_attempt_at timestamptz, last_error_class text, walked bool
 with walk as not materialized (
     select o.epoch, o.xid, o.event_id, o.endpoint_id, o.attempts, o.due_at, o.last_error_class
     from relay.open as o
@@ -70,8 +70,8 @@ union all
 -- $1 organization_id uuid, $2 event_id uuid, $3 endpoint_id uuid: the place after which to read, $4 limit int,
 -- $5 status text, $6 since uuid or null, $7 until uuid or null, exclusive, $8 endpoint_id uuid or null,
 -- $9 error_class text or null
--- gives: event_id uuid, endpoint_id uuid, status text, attempts int4, next_attempt_at timestamptz, last_error_class text,
--- walked bool
+-- gives: event_id uuid, endpoint_id uuid, status text, attempts int4, next_attempt_at timestamptz,
+-- last_error_class text, walked bool
 with walk as not materialized (
     select d.event_id, d.endpoint_id, d.status, d.attempts, d.last_error_class
     from relay.deliveries as d
@@ -120,8 +120,8 @@ union all
 -- examines 10,000 rows at most, an event without deliveries being one. The last row as above.
 -- $1 organization_id uuid, $2 event_id uuid, $3 endpoint_id uuid: the place after which to read, $4 limit int,
 -- $5 since uuid or null, $6 until uuid or null, exclusive, $7 endpoint_id uuid or null, $8 error_class text or null
--- gives: event_id uuid, endpoint_id uuid, status text, attempts int4, next_attempt_at timestamptz, last_error_class text,
--- walked bool
+-- gives: event_id uuid, endpoint_id uuid, status text, attempts int4, next_attempt_at timestamptz,
+-- last_error_class text, walked bool
 with walk as not materialized (
     select e.id as event_id, d.endpoint_id, d.status, d.attempts, d.next_attempt_at, d.last_error_class
     from relay.events as e

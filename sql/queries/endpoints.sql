@@ -1,11 +1,11 @@
 -- name: set_default_endpoint
 -- Point the organization's default endpoint at a URL, making it with its secret the first time; the secret stays when
--- the URL changes. One that relay disabled is enabled with another URL, which nobody has judged, and a job releases what
--- is held; one that its owner disabled stays so. Events that were accepted before and still wait for an acknowledgement
--- keep waiting for one. No row when it would be one endpoint too many: the organization is locked, so that requests that
--- race pass no limit.
--- $1 organization_id uuid, $2 endpoint_id uuid, $3 bucket int2, $4 url text, $5 secret_seal bytea, $6 most endpoints int,
--- $7 switch_job_id uuid
+-- the URL changes. One that relay disabled is enabled with another URL, which nobody has judged, and a job releases
+-- what is held; one that its owner disabled stays so. Events that were accepted before and still wait for an
+-- acknowledgement keep waiting for one. No row when it would be one endpoint too many: the organization is locked, so
+-- that requests that race pass no limit.
+-- $1 organization_id uuid, $2 endpoint_id uuid, $3 bucket int2, $4 url text, $5 secret_seal bytea,
+-- $6 most endpoints int, $7 switch_job_id uuid
 -- gives: id uuid, secret_seal bytea, is_released bool
 with counted as materialized (
     select
@@ -54,8 +54,8 @@ from changed as c;
 -- A new endpoint, perhaps with a job that catches up and the answer to a repeat. No row when the organization has as
 -- many already as it may, or too many bytes of filters with these, or when the Idempotency-Key was used before:
 -- `answer_kept` tells. The organization is locked, so that requests that race pass no limit.
--- $1 organization_id uuid, $2 endpoint_id uuid, $3 bucket int2, $4 url text, $5 description text, $6 event_types text[],
--- $7 event_prefixes text[], $8 enabled bool, $9 header_names text[], $10 headers_seal bytea,
+-- $1 organization_id uuid, $2 endpoint_id uuid, $3 bucket int2, $4 url text, $5 description text,
+-- $6 event_types text[], $7 event_prefixes text[], $8 enabled bool, $9 header_names text[], $10 headers_seal bytea,
 -- $11 rate_limit_per_second int, $12 max_in_flight int, $13 timeout_s float8, $14 retry_schedule float8[],
 -- $15 signature text, $16 secret_seal bytea, $17 public_key text, $18 catch_up_job_id uuid or null, $19 since uuid,
 -- $20 until uuid, $21 idempotency key text or null, $22 digest bytea, $23 answer bytea, $24 window_s float8,
@@ -85,7 +85,8 @@ answered as (
 made as (
     insert into relay.endpoints as e (
         organization_id, id, bucket, url, description, event_types, event_prefixes, enabled, disabled_at, header_names,
-        headers_seal, rate_limit_per_second, max_in_flight, timeout_s, retry_schedule, signature, secret_seal, public_key
+        headers_seal, rate_limit_per_second, max_in_flight, timeout_s, retry_schedule, signature, secret_seal,
+        public_key
     )
     select
         $1::uuid, $2::uuid, $3::int2, $4::text, $5::text, $6::text[], $7::text[], $8::bool,
@@ -108,12 +109,12 @@ select *
 from made;
 
 -- name: change_endpoint
--- Change what was given of an endpoint. Disabling and enabling leave its deliveries to a job, which is made here so that
--- neither is without the other; enabling also forgets what was wrong with it. Another URL has not been judged: it enables
--- an endpoint that relay disabled, unless the request says otherwise. No row when there is no such endpoint, when
--- its filters would be longer than they are and too long for the organization, which is locked first then, or when the
--- Idempotency-Key was used before: `answer_kept` tells. `coalesce` where null is no value, else $3 tells a null that was
--- given from none.
+-- Change what was given of an endpoint. Disabling and enabling leave its deliveries to a job, which is made here so
+-- that neither is without the other; enabling also forgets what was wrong with it. Another URL has not been judged: it
+-- enables an endpoint that relay disabled, unless the request says otherwise. No row when there is no such endpoint,
+-- when its filters would be longer than they are and too long for the organization, which is locked first then, or when
+-- the Idempotency-Key was used before: `answer_kept` tells. `coalesce` where null is no value, else $3 tells a null
+-- that was given from none.
 -- $1 organization_id uuid, $2 endpoint_id uuid, $3 members text[] that were given, $4 url text, $5 description text,
 -- $6 event_types text[], $7 event_prefixes text[], $8 enabled bool, $9 header_names text[], $10 headers_seal bytea,
 -- $11 rate_limit_per_second int, $12 max_in_flight int, $13 timeout_s float8, $14 retry_schedule float8[],
@@ -137,7 +138,8 @@ found as materialized (
             $8::bool, e.enabled or coalesce(e.disabled_reason is not null and $4::text <> e.url, false)
         ) as is_to_be_enabled,
         $6::text[] is null
-        or (select filter_bytes from room) + relay.filter_bytes($6::text[]) - relay.filter_bytes(e.event_types) <= $23::int
+        or (select filter_bytes from room) + relay.filter_bytes($6::text[]) - relay.filter_bytes(e.event_types)
+        <= $23::int
         or relay.filter_bytes($6::text[]) <= relay.filter_bytes(e.event_types) as fits
     from relay.endpoints as e
     where e.organization_id = $1::uuid and e.id = $2::uuid
@@ -270,8 +272,8 @@ from relay.endpoints
 where organization_id = $1::uuid and id = $2::uuid;
 
 -- name: delete_endpoint
--- Delete an endpoint; the job made with it cancels what is open for it. The organization, which counts its endpoints, is
--- locked first, as those lock it that make and change them.
+-- Delete an endpoint; the job made with it cancels what is open for it. The organization, which counts its endpoints,
+-- is locked first, as those lock it that make and change them.
 -- $1 organization_id uuid, $2 endpoint_id uuid, $3 job_id uuid
 -- gives: id uuid
 with organization as materialized (

@@ -49,7 +49,8 @@ kept as materialized (
                 e.type,
                 e.payload,
                 e.dedup_id,
-                octet_length(e.payload) + 4 * octet_length(e.type) + 2 * coalesce(octet_length(e.dedup_id), 0) + 300 as size
+                octet_length(e.payload) + 4 * octet_length(e.type) + 2 * coalesce(octet_length(e.dedup_id), 0) + 300
+                as size
             from relay.events as e
             where e.organization_id = $1::uuid and e.id = p.event_id
             limit 1
@@ -113,9 +114,9 @@ union all
 -- name: inbox_pending_asc
 -- A page of the events that wait, oldest first and never ahead of a commit. It walks the primary key of `open`, which
 -- holds nothing but what is open, and examines 10,000 rows at most. An event with several open deliveries has a row for
--- each, so rows are grouped. What is found is then read as far as it is $8 bytes as JSON and has 10,000 deliveries, open
--- and ended: `attempts` is their sum. The row without an event id, last and only when the page is short, says how far
--- the walk has come.
+-- each, so rows are grouped. What is found is then read as far as it is $8 bytes as JSON and has 10,000 deliveries,
+-- open and ended: `attempts` is their sum. The row without an event id, last and only when the page is short, says how
+-- far the walk has come.
 -- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid: the position after which to read,
 -- $5 limit int, $6 exact type text or null, $7 type prefix text or null, $8 most bytes int
 -- gives: epoch int4, xid int8, event_id uuid, type text, payload bytea, dedup_id text, status text, attempts int4,
@@ -162,7 +163,8 @@ kept as materialized (
                 e.type,
                 e.payload,
                 e.dedup_id,
-                octet_length(e.payload) + 4 * octet_length(e.type) + 2 * coalesce(octet_length(e.dedup_id), 0) + 300 as size
+                octet_length(e.payload) + 4 * octet_length(e.type) + 2 * coalesce(octet_length(e.dedup_id), 0) + 300
+                as size
             from relay.events as e
             where e.organization_id = $1::uuid and e.id = p.event_id
             limit 1
@@ -331,7 +333,8 @@ kept as materialized (
                 e.type,
                 e.payload,
                 e.dedup_id,
-                octet_length(e.payload) + 4 * octet_length(e.type) + 2 * coalesce(octet_length(e.dedup_id), 0) + 300 as size
+                octet_length(e.payload) + 4 * octet_length(e.type) + 2 * coalesce(octet_length(e.dedup_id), 0) + 300
+                as size
             from relay.events as e
             where e.organization_id = $1::uuid and e.id = p.id
             limit 1
@@ -496,7 +499,8 @@ kept as materialized (
                 e.type,
                 e.payload,
                 e.dedup_id,
-                octet_length(e.payload) + 4 * octet_length(e.type) + 2 * coalesce(octet_length(e.dedup_id), 0) + 300 as size
+                octet_length(e.payload) + 4 * octet_length(e.type) + 2 * coalesce(octet_length(e.dedup_id), 0) + 300
+                as size
             from relay.events as e
             where e.organization_id = $1::uuid and e.id = p.id
             limit 1
@@ -578,8 +582,8 @@ order by e.epoch, e.xid, e.id
 limit $5::int;
 
 -- name: events_at
--- Events by their ids, in that order, as many as are $5 bytes together as JSON and have 10,000 deliveries. The least and
--- the greatest id leave out all partitions but those in which they are.
+-- Events by their ids, in that order, as many as are $5 bytes together as JSON and have 10,000 deliveries. The least
+-- and the greatest id leave out all partitions but those in which they are.
 -- $1 organization_id uuid, $2 event_id uuid[], $3 least uuid, $4 greatest uuid, $5 most bytes int
 -- gives: epoch int4, xid int8, event_id uuid, type text, payload bytea, dedup_id text, status text, attempts int4
 with kept as materialized (
@@ -603,7 +607,8 @@ with kept as materialized (
                 e.type,
                 e.payload,
                 e.dedup_id,
-                octet_length(e.payload) + 4 * octet_length(e.type) + 2 * coalesce(octet_length(e.dedup_id), 0) + 300 as size
+                octet_length(e.payload) + 4 * octet_length(e.type) + 2 * coalesce(octet_length(e.dedup_id), 0) + 300
+                as size
             from relay.events as e
             where e.organization_id = $1::uuid and e.id = w.event_id and e.id >= $3::uuid and e.id <= $4::uuid
             limit 1
@@ -844,8 +849,9 @@ limit $5::int;
 -- Mark events as seen by their organization, and end what is open for its default endpoint: another team's endpoint is
 -- not silenced by one reader. Gives the events that exist; marking one twice changes nothing. `moved`: rows that this
 -- statement's snapshot has went while their locks were waited for, so there may be others in their place that it has
--- not seen: a delivery opened again, or the wait for an acknowledgement alone. `waited`: it has ended that wait; without
--- it a delivery may have been opened again beside us, see `mark_acknowledged`. `cancelled`: how many deliveries it ended.
+-- not seen: a delivery opened again, or the wait for an acknowledgement alone. `waited`: it has ended that wait;
+-- without it a delivery may have been opened again beside us, see `mark_acknowledged`. `cancelled`: how many deliveries
+-- it ended.
 -- $1 organization_id uuid, $2 event_id uuid[]
 -- gives: id uuid, moved bool, waited bool, cancelled int8
 with wanted as materialized (

@@ -1,11 +1,11 @@
 -- name: commit_events
 -- Store a flush of events and open a delivery for each endpoint, or one row that waits for its acknowledgement where
 -- there is none. One statement, so one commit answers every request that joined the flush. For the first time that it
--- is sent: ids are new then, and looking for each of them costs a tenth. Endpoints are found by the filters that match a
--- type, which are sent along because PostgreSQL would take as long to cut them as to look for them. Inserts read CTEs
+-- is sent: ids are new then, and looking for each of them costs a tenth. Endpoints are found by the filters that match
+-- a type, which are sent along because PostgreSQL would take as long to cut them as to look for them. Inserts read CTEs
 -- only and the join stands in a materialized one: Citus mis-plans the other way round. Gives how many deliveries are
--- due: whether somebody should be woken; null where the epoch does not stand for the server below, and nothing is stored.
--- Past $6 deliveries it ends with SQLSTATE 54R01 before it writes any of them.
+-- due: whether somebody should be woken; null where the epoch does not stand for the server below, and nothing is
+-- stored. Past $6 deliveries it ends with SQLSTATE 54R01 before it writes any of them.
 -- $1 organization_id uuid[], $2 event_id uuid[], $3 type text[], $4 payload bytea[], $5 filters text[] that match the
 -- type, joined by U+001F, or nulls where there are many, $6 most deliveries int
 -- gives: due int8
@@ -56,9 +56,9 @@ from targets;
 
 -- name: commit_events_with_keys
 -- The same for a flush in which some events carry a dedup_id or an Idempotency-Key, or belong to a trace: an event with
--- a key is stored only if its key was free or had expired. Keys go in sorted, else two processes that flush the same keys
--- would deadlock. Gives the events whose keys were won; the losers' first ids come from `first_holders`, because this
--- statement's snapshot cannot see a racing winner.
+-- a key is stored only if its key was free or had expired. Keys go in sorted, else two processes that flush the same
+-- keys would deadlock. Gives the events whose keys were won; the losers' first ids come from `first_holders`, because
+-- this statement's snapshot cannot see a racing winner.
 -- $1 organization_id uuid[], $2 event_id uuid[], $3 type text[], $4 payload bytea[], $5 filters text[], $6 most
 -- deliveries int, $7 key_kind text[], $8 key text[], $9 key_digest bytea[], $10 traceparent text[], $11 window_s float8
 -- gives: due int8, won uuid[]

@@ -42,9 +42,9 @@ select exists (
 
 -- name: create_job
 -- Begin a job; with an Idempotency-Key only if the key is free, and the answer is kept by the same statement.
--- $1 organization_id uuid, $2 id uuid, $3 kind text, $4 endpoint_id uuid or null, $5 statuses text[], $6 error_class text or
--- null, $7 since uuid, $8 until uuid, $9 matched int8, $10 key text or null, $11 digest bytea or null, $12 answer bytea,
--- $13 window_s float8
+-- $1 organization_id uuid, $2 id uuid, $3 kind text, $4 endpoint_id uuid or null, $5 statuses text[],
+-- $6 error_class text or null, $7 since uuid, $8 until uuid, $9 matched int8, $10 key text or null,
+-- $11 digest bytea or null, $12 answer bytea, $13 window_s float8
 -- gives: created bool
 with won as (
     insert into relay.answers as a (organization_id, key, digest, answer, expires_at)
@@ -124,12 +124,14 @@ select exists (
 -- name: take_job
 -- Begin a turn at the job that has waited longest, of the next organization that has one to work at: a loose index scan
 -- steps from organization to organization, so that a thousand jobs of one cost as much as a single one. Passed over are
--- organizations that have their turn already, and jobs under a lease; one that reaches further than leases do is left from
--- a clock that was ahead, and has ended.
--- $1 claim_token uuid, $2 lease_s float8, $3 bool: whether jobs that follow from a change of an endpoint are wanted, or
--- those that were asked for, $4 organization_id uuid: the one after which to begin, $5 organization_ids uuid[] to pass over
+-- organizations that have their turn already, and jobs under a lease; one that reaches further than leases do is left
+-- from a clock that was ahead, and has ended.
+-- $1 claim_token uuid, $2 lease_s float8, $3 bool: whether jobs that follow from a change of an endpoint are wanted,
+-- or those that were asked for, $4 organization_id uuid: the one after which to begin,
+-- $5 organization_ids uuid[] to pass over
 -- gives: organization_id uuid, id uuid, kind text, endpoint_id uuid, statuses text[], error_class text, since uuid,
--- until uuid, at_epoch int4, at_xid int8, at_event_id uuid, at_endpoint_id uuid, created_at timestamptz, claim_token uuid
+-- until uuid, at_epoch int4, at_xid int8, at_event_id uuid, at_endpoint_id uuid, created_at timestamptz,
+-- claim_token uuid
 with recursive visited as (
     (
         select j.organization_id
@@ -191,7 +193,8 @@ returning
 -- Renew the lease of a job and read how far it has come. No row: it is no longer ours, or was stopped.
 -- $1 organization_id uuid, $2 id uuid, $3 claim_token uuid, $4 lease_s float8
 -- gives: organization_id uuid, id uuid, kind text, endpoint_id uuid, statuses text[], error_class text, since uuid,
--- until uuid, at_epoch int4, at_xid int8, at_event_id uuid, at_endpoint_id uuid, created_at timestamptz, claim_token uuid
+-- until uuid, at_epoch int4, at_xid int8, at_event_id uuid, at_endpoint_id uuid, created_at timestamptz,
+-- claim_token uuid
 update relay.jobs as j
 set leased_until = now() + $4::float8 * interval '1 second'
 where j.organization_id = $1::uuid and j.id = $2::uuid and j.claim_token = $3::uuid and j.status = 'running'
@@ -227,9 +230,9 @@ where j.organization_id = $1::uuid and j.id = $2::uuid and j.claim_token = $3::u
 
 -- name: hold_batch
 -- One batch of what follows from a disabled endpoint: its open deliveries are not due any more. It ends when there are
--- none left and nothing is left of the transactions that may not have seen the change: all that were under way at a look
--- $8 seconds after it, or later. A flush whose client has gone may commit after any time. Or it ends at once when the
--- endpoint is enabled again.
+-- none left and nothing is left of the transactions that may not have seen the change: all that were under way at a
+-- look $8 seconds after it, or later. A flush whose client has gone may commit after any time. Or it ends at once when
+-- the endpoint is enabled again.
 -- $1 organization_id uuid, $2 job id uuid, $3 claim_token uuid, $4 endpoint_id uuid, $5 bucket int2, $6 batch int,
 -- $7 lease_s float8, $8 settled_s float8
 -- gives: status text, handled int8
@@ -294,8 +297,8 @@ select m.status, (select count(*) from found) as handled
 from moved as m;
 
 -- name: release_batch
--- One batch of what follows from an enabled endpoint: its held deliveries are due. It ends as above, or at once when the
--- endpoint is disabled again.
+-- One batch of what follows from an enabled endpoint: its held deliveries are due. It ends as above, or at once when
+-- the endpoint is disabled again.
 -- $1 organization_id uuid, $2 job id uuid, $3 claim_token uuid, $4 endpoint_id uuid, $5 batch int, $6 lease_s float8,
 -- $7 settled_s float8
 -- gives: status text, handled int8
@@ -360,10 +363,10 @@ select m.status, (select count(*) from found) as handled
 from moved as m;
 
 -- name: cancel_batch
--- One batch of what follows from a deleted endpoint: its open deliveries end as cancelled, and an event that is left with
--- nothing else waits for its acknowledgement. All open rows of an event are locked, so that of two endpoints that go at
--- once the second knows that it is the last; an event of which a row went meanwhile is left to the next batch. It ends as
--- above, or at once when there is such an endpoint.
+-- One batch of what follows from a deleted endpoint: its open deliveries end as cancelled, and an event that is left
+-- with nothing else waits for its acknowledgement. All open rows of an event are locked, so that of two endpoints that
+-- go at once the second knows that it is the last; an event of which a row went meanwhile is left to the next batch. It
+-- ends as above, or at once when there is such an endpoint.
 -- $1 organization_id uuid, $2 job id uuid, $3 claim_token uuid, $4 endpoint_id uuid, $5 bucket int2, $6 batch int,
 -- $7 lease_s float8, $8 settled_s float8
 -- gives: status text, handled int8, cancelled int8

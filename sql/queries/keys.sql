@@ -23,7 +23,8 @@ returning id;
 
 -- name: create_organization
 -- A new organization with its first key. Sent twice with the same ids it makes one.
--- $1 organization_id uuid, $2 name text, $3 tier text, $4 key_id uuid, $5 scopes text[], $6 digest bytea, $7 argon2 text
+-- $1 organization_id uuid, $2 name text, $3 tier text, $4 key_id uuid, $5 scopes text[], $6 digest bytea,
+-- $7 argon2 text
 with organization as (
     insert into relay.organizations (id, name, tier)
     values ($1::uuid, $2::text, $3::text)
@@ -34,8 +35,8 @@ values ($1::uuid, $4::uuid, 'first', $5::text[], $6::bytea, $7::text)
 on conflict do nothing;
 
 -- name: keys_by_id
--- What is needed to verify keys, and the version it holds for: the same snapshot gives both. Many at once, because after
--- a restart everybody's first requests come together.
+-- What is needed to verify keys, and the version it holds for: the same snapshot gives both. Many at once, because
+-- after a restart everybody's first requests come together.
 -- $1 key_id uuid[]
 -- gives: id uuid, organization_id uuid, scopes text[], digest bytea, argon2 text, expires_at timestamptz, tier text,
 -- keys_version int8
@@ -119,8 +120,8 @@ select room
 from counted;
 
 -- name: rotate_key
--- Put a new key beside an old one that ends $6 seconds from now, or sooner where it would have; gives the old one's end.
--- The new key has the name, the scopes and the end that the old one was made with.
+-- Put a new key beside an old one that ends $6 seconds from now, or sooner where it would have; gives the old one's
+-- end. The new key has the name, the scopes and the end that the old one was made with.
 -- No end when the old key has ended already: two rotations of one key do not make two. Sent twice with the same ids it
 -- makes one key; where the first has ended the old one, the second gives no end, and rotated_key tells.
 -- A key in its last second is not rotated: a rotation that waited for the one that ended the key may have begun before
@@ -173,9 +174,9 @@ inner join relay.api_keys as new on new.organization_id = old.organization_id
 where old.organization_id = $1::uuid and old.id = $2::uuid and new.id = $3::uuid;
 
 -- name: revoke_key
--- End a key now, unless that would leave nobody who can manage its organization. A key with an end does not stand in for
--- one without: when the last lasting one is gone, so is, before long, the organization. Among keys that all end it does,
--- if it has a minute left.
+-- End a key now, unless that would leave nobody who can manage its organization. A key with an end does not stand in
+-- for one without: when the last lasting one is gone, so is, before long, the organization. Among keys that all end it
+-- does, if it has a minute left.
 -- The keys that matter are locked in the order of their ids, and what is seen is what they are once they are locked: of
 -- two revocations that race for the last two keys, the second finds the first one's key ended. That it may have begun
 -- before that end, by its now(), is what the minute is for. Not in force: it has ended already, perhaps by the first of
@@ -254,8 +255,8 @@ order by k.organization_id, k.id
 limit $3::int;
 
 -- name: note_keys_used
--- Keep when keys were last used, for those of which nothing was kept in the minute before: several processes that say so
--- of one key write its row once. Locked in the order of their ids, and looked at again once locked.
+-- Keep when keys were last used, for those of which nothing was kept in the minute before: several processes that say
+-- so of one key write its row once. Locked in the order of their ids, and looked at again once locked.
 -- $1 key_id uuid[], $2 age_s float8[]: how long ago each was used
 with used as materialized (
     select u.key_id, now() - u.age_s * interval '1 second' as used_at
@@ -275,8 +276,8 @@ from due as d
 where k.organization_id = d.organization_id and k.id = d.id;
 
 -- name: forget_keys
--- Delete up to $1 keys that ended two days ago. Nobody asks for them any more: ids are never given out twice. What rotates
--- its keys without a pause leaves 300,000 of them, which no page and no count walks over.
+-- Delete up to $1 keys that ended two days ago. Nobody asks for them any more: ids are never given out twice. What
+-- rotates its keys without a pause leaves 300,000 of them, which no page and no count walks over.
 -- $1 batch int, $2 now timestamptz as it is believed
 -- gives: forgotten int8
 with ended as materialized (
@@ -296,8 +297,8 @@ select count(*) as forgotten
 from forgotten;
 
 -- name: forget_key_changes
--- Delete up to $1 of the oldest changes of keys, an hour after they were made. Processes look twice a second; one that was
--- stopped for longer reads all its keys again.
+-- Delete up to $1 of the oldest changes of keys, an hour after they were made. Processes look twice a second; one that
+-- was stopped for longer reads all its keys again.
 -- $1 batch int, $2 now timestamptz as it is believed
 -- gives: forgotten int8
 with oldest as materialized (

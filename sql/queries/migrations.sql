@@ -1,6 +1,6 @@
 -- name: schema_is_there
--- Whether the schema and the table of what has been applied exist. Asked first, because making them, even if they exist,
--- takes rights that a role may lack once they do.
+-- Whether the schema and the table of what has been applied exist. Asked first, because making them, even if they
+-- exist, takes rights that a role may lack once they do.
 -- $1 schema text
 -- gives: schema bool, migrations bool
 select

@@ -1,7 +1,8 @@
 -- name: lead
 -- Become, or remain, the one process that does a duty for all: a lease in a row, because what a session holds is lost
--- behind a pooler and unknown to a cluster. Who need not lead leaves it to others for $4 seconds after a lease has ended.
--- One that reaches further than leases do is left from a clock that was ahead, and has ended. No row: somebody else leads.
+-- behind a pooler and unknown to a cluster. Who need not lead leaves it to others for $4 seconds after a lease has
+-- ended. One that reaches further than leases do is left from a clock that was ahead, and has ended. No row: somebody
+-- else leads.
 -- $1 duty text, $2 process_id uuid, $3 lease_s float8, $4 patience_s float8
 -- gives: duty text
 update relay.leaders
@@ -30,8 +31,8 @@ from generate_series(-1, $1::int) as day;
 
 -- name: expired_days
 -- Days that still have a partition and ended $1 days ago or before, oldest first, with the bounds on the ids of their
--- events. `is_overdue` where they ended $2 days ago or before: then nothing is waited for any more. What is over is so by
--- PostgreSQL's clock and by the one that this process believes.
+-- events. `is_overdue` where they ended $2 days ago or before: then nothing is waited for any more. What is over is so
+-- by PostgreSQL's clock and by the one that this process believes.
 -- $1 days int, $2 max_days int, $3 now timestamptz as it is believed
 -- gives: day date, low uuid, high uuid, is_overdue bool
 with children as materialized (
@@ -242,8 +243,8 @@ cross join (
 order by t.organization_id;
 
 -- name: holders_of_day
--- Which transactions hold locks on the partitions of a day or on their parents, ourselves left out. Asked twice, a moment
--- apart, it tells whether somebody reads for long, without getting into anybody's way.
+-- Which transactions hold locks on the partitions of a day or on their parents, ourselves left out. Asked twice, a
+-- moment apart, it tells whether somebody reads for long, without getting into anybody's way.
 -- $1 day date
 -- gives: holders text[]
 select array(

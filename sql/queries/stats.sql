@@ -1,10 +1,10 @@
 -- name: stats_of_events
 -- How many events were accepted since an id, and how many of them are delivered or failed by now; how many wait at all,
--- and the first of those. It reads no more than the newest $3 rows of each index. Where there are more, the count of what
--- waits stops there, and the others begin at `since`, from which on all rows were read; at that edge the orders of ids
--- and commits may differ by some events. An event that is not acknowledged always has an open row, or a delivery that has
--- been delivered or failed: so one that neither waits nor failed is delivered, and no delivery's row is fetched for it.
--- Of acknowledgements there are no more than events, so none since the edge is missing.
+-- and the first of those. It reads no more than the newest $3 rows of each index. Where there are more, the count of
+-- what waits stops there, and the others begin at `since`, from which on all rows were read; at that edge the orders of
+-- ids and commits may differ by some events. An event that is not acknowledged always has an open row, or a delivery
+-- that has been delivered or failed: so one that neither waits nor failed is delivered, and no delivery's row is
+-- fetched for it. Of acknowledgements there are no more than events, so none since the edge is missing.
 -- $1 organization_id uuid, $2 since uuid, $3 most int
 -- gives: since uuid, accepted int8, delivered int8, failed int8, pending int8, oldest_pending uuid, pending_capped bool
 with accepted as materialized (

@@ -67,10 +67,10 @@ where p.organization_id = $1::uuid and p.id = $2::uuid and (p.at is not null or 
 
 -- name: take_pings
 -- Take test deliveries that have been asked for, each for as long as its endpoint may take to answer and a little more,
--- at most two of an organization at once: one of each first, and what the previous release asked for, which has no seat,
--- by that rule too. What nobody waits for any more is thrown away.
--- $1 most int, $2 timeout_s float8 of endpoints without their own, $3 longest_s float8, $4 organization_id uuid[]: of each
--- that is on the wire here
+-- at most two of an organization at once: one of each first, and what the previous release asked for, which has no
+-- seat, by that rule too. What nobody waits for any more is thrown away.
+-- $1 most int, $2 timeout_s float8 of endpoints without their own, $3 longest_s float8,
+-- $4 organization_id uuid[]: of each that is on the wire here
 -- gives: organization_id uuid, id uuid, endpoint_id uuid
 with stale as (
     delete from relay.pings
