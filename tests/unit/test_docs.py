@@ -11,6 +11,7 @@ from relay.errors import KINDS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+PAGES = [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]
 
 
 def page(name: str) -> str:
@@ -41,9 +42,35 @@ def test_every_metric_in_the_code_is_documented_and_every_documented_one_is_in_t
 
 
 def test_links_between_pages_lead_somewhere() -> None:
-    for path in (ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *DOCS.glob("*.md")):
+    for path in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8")):
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_the_pages_for_contributors_exist_and_each_decision_is_listed() -> None:
+    assert {ROOT / "CONTRIBUTING.md", DOCS / "README.md", DOCS / "architecture.md", DOCS / "glossary.md"} <= set(PAGES)
+    decisions = {path.name for path in (DOCS / "decisions").glob("*.md")} - {"README.md"}
+    assert set(re.findall(r"\]\(([\w-]+\.md)\)", page("decisions/README.md"))) == decisions
+    index = re.findall(r"\]\(([\w-]+\.md)\)", page("README.md"))
+    assert {path.name for path in DOCS.glob("*.md")} == {*index, "README.md"}
+
+
+def test_each_file_that_the_pages_for_contributors_name_exists() -> None:
+    answers = re.findall(r"^\| ([^|]+\?) \| (.+) \|$", page("architecture.md"), re.MULTILINE)
+    assert len(answers) >= 15
+    for question, answer in answers:
+        assert re.findall(r"`(?:relay|sql)/[^`]+`", answer), question
+    for path in (ROOT / "CONTRIBUTING.md", DOCS / "architecture.md"):
+        for name in re.findall(r"`((?:relay|sql|tests|scripts|docs)/[^`\s]*)`", path.read_text(encoding="utf-8")):
+            assert (ROOT / name).exists(), f"{path.name} names {name}"
+
+
+def test_each_make_target_that_the_pages_name_exists() -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        for target in (*re.findall(r"`make ([a-z-]+)", text), *re.findall(r"^make ([a-z-]+)", text, re.MULTILINE)):
+            assert target in targets, f"{path.name} names make {target}"
 
 
 def test_every_code_that_is_raised_is_in_the_table() -> None:
