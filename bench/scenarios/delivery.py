@@ -207,7 +207,7 @@ async def _claim_and_record(cell: Cell) -> int:
     now = datetime.datetime.now(datetime.UTC)
     claimed = 0
     async with Recorder(cell.owned_connection(), lambda _: freed.set()) as recorder:
-        claimer.begin_lap()
+        claimer.begin_pass()
         more = True
         while more:
             deliveries, more = await claimer.claim(ClaimBudget(_CLAIM, [], [], _CLAIM), EVERYTHING)

@@ -1,4 +1,4 @@
-"""Delivery: claims what is due, posts it signed, records what came of it.
+"""Claim due deliveries, post them as signed webhooks, and record the outcome.
 
-Nothing is re-exported: the API imports `endpoints` from here, and must not pay 89 ms for aiohttp with it.
+Nothing is re-exported: importing this package must not load aiohttp, which takes 89 ms.
 """

@@ -72,12 +72,12 @@ class Attempts:
         """Whether this process lately lacked what every attempt needs, so that claiming more would be in vain."""
         return self._loop.time() < self._short_until
 
-    def begin(self, delivery: ClaimedDelivery, endpoint: Endpoint) -> None:
+    def start(self, delivery: ClaimedDelivery, endpoint: Endpoint) -> None:
         """Attempt this, for which a slot has been taken."""
-        slot = self._slots.begin(endpoint.id, delivery.held.event_id, self._loop.time(), suspect=is_suspect(delivery))
+        slot = self._slots.start(endpoint.id, delivery.held.event_id, self._loop.time(), suspect=is_suspect(delivery))
         self._running[slot] = self._loop.create_task(self._deliver(delivery, endpoint, slot))
 
-    def give_up(self, delivery: ClaimedDelivery, at: datetime.datetime) -> None:
+    def fail_unsent(self, delivery: ClaimedDelivery, at: datetime.datetime) -> None:
         """End this without an attempt: those before ended with their process."""
         self._measures.crashed(delivery.held)
         self._recorder.add(crash_of(delivery, at))
@@ -126,15 +126,15 @@ class Attempts:
             _log.exception(
                 "delivery_dropped", extra={"event_id": str(held.event_id), "endpoint_id": str(held.endpoint_id)}
             )
-            self._leases.drop([held])
+            self._leases.forget([held])
         finally:
             del self._running[slot]
             if slow is not None:
                 slow.cancel()
             now = self._loop.time()
             chance = random.random()  # noqa: S311 - spreads load, keeps no secret
-            self._slots.quotas.drop(held.organization_id, held.event_id)
-            breaker = self._slots.give_back(slot, ending, now, chance=chance)
+            self._slots.quotas.release_payload(held.organization_id, held.event_id)
+            breaker = self._slots.release(slot, ending, now, chance=chance)
             if ending is not AttemptEnding.UNSENT:
                 self._health.attempted(endpoint, breaker, now)
 

@@ -116,7 +116,7 @@ class Claimer:
         self._origin = _START
         self._wrapped = False
 
-    def begin_lap(self) -> None:
+    def begin_pass(self) -> None:
         """Every endpoint is to be looked at once more."""
         self._origin = self._after
         self._wrapped = False
@@ -140,7 +140,7 @@ class Claimer:
         Raises:
             StoreError: nothing is known to have been taken; what was taken all the same is free for the next claim.
         """
-        span = self._enter(assignment.spans)
+        span = self._enter(assignment.ranges)
         # Where there was a backlog there is likely more, and few endpoints fill the next claim too.
         visits = min(self._visits, _FEW_VISITS) if self._was_full else self._visits
         token = UUID(int=self._first_token.int | secrets.randbits(64))
@@ -161,18 +161,18 @@ class Claimer:
         self._was_full = is_full
         if is_full and (deliveries or lost):
             self._after = (place["last_bucket"], place["last_endpoint_id"])
-            self.begin_lap()
+            self.begin_pass()
             return ClaimBatch(deliveries, True)
-        more = self._go_on(place, span, assignment.spans, is_cut=is_full or place["visits"] >= visits)
+        more = self._go_on(place, span, assignment.ranges, is_cut=is_full or place["visits"] >= visits)
         # What stands behind a suspect has not been looked at.
         return ClaimBatch(deliveries, more or any(is_suspect(delivery) for delivery in deliveries))
 
     def _terms(self, offer: ClaimBudget, span: BucketRange, visits: int, assignment: Assignment) -> list[object]:
         """The parameters of a claim, beginning with the third."""
         endpoint_ids, free, is_new, is_slow = offer.endpoint_ids, offer.free, offer.is_new, offer.is_slow
-        if assignment.barred:
+        if assignment.excluded:
             known = zip_longest(endpoint_ids, free, is_new, is_slow)
-            merged = {each[0]: each for each in known} | {each: (each, 0, False, False) for each in assignment.barred}
+            merged = {each[0]: each for each in known} | {each: (each, 0, False, False) for each in assignment.excluded}
             endpoint_ids, free, is_new, is_slow = (list(column) for column in zip(*merged.values(), strict=True))
         left = offer.left.values()
         now = time.monotonic()

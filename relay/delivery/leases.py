@@ -41,7 +41,7 @@ class Leases:
         #: Runs until this is left; it ends by itself only where there is a mistake in here.
         self.task: asyncio.Task[None] | None = None
 
-    def hold(self, claims: Iterable[ClaimRef]) -> None:
+    def track(self, claims: Iterable[ClaimRef]) -> None:
         """These have been claimed."""
         self._held.update(claims)
 
@@ -49,13 +49,13 @@ class Leases:
         """The endpoints of all that is held."""
         return {held.endpoint_id for held in self._held}
 
-    def drop(self, claims: Iterable[ClaimRef]) -> None:
+    def forget(self, claims: Iterable[ClaimRef]) -> None:
         """These have been recorded, or are left to their leases."""
         self._held.difference_update(claims)
 
     async def release(self, claims: Sequence[ClaimRef]) -> None:
         """Give these back at once; where that fails their leases run out."""
-        self.drop(claims)
+        self.forget(claims)
         try:
             for batch in _batches(claims):
                 async with self._free:
@@ -74,12 +74,12 @@ class Leases:
             while self._unsent:
                 batch, self._unsent = self._unsent[:_BATCH], self._unsent[_BATCH:]
                 claims, pauses = [claim for claim, _ in batch], [pause_s for _, pause_s in batch]
-                self.drop(claims)
+                self.forget(claims)
                 async with self._free:
                     await self._connection.fetch("put_off_claims", *columns(claims), pauses, timeout_s=_RELEASE_S)
         except StoreError as reason:
             _log.warning("claims_not_released", extra={"claims": len(self._unsent), "reason": str(reason)})
-            self.drop(claim for claim, _ in self._unsent)
+            self.forget(claim for claim, _ in self._unsent)
             self._unsent = []
         finally:
             self._putting_off = None

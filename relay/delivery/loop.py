@@ -1,4 +1,34 @@
-"""The delivery loop: claim, post, record."""
+"""Run the delivery loop: claim, post, record."""
+
+# Theory of operation
+#
+# One task claims. `_iterate` asks the ConcurrencyLimiter for a budget (free slots, tokens and bytes, by endpoint and by
+# organization) and BucketLeases for the assignment, and the Claimer takes due deliveries within both. Leases tracks
+# each claim, EndpointCache supplies URL and secret, and the limiter reserves a slot. Attempts then sends each delivery
+# in a task of its own and passes the result to the Recorder, which writes results in batches. `_recorded` stops
+# renewing their leases, sets a timer for their retries, and polls again if capacity was the limit. Claiming is
+# triggered by a `wake` notification, a retry timer, a free slot, a token or probe that is due, and once a second in any
+# case. Test deliveries, endpoint health and bucket leases have tasks of their own.
+#
+# Invariants:
+# - A claim is a lease and a token in the row of the delivery. A result takes effect only while the token still matches,
+#   so a delivery that was acknowledged or claimed by another process meanwhile is not changed.
+# - Every claim is in Leases until it is recorded or released, and is renewed each third of its lease. A lease can
+#   therefore be shorter than a request timeout.
+# - A slot and the payload's bytes are reserved from before the request until its response. The lease lasts until the
+#   result is recorded. Claiming pauses while results cannot be written or `max_in_flight` of them are unwritten, so
+#   memory stays bounded during an outage.
+# - A claim is sent only if its run is still owned after all statements, and its endpoint is enabled. Otherwise it is
+#   released.
+#
+# Losses: delivery is at least once. If the process dies, claims are taken again when their leases expire, or at once by
+# the new owner of their runs; requests that were sent but not recorded are sent again. A claim whose reply was lost is
+# free for this process's next claim. A lost wakeup costs at most one poll. Slots, tokens and timers live in memory and
+# are learned again. An open breaker, and failures that last a minute, are kept in the endpoint's row. A delivery that
+# was claimed ten times without a result is failed unsent, because it probably kills its process.
+#
+# Shutdown is in reverse order of startup: stop listening and testing, stop claiming, let requests in flight finish for
+# at most 18 s, write results, release the leases that remain, return the buckets.
 
 from __future__ import annotations
 
@@ -35,30 +65,30 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("relay.delivery")
 
-# Wake-ups may be lost; looking this often makes up for them.
+# Wakeups may be lost, so polling makes up for them.
 _POLL_S: Final = 1.0
-# How often at most it is looked for what was put off for more than a minute.
+# The shortest interval between checks for parked deliveries, those whose retry was more than a minute away.
 _UNPARK_S: Final = 0.5
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
-# How long what is on the wire may take to finish when the process stops.
+# The time that requests in flight have to finish when the process stops.
 _FINISH_S: Final = 18.0
 _FINISH_CLAIM_S: Final = 2.0
 
 
 class DeliveryLoop:
-    """Delivers what is due in one cell to the endpoints that are this process's; any number of them share the work.
+    """Deliver what is due in one cell to the endpoints assigned to this process. Any number of processes share a cell.
 
-    Entering starts it. Leaving stops claiming, lets what is on the wire finish, records it and releases the rest,
+    Entering starts it. Leaving stops claiming, lets requests in flight finish, records them and releases the rest,
     within 28 s.
 
     Args:
-        cell: where deliveries are.
-        settings: timeouts, schedule, slots, breakers.
-        vault: opens the endpoints' secrets.
-        metrics: counts.
-        pace: the times of sharing with other processes.
-        tracer: makes spans of attempts, if traces are on.
+        cell: the cell to deliver from.
+        settings: timeouts, retry schedule, slots and breakers.
+        vault: decrypts the endpoints' secrets.
+        metrics: the metrics of the process.
+        pace: the intervals of bucket sharing.
+        tracer: creates a span per attempt. None: tracing is off.
     """
 
     def __init__(
@@ -71,56 +101,55 @@ class DeliveryLoop:
         tracer: Tracer | None = None,
     ) -> None:
         self._cell = cell
-        self._most_unrecorded = settings.max_in_flight
+        self._max_unrecorded = settings.max_in_flight
         self._slots = ConcurrencyLimiter(
             settings.max_in_flight,
             Tolerance(settings.breaker_failures, settings.breaker_window_s),
             settings.delivery_mb * 1024 * 1024,
         )
-        self._measures = DeliveryMetrics(metrics, self._slots)
+        self._metrics = DeliveryMetrics(metrics, self._slots)
         claiming = cell.owned_connection()
         self._claimer = Claimer(
-            claiming, settings.lease_s, lost=self._measures.lost, timeout_s=settings.delivery_timeout_s
+            claiming, settings.lease_s, lost=self._metrics.lost, timeout_s=settings.delivery_timeout_s
         )
-        self._directory = EndpointCache(claiming, settings, vault)
+        self._endpoint_cache = EndpointCache(claiming, settings, vault)
         self._leases = Leases(cell.owned_connection(), settings.lease_s)
-        self._share = BucketLeases(cell, self._leases.endpoint_ids, self._look, metrics, pace, settings.lease_s)
+        self._bucket_leases = BucketLeases(cell, self._leases.endpoint_ids, self._poll, metrics, pace, settings.lease_s)
         self._recorder = Recorder(cell.owned_connection(), self._recorded)
         self._sender = Sender(SsrfGuard(settings.allowed_networks or ()), now=self._now)
         self._health = EndpointHealth(cell, settings.endpoint_disable_after_s, self._now, metrics)
         self._attempts = Attempts(
-            self._sender, self._slots, self._leases, self._recorder, self._health, self._measures, tracer
+            self._sender, self._slots, self._leases, self._recorder, self._health, self._metrics, tracer
         )
-        self._pinging = PingWorker(cell, self._directory, self._sender, settings.delivery_timeout_s)
-        self._due = RetryTimer(self._look)
-        self._next_look: asyncio.TimerHandle | None = None
+        self._ping_worker = PingWorker(cell, self._endpoint_cache, self._sender, settings.delivery_timeout_s)
+        self._retry_timer = RetryTimer(self._poll)
+        self._next_poll: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._held_up = False
+        self._is_blocked = False
         self._unpark_at = 0.0
         self._stack = AsyncExitStack()
-        #: Set once it is known what this process shall deliver, and claimed if there is any.
+        #: Set once the first assignment is known and its due deliveries have been claimed.
         self.ready = asyncio.Event()
-        #: Set when one of its tasks has ended by itself, which is logged: nothing is delivered any more.
+        #: Set when a task has failed, which is logged. Nothing is delivered from then on.
         self.broken = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            # Left in the opposite order: listener, test deliveries, claims, what is on the wire, results, leases,
-            # buckets.
-            await stack.enter_async_context(self._share)
+            # Exited in reverse order: listener, test deliveries, claims, requests in flight, results, leases, buckets.
+            await stack.enter_async_context(self._bucket_leases)
             await stack.enter_async_context(self._leases)
             await stack.enter_async_context(self._recorder)
             await stack.enter_async_context(self._health)
             await stack.enter_async_context(self._sender)
             claiming = asyncio.create_task(self._run(), name="claims")
             stack.push_async_callback(self._finish, claiming)
-            await stack.enter_async_context(self._pinging)
-            listener = self._cell.listener("wake").on_notice(self._look)
-            await stack.enter_async_context(listener.and_on(self._cell.channel("ping"), self._pinging.look))
+            await stack.enter_async_context(self._ping_worker)
+            listener = self._cell.listener("wake").on_notice(self._poll)
+            await stack.enter_async_context(listener.and_on(self._cell.channel("ping"), self._ping_worker.poll))
             for task in (claiming, self._recorder.task, self._leases.task):
                 if task is not None:
-                    task.add_done_callback(self._ended)
+                    task.add_done_callback(self._task_done)
             self._stack = stack.pop_all()
         return self
 
@@ -129,25 +158,25 @@ class DeliveryLoop:
     ) -> None:
         await self._stack.aclose()
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _task_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
             _log.critical("delivery_broken", extra={"task": task.get_name()}, exc_info=task.exception())
             self.broken.set()
 
-    def _look(self) -> None:
-        """Something may be due."""
+    def _poll(self) -> None:
+        """Wake the loop: something may be due."""
         self._wake.set()
 
-    def _look_later(self) -> None:
-        """Look again when the next token or probe is due."""
-        if self._next_look is not None:
-            self._next_look.cancel()
+    def _schedule_poll(self) -> None:
+        """Poll again when the next token or probe is due."""
+        if self._next_poll is not None:
+            self._next_poll.cancel()
         loop = asyncio.get_running_loop()
-        wait_s = self._slots.look_s(loop.time())
-        self._next_look = None if wait_s is None else loop.call_later(wait_s, self._look)
+        wait_s = self._slots.poll_in_s(loop.time())
+        self._next_poll = None if wait_s is None else loop.call_later(wait_s, self._poll)
 
     def _now(self) -> datetime.datetime:
-        """PostgreSQL's time, from which ids are made too."""
+        """Return PostgreSQL's time, which ids are generated from too."""
         return datetime.datetime.fromtimestamp(self._cell.clock.now_ns() / 1e9, datetime.UTC)
 
     async def _run(self) -> None:
@@ -155,7 +184,7 @@ class DeliveryLoop:
         while not self._stopping.is_set():
             self._wake.clear()
             try:
-                await self._lap()
+                await self._iterate()
                 await self._unpark()
             except StoreError as reason:
                 _log.warning("claims_wait_for_database", extra={"reason": str(reason)})
@@ -163,8 +192,8 @@ class DeliveryLoop:
                 pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
                 continue
             pause_s = _FIRST_PAUSE_S
-            self._look_later()
-            if self._share.joined:
+            self._schedule_poll()
+            if self._bucket_leases.joined:
                 self.ready.set()
             try:
                 async with asyncio.timeout(_POLL_S):
@@ -178,36 +207,38 @@ class DeliveryLoop:
             return
         unparked, more = await self._claimer.unpark()
         if unparked:
-            self._look()
+            self._poll()
         if not more:
             self._unpark_at = now + _UNPARK_S
 
-    async def _lap(self) -> None:
+    async def _iterate(self) -> None:
         """Claim until nothing more can be claimed now."""
-        self._claimer.begin_lap()
+        self._claimer.begin_pass()
         more = True
         while more and not self._stopping.is_set():
-            self._held_up = self._recorder.failing or self._recorder.backlog >= self._most_unrecorded
-            if self._held_up or self._attempts.is_short:
+            self._is_blocked = self._recorder.failing or self._recorder.backlog >= self._max_unrecorded
+            if self._is_blocked or self._attempts.is_short:
                 return
-            assignment, offer = self._share.assignment, self._slots.offer(asyncio.get_running_loop().time())
-            if offer is None or not assignment.spans:
+            assignment, budget = self._bucket_leases.assignment, self._slots.budget(asyncio.get_running_loop().time())
+            if budget is None or not assignment.ranges:
                 return
-            claimed, more = await self._claimer.claim(offer, assignment)
-            self._measures.claimed(claimed)
-            self._leases.hold(delivery.held for delivery in claimed)
-            await self._begin(offer, claimed)
+            claimed, more = await self._claimer.claim(budget, assignment)
+            self._metrics.claimed(claimed)
+            self._leases.track(delivery.held for delivery in claimed)
+            await self._start(budget, claimed)
 
-    async def _still_ours(self, claimed: list[ClaimedDelivery]) -> list[ClaimedDelivery]:
-        """What may be sent: the rest of this claim was given up, or its lease ran out, while statements ran."""
-        while lost := {delivery.held for delivery in claimed if not self._share.owns(delivery.held.endpoint_id)}:
+    async def _keep_owned(self, claimed: list[ClaimedDelivery]) -> list[ClaimedDelivery]:
+        """Release the claims whose buckets were lost while statements ran, and return the rest."""
+        while lost := {
+            delivery.held for delivery in claimed if not self._bucket_leases.owns(delivery.held.endpoint_id)
+        }:
             await self._leases.release(list(lost))
             claimed = [delivery for delivery in claimed if delivery.held not in lost]
         return claimed
 
-    async def _begin(self, offer: ClaimBudget, claimed: Sequence[ClaimedDelivery]) -> None:
+    async def _start(self, budget: ClaimBudget, claimed: Sequence[ClaimedDelivery]) -> None:
         try:
-            endpoints = await self._directory.of_claim(claimed)
+            endpoints = await self._endpoint_cache.of_claim(claimed)
         except StoreError:
             await self._leases.release([delivery.held for delivery in claimed])
             raise
@@ -218,39 +249,41 @@ class DeliveryLoop:
             await self._leases.release(
                 [delivery.held for delivery in claimed if delivery.held.endpoint_id not in endpoints]
             )
-        known = await self._still_ours(known)
+        known = await self._keep_owned(known)
         for delivery in [each for each in known if has_crashed(each)]:
             known.remove(delivery)
-            self._attempts.give_up(delivery, self._now())
+            self._attempts.fail_unsent(delivery, self._now())
         taken = Counter(delivery.held.endpoint_id for delivery in known)
         limits = {endpoint_id: endpoints[endpoint_id].limits for endpoint_id in taken}
         for nth, delivery in enumerate(known):
-            payload = self._slots.quotas.hold(delivery.held.organization_id, delivery.held.event_id, delivery.payload)
+            payload = self._slots.quotas.reserve_payload(
+                delivery.held.organization_id, delivery.held.event_id, delivery.payload
+            )
             if payload is not delivery.payload:
                 known[nth] = delivery._replace(payload=payload)
-        self._slots.take(offer, taken, limits, asyncio.get_running_loop().time())
+        self._slots.reserve(budget, taken, limits, asyncio.get_running_loop().time())
         for delivery in known:
-            self._attempts.begin(delivery, endpoints[delivery.held.endpoint_id])
+            self._attempts.start(delivery, endpoints[delivery.held.endpoint_id])
 
     def _recorded(self, results: Sequence[Result]) -> None:
-        """A flush has ended: leases and slots that it freed are taken up at its pace, not one by one."""
-        self._leases.drop(result.held for result in results)
+        """Stop renewing the leases of a written batch, and claim again at most once per batch."""
+        self._leases.forget(result.held for result in results)
         for result in results:
             if result.retry_s is not None:
-                self._due.add(result.retry_s)
-        if self._slots.wanted or self._held_up:
-            self._look()
+                self._retry_timer.add(result.retry_s)
+        if self._slots.wanted or self._is_blocked:
+            self._poll()
 
     async def _finish(self, claiming: asyncio.Task[None]) -> None:
         self._stopping.set()
-        self._share.leave()
-        self._look()
+        self._bucket_leases.leave()
+        self._poll()
         deadline = asyncio.get_running_loop().time() + _FINISH_S
-        # A claim that is under way is waited for: cut off, what it took would stay leased.
+        # Wait for a running claim: if it were cancelled, the deliveries it took would stay leased.
         await asyncio.wait((claiming,), timeout=_FINISH_CLAIM_S)
         claiming.cancel()
         await asyncio.wait((claiming,))
-        self._due.close()
-        if self._next_look is not None:
-            self._next_look.cancel()
+        self._retry_timer.close()
+        if self._next_poll is not None:
+            self._next_poll.cancel()
         await self._attempts.finish(deadline - asyncio.get_running_loop().time())

@@ -48,7 +48,7 @@ class PingWorker(Service):
         # By the organization that each is for.
         self._sending: dict[asyncio.Task[None], UUID] = {}
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Somebody may have asked for one."""
         self._asked.set()
 
@@ -90,7 +90,7 @@ class PingWorker(Service):
     def _sent(self, task: asyncio.Task[None]) -> None:
         del self._sending[task]
         # Its organization, or another, may have been waiting for this.
-        self.look()
+        self.poll()
         if not task.cancelled() and task.exception() is not None:
             _log.error("ping_dropped", exc_info=task.exception())
 

@@ -1,20 +1,20 @@
 -- name: share_buckets
--- All that a delivery process says and asks about buckets, every two seconds: what it gives back is free, and what it
--- wants it takes where nobody's lease runs. Its own lease, one row, is what it lives and holds its runs by; it is
--- written once three eighths of it are over, or when there is something new to say in it. `lives` is false where it had
--- run out: then nothing is ours any more.
--- A run of a process whose lease ran out is taken only after that has been ended by us, in its row and under its lock:
--- so a process that renews at this moment either comes first and keeps its runs, or sees that it has lost them. A run
--- is changed only while it is as our snapshot shows it. Runs of the previous release are held by their own lease.
--- Who leaves counts no more when shares are made. Processes that have not said for an hour that they live are
--- forgotten. Runs are locked in order, and another process's row never waited for. A run that is free in our snapshot
--- was given back before it, so what its holder still had on the wire there is in the same snapshot. `free_in_s` is when
--- the next lease runs out of what it wants. `far_ids` are processes whose leases reach further than leases do, from a
--- clock that was ahead: of those that have not changed for the length of a lease ($8, $9) the lease has ended.
--- `orphaned` are runs that were taken just now and whose holder died: what it had claimed of them is free.
--- $1 process_id uuid, $2 wanted int2[], $3 given_back int2[], $4 lease_s float8, $5 alive_s float8: how long a process
--- counts that says nothing, $6 leaves bool, $7 on_wire uuid[]: endpoints with something in flight in runs that it holds
--- no more, $8 stuck process_id uuid[], $9 stuck leased_until timestamptz[]
+-- Renew the lease of a delivery process, return runs, take wanted runs that are free, and read the other processes.
+-- Each process does this every two seconds. Its lease is one row, by which it holds all of its runs. The row is written
+-- once three eighths of the lease have passed, or when its contents change. `lives` is false if the lease had expired:
+-- then the process holds nothing.
+-- A run whose owner's lease has expired is taken only after this statement has ended that lease, under a lock on the
+-- owner's row. So an owner that renews at this moment either commits first and keeps its runs, or sees that it has lost
+-- them. A run is changed only if it still matches the snapshot. Runs of the previous release have leases of their own.
+-- Leaving processes do not count when shares are computed. Rows that were not renewed for an hour are deleted.
+-- Runs are locked in order, and the statement never waits for another process's row. A run that is free in the snapshot
+-- was returned before it, so the endpoints that its owner still had in flight are in the same snapshot. `free_in_s` is
+-- the time until the next lease on a wanted run expires. `far_ids` are processes whose leases end too late to be valid,
+-- written while the clock was ahead. Those unchanged for the length of a lease ($8, $9) count as expired. `orphaned`
+-- are runs just taken whose owner died: its claims on them may be taken at once.
+-- $1 process_id uuid, $2 wanted int2[], $3 given_back int2[], $4 lease_s float8, $5 alive_s float8: the time for which
+-- a silent process counts, $6 leaves bool, $7 on_wire uuid[]: endpoints in flight in runs that it no longer holds,
+-- $8 stuck process_id uuid[], $9 stuck leased_until timestamptz[]
 -- gives: lives bool, renewed bool, process_ids uuid[], held int2[], orphaned int2[], on_wire uuid[], free_in_s float8,
 -- far_ids uuid[], far_until timestamptz[]
 with clock as materialized (
@@ -171,14 +171,14 @@ select
     ) as far_until;
 
 -- name: process_gone
--- This process has left.
+-- Delete the row of a process that has left.
 -- $1 id uuid
 delete from relay.processes
 where id = $1::uuid;
 
 -- name: join_sharing
--- A delivery process begins to live: under a new id each time, also when its lease has run out, so that nobody can take
--- it for the one whose runs another has taken meanwhile.
+-- Insert a delivery process. It gets a new id each time, also after its lease has expired, so that it cannot be
+-- mistaken for the process whose runs another has taken.
 -- $1 process_id uuid, $2 leaves bool, $3 on_wire uuid[], $4 lease_s float8
 insert into relay.processes (id, kind, leaves, on_wire, leased_until)
 values ($1::uuid, 'deliver', $2::bool, $3::uuid[], now() + $4::float8 * interval '1 second')

@@ -8,7 +8,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.delivery.ownership.buckets import BUCKETS, EVERYTHING, RUN, BucketRange, run_of, share, spans
+from relay.delivery.ownership.buckets import BUCKETS, EVERYTHING, RUN, BucketRange, merge_runs, run_of, share
 from relay.values.uuid7 import bucket
 
 RUNS = list(range(0, BUCKETS, RUN))
@@ -24,7 +24,7 @@ def test_every_run_is_somebodys_and_nobody_has_two_more_than_another(processes: 
 @given(processes=st.integers(1, 64))
 def test_of_what_a_process_has_the_neighbours_make_one_span(processes: int) -> None:
     for rank in range(processes):
-        assert len(spans(share(rank, processes))) == 1
+        assert len(merge_runs(share(rank, processes))) == 1
 
 
 @given(processes=st.integers(1, 63))
@@ -39,7 +39,7 @@ def test_one_that_joins_or_leaves_moves_half_of_all_and_what_rounding_costs(proc
 
 @given(runs=st.sets(st.sampled_from(RUNS)))
 def test_spans_hold_the_buckets_of_their_runs_and_do_not_touch(runs: set[int]) -> None:
-    merged = spans(runs)
+    merged = merge_runs(runs)
     assert [at for span in merged for at in range(span.first, span.last + 1)] == [
         at for run in sorted(runs) for at in range(run, run + RUN)
     ]
@@ -47,7 +47,7 @@ def test_spans_hold_the_buckets_of_their_runs_and_do_not_touch(runs: set[int]) -
 
 
 def test_all_runs_are_everything() -> None:
-    assert spans(RUNS) == EVERYTHING.spans == (BucketRange(0, 1023),)
+    assert merge_runs(RUNS) == EVERYTHING.ranges == (BucketRange(0, 1023),)
 
 
 @given(endpoint_id=st.uuids())

@@ -39,37 +39,37 @@ def claim_of(
     slots: ConcurrencyLimiter, backlog: dict[UUID, int], limits: Mapping[UUID, Limits], now: float = 0.0
 ) -> list[UUID]:
     """The same where each endpoint has limits of its own."""
-    offer = slots.offer(now)
-    if offer is None:
+    budget = slots.budget(now)
+    if budget is None:
         return []
-    known = dict(zip(offer.endpoint_ids, zip(offer.free, offer.is_new, offer.is_slow, strict=True), strict=True))
+    known = dict(zip(budget.endpoint_ids, zip(budget.free, budget.is_new, budget.is_slow, strict=True), strict=True))
     taken: list[UUID] = []
     counts: Counter[tuple[UUID, str]] = Counter()
     for endpoint_id, due in backlog.items():
         each = limits[endpoint_id]
-        free, is_new, is_slow = known.get(endpoint_id, (each.first(offer.first), True, each.may_last))
-        left = offer.left.get(each.organization_id, offer.untouched)
+        free, is_new, is_slow = known.get(endpoint_id, (each.first(budget.first), True, each.may_last))
+        left = budget.left.get(each.organization_id, budget.untouched)
         for _ in range(min(due, free)):
             wants = {"slots": left.slots}
             if is_new:
                 wants["new"] = left.new
             if is_slow:
                 wants["slow"] = left.slow
-            if len(taken) == offer.batch or any(counts[each.organization_id, what] >= wants[what] for what in wants):
+            if len(taken) == budget.batch or any(counts[each.organization_id, what] >= wants[what] for what in wants):
                 break
             counts.update((each.organization_id, what) for what in wants)
             taken.append(endpoint_id)
             backlog[endpoint_id] -= 1
-    slots.take(offer, Counter(taken), {endpoint_id: limits[endpoint_id] for endpoint_id in taken}, now)
+    slots.reserve(budget, Counter(taken), {endpoint_id: limits[endpoint_id] for endpoint_id in taken}, now)
     return taken
 
 
 def end(slots: ConcurrencyLimiter, taken: list[UUID], ending: AttemptEnding, now: float = 0.0) -> None:
     for endpoint_id in taken:
-        give_back(slots, endpoint_id, ending, now)
+        release(slots, endpoint_id, ending, now)
 
 
-def give_back(
+def release(
     slots: ConcurrencyLimiter,
     endpoint_id: UUID,
     ending: AttemptEnding,
@@ -78,7 +78,7 @@ def give_back(
     *,
     probe: bool = False,
 ) -> Breaker:
-    return slots.give_back(Slot(endpoint_id, event_id, now, probe=probe), ending, now)
+    return slots.release(Slot(endpoint_id, event_id, now, probe=probe), ending, now)
 
 
 def test_an_endpoint_starts_with_four_slots_and_doubles_with_successes_up_to_fifty() -> None:
@@ -130,7 +130,7 @@ def test_a_full_endpoint_is_offered_nothing_and_wanted_again_once_a_slot_is_free
     assert claim(slots, backlog) == []
     wanted = [slots.wanted]
     for endpoint_id in (B, A):
-        give_back(slots, endpoint_id, AttemptEnding.DELIVERED, 0.0, EVENT)
+        release(slots, endpoint_id, AttemptEnding.DELIVERED, 0.0, EVENT)
         wanted.append(slots.wanted)
     assert wanted == [False, False, True]
     assert claim(slots, backlog) == [A]
@@ -157,7 +157,7 @@ def test_the_last_tenth_is_for_organizations_with_nothing_on_the_wire_one_slot_e
         backlog = {UUID(int=1000 + slots.in_flight): 5}
         assert len(claim_of(slots, backlog, dict.fromkeys(backlog, of_organization(60 + slots.in_flight)))) == 1
     assert claim_of(slots, {A: 3, B: 3}, late) == [A]
-    assert slots.offer(0.0) is None
+    assert slots.budget(0.0) is None
 
 
 def grown(slots: ConcurrencyLimiter, endpoint_ids: Iterable[UUID], limits: Limits, now: float = 0.0) -> None:
@@ -209,7 +209,7 @@ def test_new_endpoints_of_an_organization_share_their_first_slots() -> None:
     assert claim(slots, backlog) == []
     # Another organization has its own.
     assert claim(slots, {A: 10}, limits=of_organization(1)) == [A] * FIRST_SLOTS
-    give_back(slots, taken[0], AttemptEnding.DELIVERED)
+    release(slots, taken[0], AttemptEnding.DELIVERED)
     assert slots.wanted
     # It is not new any more: two more for itself, and four new ones in its place.
     assert len(claim(slots, backlog)) == 2 + FIRST_SLOTS
@@ -222,7 +222,7 @@ def test_attempts_that_may_last_are_a_quarter_at_most_and_leave_room_in_that_too
     for _ in range(60):
         hanging = {UUID(int=number): 5 for number in range(100, 600)}
         for endpoint_id in claim(slots, hanging, now, limits):
-            slot = slots.begin(endpoint_id, EVENT, now)
+            slot = slots.start(endpoint_id, EVENT, now)
             slots.outlast(slot)
         now += 10.0
     # Two of three of the 250.
@@ -240,14 +240,14 @@ def test_an_endpoint_is_slow_while_its_attempts_last_and_until_one_ends_in_time(
     end(slots, claim(slots, {A: 1}, limits=limits), AttemptEnding.DELIVERED)
     assert claim(slots, {A: 3}, limits=limits) == [A] * 3
     assert slots.quotas.slow == 0
-    late = slots.begin(A, EVENT, 0.0)
+    late = slots.start(A, EVENT, 0.0)
     slots.outlast(late)
     assert slots.quotas.slow == 3
-    give_back(slots, A, AttemptEnding.DELIVERED, 11.0)
+    release(slots, A, AttemptEnding.DELIVERED, 11.0)
     assert slots.quotas.slow == 1
-    slots.give_back(late, AttemptEnding.TIMED_OUT, 30.0)
+    slots.release(late, AttemptEnding.TIMED_OUT, 30.0)
     assert slots.quotas.slow == 0
-    give_back(slots, A, AttemptEnding.DELIVERED, 31.0)
+    release(slots, A, AttemptEnding.DELIVERED, 31.0)
     assert (slots.quotas.slow, slots.in_flight, slots.quotas.holders) == (0, 0, {})
 
 
@@ -281,21 +281,21 @@ def test_an_endpoint_that_only_times_out_for_a_minute_is_worth_a_probe() -> None
 
 def test_one_suspect_is_on_the_wire_at_a_time() -> None:
     slots = slots_of(1000)
-    assert slots.offer(0.0).suspects  # type: ignore[union-attr]
+    assert slots.budget(0.0).suspects  # type: ignore[union-attr]
     claim(slots, {A: 1})
-    slot = slots.begin(A, EVENT, 0.0, suspect=True)
-    assert not slots.offer(0.0).suspects  # type: ignore[union-attr]
-    slots.give_back(slot, AttemptEnding.FAILED, 1.0)
+    slot = slots.start(A, EVENT, 0.0, suspect=True)
+    assert not slots.budget(0.0).suspects  # type: ignore[union-attr]
+    slots.release(slot, AttemptEnding.FAILED, 1.0)
     assert slots.wanted
-    assert slots.offer(0.0).suspects  # type: ignore[union-attr]
+    assert slots.budget(0.0).suspects  # type: ignore[union-attr]
 
 
 def test_without_free_slots_there_is_no_offer_and_any_slot_that_comes_free_is_wanted() -> None:
     slots = slots_of(3)
     assert claim(slots, {A: 10}) == [A] * 2
     assert claim(slots, {B: 10}, limits=of_organization(1)) == [B]
-    assert slots.offer(0.0) is None
-    give_back(slots, A, AttemptEnding.FAILED, 0.0, EVENT)
+    assert slots.budget(0.0) is None
+    release(slots, A, AttemptEnding.FAILED, 0.0, EVENT)
     assert slots.wanted
 
 
@@ -311,7 +311,7 @@ def test_no_bound_is_ever_passed(total: int, steps: list[tuple[UUID, int, Attemp
         assert slots.in_flight == len(flying) <= total
         assert all(flying.count(known) <= MOST_SLOTS for known in (A, B))
         for _ in range(len(flying) // 2):
-            give_back(slots, flying.pop(), ending, 0.0, EVENT)
+            release(slots, flying.pop(), ending, 0.0, EVENT)
 
 
 @pytest.mark.parametrize(("most", "sizes"), [(2, [2, 2, 2]), (200, [4, 8, 16])])
@@ -366,51 +366,51 @@ def test_a_rate_lets_one_second_through_at_once_and_then_one_by_one() -> None:
     assert len(claim(slots, backlog, limits=limits)) == FIRST_SLOTS
     end(slots, [A] * 4, AttemptEnding.DELIVERED)
     assert claim(slots, backlog, limits=limits) == [A]
-    give_back(slots, A, AttemptEnding.DELIVERED, 0.0, EVENT)
+    release(slots, A, AttemptEnding.DELIVERED, 0.0, EVENT)
     assert not slots.wanted
     assert claim(slots, backlog, limits=limits) == []
-    assert slots.look_s(0.0) == 0.2
+    assert slots.poll_in_s(0.0) == 0.2
     assert claim(slots, backlog, 0.19, limits) == []
     assert claim(slots, backlog, 0.2, limits) == [A]
     # Tokens of a high rate are waited for together.
     quick = slots_of(1000)
     while claim(quick, {B: 100}, limits=Limits(per_second=100)):
         end(quick, [B] * quick.in_flight, AttemptEnding.DELIVERED)
-    assert quick.look_s(0.0) == 0.1
-    assert quick.offer(0.1).free == [10]  # type: ignore[union-attr]
+    assert quick.poll_in_s(0.0) == 0.1
+    assert quick.budget(0.1).free == [10]  # type: ignore[union-attr]
 
 
 def test_a_rate_without_a_backlog_is_not_looked_after() -> None:
     slots, limits = slots_of(1000), Limits(per_second=1)
     assert claim(slots, {A: 1}, limits=limits) == [A]
     end(slots, [A], AttemptEnding.DELIVERED)
-    assert slots.look_s(0.0) == 1.0
+    assert slots.poll_in_s(0.0) == 1.0
     assert claim(slots, {}, 1.0, limits) == []
-    assert slots.look_s(1.0) is None
+    assert slots.poll_in_s(1.0) is None
 
 
 def broken(slots: ConcurrencyLimiter) -> None:
     """Open the breaker of A, whose tolerance is five failures."""
     for number in range(5):
         claim(slots, {A: 1})
-        give_back(slots, A, AttemptEnding.FAILED, 0.0, UUID(int=number))
+        release(slots, A, AttemptEnding.FAILED, 0.0, UUID(int=number))
 
 
 def test_a_broken_endpoint_gets_one_probe_at_a_time_until_one_succeeds() -> None:
     slots = slots_of(1000, Tolerance(5, 0.0))
     broken(slots)
-    assert (slots.broken, slots.is_broken(A), slots.look_s(0.0)) == (1, True, 1.0)
+    assert (slots.broken, slots.is_broken(A), slots.poll_in_s(0.0)) == (1, True, 1.0)
     backlog = {A: 100, B: 1}
     assert claim(slots, backlog, 0.9) == [B]
     assert claim(slots, backlog, 1.0) == [A]
     assert claim(slots, backlog, 50.0) == []
-    give_back(slots, A, AttemptEnding.FAILED, 50.0, EVENT, probe=True)
+    release(slots, A, AttemptEnding.FAILED, 50.0, EVENT, probe=True)
     assert slots.wanted
-    assert slots.look_s(50.0) == 2.0
+    assert slots.poll_in_s(50.0) == 2.0
     assert claim(slots, backlog, 51.9) == []
     assert claim(slots, backlog, 52.0) == [A]
-    give_back(slots, A, AttemptEnding.DELIVERED, 52.0, EVENT, probe=True)
-    assert (slots.wanted, slots.broken, slots.look_s(52.0)) == (True, 0, None)
+    release(slots, A, AttemptEnding.DELIVERED, 52.0, EVENT, probe=True)
+    assert (slots.wanted, slots.broken, slots.poll_in_s(52.0)) == (True, 0, None)
     assert claim(slots, backlog, 52.0) == [A] * 5
 
 
@@ -418,17 +418,17 @@ def test_a_probe_that_falls_due_just_after_an_offer_is_looked_for_at_once() -> N
     slots = slots_of(1000, Tolerance(5, 0.0))
     broken(slots)
     assert claim(slots, {A: 1}, 0.999) == []
-    assert slots.look_s(1.001) == 0.0
-    slots.offer(1.001)
+    assert slots.poll_in_s(1.001) == 0.0
+    slots.budget(1.001)
     # Offered, it is taken with the next delivery that is due, whenever that is.
-    assert slots.look_s(1.002) is None
+    assert slots.poll_in_s(1.002) is None
 
 
 def test_a_probe_that_could_not_be_sent_leaves_room_for_another() -> None:
     slots = slots_of(1000, Tolerance(5, 0.0))
     broken(slots)
     assert claim(slots, {A: 1}, 1.0) == [A]
-    give_back(slots, A, AttemptEnding.UNSENT, 1.0, EVENT, probe=True)
+    release(slots, A, AttemptEnding.UNSENT, 1.0, EVENT, probe=True)
     assert claim(slots, {A: 1}, 1.0) == [A]
 
 
@@ -437,11 +437,11 @@ def test_a_breaker_that_was_open_before_we_came_is_taken_up_and_closed_when_some
     limits = Limits(version=3, failing_at=-40.0, broken_at=-10.0)
     assert claim(slots, {A: 9}, 0.0, limits) == [A]
     assert slots.is_broken(A)
-    give_back(slots, A, AttemptEnding.TIMED_OUT, 0.0, EVENT, probe=True)
+    release(slots, A, AttemptEnding.TIMED_OUT, 0.0, EVENT, probe=True)
     # It has been open for ten seconds, so the next probe is farther off than a second.
-    assert slots.look_s(0.0) == 20.0
+    assert slots.poll_in_s(0.0) == 20.0
     assert claim(slots, {A: 1}, 20.0, limits) == [A]
-    give_back(slots, A, AttemptEnding.TIMED_OUT, 20.0, EVENT, probe=True)
+    release(slots, A, AttemptEnding.TIMED_OUT, 20.0, EVENT, probe=True)
     assert claim(slots, {A: 1}, 60.0, Limits(version=4)) == [A]
     assert not slots.is_broken(A)
 
@@ -451,10 +451,10 @@ def test_what_is_remembered_is_bounded() -> None:
     for number in range(1_050):
         endpoint_id = UUID(int=number)
         claim(slots, {endpoint_id: 1})
-        give_back(slots, endpoint_id, AttemptEnding.TIMED_OUT, 0.0, EVENT)
-    offer = slots.offer(0.0)
-    assert offer is not None
-    assert len(offer.endpoint_ids) == 1_000
+        release(slots, endpoint_id, AttemptEnding.TIMED_OUT, 0.0, EVENT)
+    budget = slots.budget(0.0)
+    assert budget is not None
+    assert len(budget.endpoint_ids) == 1_000
 
 
 def test_a_broken_endpoint_with_nothing_to_send_is_forgotten_after_ten_minutes() -> None:
@@ -462,9 +462,9 @@ def test_a_broken_endpoint_with_nothing_to_send_is_forgotten_after_ten_minutes()
     broken(slots)
     claim(slots, {}, 600.0)
     assert slots.broken == 1
-    offer = slots.offer(602.0)
-    assert offer is not None
-    assert (offer.endpoint_ids, slots.broken, slots.look_s(602.0)) == ([], 0, None)
+    budget = slots.budget(602.0)
+    assert budget is not None
+    assert (budget.endpoint_ids, slots.broken, slots.poll_in_s(602.0)) == ([], 0, None)
 
 
 def failing(breaker: Breaker, times: list[float], tolerance: Tolerance, events: int) -> None:

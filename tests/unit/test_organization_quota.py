@@ -25,8 +25,8 @@ def take_payload(quotas: Quotas, organization_id: UUID, event: int, size: int) -
         left = quotas.left(quotas.holders[organization_id])
     if quotas.free == 0 or left.slots == 0 or size > left.bytes:
         return False
-    quotas.hold(organization_id, UUID(int=event), bytes(size))
-    quotas.take(organization_id, 1)
+    quotas.reserve_payload(organization_id, UUID(int=event), bytes(size))
+    quotas.reserve(organization_id, 1)
     return True
 
 
@@ -53,16 +53,16 @@ def test_deliveries_of_one_event_share_one_payload() -> None:
     quotas = Quotas(1000, 64 * MIB)
     first, again = bytes(1000), bytes(1001)[:1000]
     organization_id, event_id = ORGANIZATIONS[0], UUID(int=1)
-    quotas.take(organization_id, 2)
-    assert quotas.hold(organization_id, event_id, first) is first
-    assert quotas.hold(organization_id, event_id, again) is first
+    quotas.reserve(organization_id, 2)
+    assert quotas.reserve_payload(organization_id, event_id, first) is first
+    assert quotas.reserve_payload(organization_id, event_id, again) is first
     # The same id elsewhere is another event.
-    quotas.take(ORGANIZATIONS[1], 1)
-    assert quotas.hold(ORGANIZATIONS[1], event_id, again) is again
+    quotas.reserve(ORGANIZATIONS[1], 1)
+    assert quotas.reserve_payload(ORGANIZATIONS[1], event_id, again) is again
     assert quotas.bytes == 2000
     for _ in range(2):
-        quotas.drop(organization_id, event_id)
-        quotas.give_back(organization_id)
+        quotas.release_payload(organization_id, event_id)
+        quotas.release(organization_id)
     assert quotas.bytes == 1000
     assert list(quotas.holders) == [ORGANIZATIONS[1]]
 
@@ -82,11 +82,11 @@ def test_something_is_left_for_who_comes_later_and_nobody_waits_for_ever(
             assert left.slow >= 1
             assert left.new >= 1
         if count := min(free, left.slots, wanted):
-            quotas.take(organization_id, count)
+            quotas.reserve(organization_id, count)
         assert quotas.in_flight <= slots
         if len(quotas.holders) == 1 and slots > 20:
             assert quotas.free > 0, "one organization alone has taken all"
     for organization_id, quota in list(quotas.holders.items()):
         for _ in range(quota.in_flight):
-            quotas.give_back(organization_id)
+            quotas.release(organization_id)
     assert (quotas.in_flight, quotas.holders) == (0, {})

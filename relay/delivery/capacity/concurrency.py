@@ -22,7 +22,7 @@ _BROKEN_REMEMBERED: Final = 5_000
 _QUIET_S: Final = 600.0
 _BATCH: Final = 100
 # Tokens are waited for this long at least, so that an endpoint of a high rate is not claimed for one by one.
-_LOOK_S: Final = 0.1
+_MIN_POLL_S: Final = 0.1
 _NONE: Final[Mapping[UUID, Allotment]] = {}
 
 
@@ -126,7 +126,7 @@ class ConcurrencyLimiter:
         """Whether what was taken of an endpoint is a probe."""
         return endpoint_id in self._broken
 
-    def offer(self, now: float) -> ClaimBudget | None:
+    def budget(self, now: float) -> ClaimBudget | None:
         """What the next claim may take, or None while every slot is taken, or all bytes."""
         self.wanted = False
         quotas = self.quotas
@@ -180,7 +180,7 @@ class ConcurrencyLimiter:
             return tokens
         return free
 
-    def take(self, offer: ClaimBudget, taken: Mapping[UUID, int], limits: Mapping[UUID, Limits], now: float) -> None:
+    def reserve(self, offer: ClaimBudget, taken: Mapping[UUID, int], limits: Mapping[UUID, Limits], now: float) -> None:
         """Note what a claim of `offer` has taken: how many of each endpoint, and what is known of those now."""
         for endpoint_id, count in taken.items():
             endpoint = self._busy.get(endpoint_id)
@@ -188,8 +188,8 @@ class ConcurrencyLimiter:
                 endpoint = self._begin(endpoint_id, limits[endpoint_id], now)
             elif endpoint.limits.version != limits[endpoint_id].version:
                 self._learn(endpoint_id, endpoint, limits[endpoint_id], now)
-            endpoint.take(count)
-            self.quotas.take(endpoint.limits.organization_id, count)
+            endpoint.reserve(count)
+            self.quotas.reserve(endpoint.limits.organization_id, count)
             self._count(endpoint)
         self._note_shortage(offer, taken)
         offered = dict(zip(offer.endpoint_ids, offer.free, strict=True))
@@ -228,7 +228,7 @@ class ConcurrencyLimiter:
             if few or (quota.bytes and self.quotas.left(quota).bytes < LARGEST_PAYLOAD):
                 self._exhausted = True
 
-    def begin(self, endpoint_id: UUID, event_id: UUID, now: float, *, suspect: bool = False) -> Slot:
+    def start(self, endpoint_id: UUID, event_id: UUID, now: float, *, suspect: bool = False) -> Slot:
         """One of the deliveries that were taken begins."""
         self._suspects += suspect
         return Slot(endpoint_id, event_id, now, probe=endpoint_id in self._broken, suspect=suspect)
@@ -240,7 +240,7 @@ class ConcurrencyLimiter:
         endpoint.outlast()
         self._count(endpoint)
 
-    def give_back(self, slot: Slot, ending: AttemptEnding, now: float, *, chance: float = 0.0) -> Breaker:
+    def release(self, slot: Slot, ending: AttemptEnding, now: float, *, chance: float = 0.0) -> Breaker:
         """A delivery has left the wire.
 
         Args:
@@ -258,7 +258,7 @@ class ConcurrencyLimiter:
         quota = self.quotas.holders[endpoint.limits.organization_id]
         endpoint.end(ending, outlasted=slot.outlasted)
         self._count(endpoint)
-        self.quotas.give_back(endpoint.limits.organization_id)
+        self.quotas.release(endpoint.limits.organization_id)
         if slot.suspect:
             self._suspects -= 1
             self.wanted = True
@@ -290,9 +290,9 @@ class ConcurrencyLimiter:
             endpoint.counted = counts
             self.quotas.count(endpoint.limits.organization_id, counts, before)
 
-    def look_s(self, now: float) -> float | None:
+    def poll_in_s(self, now: float) -> float | None:
         """How long until there may be something to take that no slot waits for: a token, or a probe that is due."""
-        waits = [max(_LOOK_S, bucket.wait_s(now)) for bucket in self._dry.values()]
+        waits = [max(_MIN_POLL_S, bucket.wait_s(now)) for bucket in self._dry.values()]
         waits += [
             max(0.0, breaker.probe_at - now)
             for breaker in self._broken.values()

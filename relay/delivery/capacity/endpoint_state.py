@@ -130,7 +130,7 @@ class EndpointState:
             return CLOSED if now < breaker.probe_at else 1
         return max(0, self.allowed - self.in_flight)
 
-    def take(self, count: int) -> None:
+    def reserve(self, count: int) -> None:
         """So many have begun."""
         self.in_flight += count
         if self.bucket is not None:

@@ -135,7 +135,7 @@ class Quotas:
             quota = self.holders[organization_id] = Quota()
         return quota
 
-    def take(self, organization_id: UUID, count: int) -> None:
+    def reserve(self, organization_id: UUID, count: int) -> None:
         """So many slots more are an organization's."""
         self.of(organization_id).in_flight += count
         self.in_flight += count
@@ -148,7 +148,7 @@ class Quotas:
         quota.lasting += counts.lasting - before.lasting
         self.slow += counts.slow - before.slow
 
-    def give_back(self, organization_id: UUID) -> None:
+    def release(self, organization_id: UUID) -> None:
         """One slot less is."""
         quota = self.holders[organization_id]
         quota.in_flight -= 1
@@ -156,7 +156,7 @@ class Quotas:
         if quota.in_flight == 0:
             del self.holders[organization_id]
 
-    def hold(self, organization_id: UUID, event_id: UUID, payload: bytes) -> bytes:
+    def reserve_payload(self, organization_id: UUID, event_id: UUID, payload: bytes) -> bytes:
         """Hold a payload; all deliveries of its event that are in flight share the one that is given back here."""
         key = organization_id, event_id
         held = self._payloads.get(key)
@@ -168,7 +168,7 @@ class Quotas:
         self.bytes += len(payload)
         return payload
 
-    def drop(self, organization_id: UUID, event_id: UUID) -> None:
+    def release_payload(self, organization_id: UUID, event_id: UUID) -> None:
         """One delivery less holds its event's payload."""
         key = organization_id, event_id
         payload, count = self._payloads[key]

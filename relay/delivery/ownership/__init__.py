@@ -1,1 +1,1 @@
-"""Which process delivers to which endpoints."""
+"""Divide endpoints among delivery processes."""

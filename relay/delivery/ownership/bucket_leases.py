@@ -1,4 +1,34 @@
-"""Sharing endpoints between delivery processes: which buckets are ours, and how they change hands."""
+"""Lease buckets of endpoints to delivery processes, and move them between processes."""
+
+# Theory of operation
+#
+# An endpoint belongs to one of 1,024 buckets, and 16 buckets form a run. Each run has one owner, or none. Only its
+# owner claims deliveries from it, so the limits, breaker and slots of an endpoint live in the memory of one process.
+#
+# `relay.processes` has one row per process: its lease, whether it is leaving, and the endpoints that it still has in
+# flight in runs it no longer owns. `relay.bucket_leases` names the owner of each run. An owner holds all of its runs by
+# the one lease in its process row, so a renewal writes one row however many runs there are.
+#
+# Every `tick_s` a process runs `share_buckets`: it renews its lease if that is due, returns runs, takes free runs that
+# it wants, and reads the list of live processes. All processes sort that list by id, so each computes the same shares
+# from its rank without further coordination. A list that is out of date costs only a later tick, since a run is never
+# taken from an owner with a valid lease.
+#
+# Invariants:
+# - A run has one owner. It is taken only when it is free, or after this statement has ended the expired lease of its
+#   owner, under a lock on the owner's row.
+# - PostgreSQL's clock grants a lease. The owner measures it with its monotonic clock from before the request, and uses
+#   seven eighths of it. So it stops claiming before another process may start, even if it was suspended or PostgreSQL
+#   is unreachable. `owns` checks again after a claim, because statements take time.
+# - A run that is no longer wanted leaves the assignment at once. It is returned when nothing from it is in flight here,
+#   or after `patience_s`. The endpoints still in flight then are published, and the new owner skips them.
+# - A process whose lease expired joins again under a new id, so it cannot mistake a run that was taken from it for its
+#   own.
+#
+# Losses: a lost `share` notification delays a handover by at most one tick. A process that leaves returns everything
+# and loses nothing. The runs of one that dies are idle until its lease expires, at most `lease_s`. The new owner then
+# takes the dead process's claims at once, and requests it had sent but not recorded are sent again. While PostgreSQL is
+# unreachable, claiming stops when the lease expires. Attempts in flight continue.
 
 from __future__ import annotations
 
@@ -12,7 +42,7 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 from uuid import UUID
 
-from relay.delivery.ownership.buckets import RUN, Assignment, buckets, run_of, share, spans
+from relay.delivery.ownership.buckets import RUN, Assignment, buckets, merge_runs, run_of, share
 from relay.runtime.service import Service
 from relay.store import Cell, StoreError
 from relay.telemetry.metrics import Metrics
@@ -21,21 +51,21 @@ _log = logging.getLogger("relay.delivery")
 
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
-# How often we look whether what is to be given back has fallen still.
-_LOOK_S: Final = 0.05
+# The interval for checking whether runs to be returned still have deliveries in flight.
+_CHECK_S: Final = 0.05
 _NOTICE_S: Final = 1.0
 _LEAVE_S: Final = 2.0
 
 
 class Pace(NamedTuple):
-    """The times of sharing, in seconds.
+    """The intervals of bucket sharing, in seconds.
 
     Attributes:
-        tick_s: between two looks.
-        alive_s: how long a process counts that says nothing; more than a tick and three eighths of a lease, after which
-            it speaks again.
-        lease_s: how long its buckets stay its own then. The process itself counts an eighth less.
-        patience_s: how long buckets that are to be given back wait for what is in flight.
+        tick_s: the interval between two runs of `share_buckets`.
+        alive_s: the time for which a silent process still counts. It must exceed a tick plus three eighths of a lease,
+            after which a live process writes its row again.
+        lease_s: the lease of a process on its buckets. The process itself uses an eighth less.
+        patience_s: the time that buckets to be returned wait for deliveries in flight.
     """
 
     tick_s: float = 2.0
@@ -48,24 +78,17 @@ PACE: Final = Pace()
 
 
 class BucketLeases(Service):
-    """Holds runs of buckets, as many as are due to one of so many processes, for as long as the lease of this process
-    runs: one row, renewed at half its life. A run's own row is written when it changes hands.
+    """Hold this process's share of the runs for as long as its lease is valid.
 
-    Leases are given by PostgreSQL's clock. This process counts from before it asked, by its own monotonic clock, so
-    it stops claiming before anybody else may begin: also when it was paused, or PostgreSQL is away. When its lease has
-    run out it comes back as another process. A run changes hands when its holder has stopped claiming from it and
-    nothing of it is in flight there. What is in flight for longer is told to the others, who leave those endpoints
-    alone until it is not.
-
-    Entering starts it. Leaving gives back what is left and wakes the others.
+    Entering starts it. Leaving returns all runs and notifies the other processes.
 
     Args:
-        cell: whose endpoints are shared.
-        in_flight: the endpoints of all that this process has claimed and not yet recorded.
-        changed: called when there is another turf, and once the first is known.
-        metrics: told how many buckets this process holds.
-        pace: the times.
-        claim_s: how long a claim is somebody's, unless it is renewed.
+        cell: the cell whose endpoints are shared.
+        in_flight: returns the endpoints of all deliveries that this process has claimed and not yet recorded.
+        changed: called when the assignment changes, and once the first is known.
+        metrics: receives the number of buckets.
+        pace: the intervals.
+        claim_s: the lease of a claim.
     """
 
     def __init__(
@@ -78,54 +101,54 @@ class BucketLeases(Service):
         claim_s: float = 0.0,
     ) -> None:
         self._cell = cell
-        # None while there is no row of ours: before the first, and once its lease has run out.
+        # None while this process has no row: before it joins, and after its lease has expired.
         self._id: UUID | None = None
         self._leased_at = 0.0
-        # Leases of others that reach further than leases do, and since when each is seen to stay as it is.
-        self._far: dict[tuple[UUID, datetime.datetime], float] = {}
+        # Leases of other processes that end too late to be valid, and since when each has not changed.
+        self._overlong: dict[tuple[UUID, datetime.datetime], float] = {}
         self._connection = cell.owned_connection()
-        self._listener = cell.listener("share").on_notice(self._hear)
+        self._listener = cell.listener("share").on_notice(self._on_notice)
         self._in_flight = in_flight
         self._changed = changed
         self._pace = pace
         self._claim_s = claim_s
-        # Runs of processes that died, until all of their claims have ended.
+        # Runs of processes that died, until their claims have expired.
         self._orphaned: dict[int, float] = {}
         self._notice = asyncio.Event()
         self._held: frozenset[int] = frozenset()
         self._wanted: frozenset[int] = frozenset()
-        # Since when each run is held that is not wanted any more.
+        # The runs to be returned, and since when.
         self._unwanted: dict[int, float] = {}
-        # Endpoints in flight here in runs that are another's by now, as the others know it; and the others' here.
-        self._told: frozenset[UUID] = frozenset()
+        # The endpoints last published as in flight here in runs that this process no longer holds.
+        self._published: frozenset[UUID] = frozenset()
         self._assignment = Assignment()
-        self._sure_until = 0.0
-        self._leaves = False
-        self._ends = False
+        self._valid_until = 0.0
+        self._is_leaving = False
+        self._is_closing = False
         self._announced: bool | None = None
-        #: Whether PostgreSQL has given us once what it could, which may be nothing.
+        #: Set once PostgreSQL has granted what was free, even if that was nothing.
         self.joined = False
         metrics.gauge(
             "relay_delivery_buckets",
-            "Buckets of endpoints that the process delivers for, of 1,024 in all.",
-            lambda: sum(span.last + 1 - span.first for span in self.assignment.spans),
+            "Endpoint buckets that this process delivers for, out of 1,024.",
+            lambda: sum(each.last + 1 - each.first for each in self.assignment.ranges),
         )
 
     @property
     def assignment(self) -> Assignment:
-        """What may be claimed from now."""
-        return self._assignment if time.monotonic() < self._sure_until else Assignment()
+        """Return what may be claimed from now, nothing once the lease has expired."""
+        return self._assignment if time.monotonic() < self._valid_until else Assignment()
 
     def owns(self, endpoint_id: UUID) -> bool:
-        """Whether what has just been claimed of this endpoint may be sent."""
+        """Return whether a delivery just claimed for this endpoint may be sent."""
         run = run_of(endpoint_id)
-        return run in self._wanted and run in self._held and time.monotonic() < self._sure_until
+        return run in self._wanted and run in self._held and time.monotonic() < self._valid_until
 
     def leave(self) -> None:
-        """Claim nothing more, and hand over each run as it falls still."""
-        self._leaves = True
+        """Stop claiming, and return each run once nothing from it is in flight."""
+        self._is_leaving = True
         self._wanted = frozenset()
-        self._settle()
+        self._recompute()
         self._notice.set()
 
     async def __aenter__(self) -> Self:
@@ -137,21 +160,21 @@ class BucketLeases(Service):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self._listener.__aexit__(kind, error, traceback)
-        self._ends = True
+        self._is_closing = True
         self.leave()
         if self._task is not None:
-            # Cut off, the statement under way might come after the one that gives everything back.
+            # If cancelled, the running statement could take effect after the one that returns everything.
             await asyncio.wait((self._task,), timeout=_LEAVE_S)
         await super().__aexit__(kind, error, traceback)
 
     async def run(self) -> None:
-        """Say every few seconds that we live, and keep, take and give back what is due."""
+        """Renew the lease, and take and return runs, every few seconds."""
         pause_s = _FIRST_PAUSE_S
         while True:
             self._notice.clear()
-            ends = self._ends
+            ends = self._is_closing
             try:
-                rest_s = await self._tick()
+                wait_s = await self._tick()
                 if ends:
                     await self._connection.fetch("process_gone", self._id, timeout_s=_NOTICE_S)
                     return
@@ -159,20 +182,20 @@ class BucketLeases(Service):
                 _log.warning("buckets_not_renewed", extra={"held": len(self._held) * RUN, "reason": str(reason)})
                 if ends:
                     return
-                await self._hear_within(pause_s)
+                await self._wait_for_notice(pause_s)
                 pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
             else:
                 pause_s = _FIRST_PAUSE_S
-                await self._rest(rest_s)
+                await self._wait(wait_s)
 
     async def _tick(self) -> float:
-        """Say and ask all once; how long the next time is off."""
+        """Run `share_buckets` once and return the seconds until the next time."""
         asked_at = time.monotonic()
-        asked, leaves, before = self._wanted, self._leaves, self.assignment
-        given_back = self._still_runs()
-        told = self._in_flight_without(self._held.difference(given_back))
-        id_ = self._id or await self._join(asked_at, leaves, told)
-        stuck = [lease for lease, since in self._far.items() if asked_at - since >= self._pace.lease_s]
+        asked, leaves, before = self._wanted, self._is_leaving, self.assignment
+        given_back = self._returnable_runs()
+        published = self._in_flight_without(self._held.difference(given_back))
+        id_ = self._id or await self._join(asked_at, leaves, published)
+        stuck = [lease for lease, since in self._overlong.items() if asked_at - since >= self._pace.lease_s]
         (row,) = await self._connection.fetch(
             "share_buckets",
             id_,
@@ -181,7 +204,7 @@ class BucketLeases(Service):
             self._pace.lease_s,
             self._pace.alive_s,
             leaves,
-            list(told),
+            list(published),
             [process_id for process_id, _ in stuck],
             [until for _, until in stuck],
             timeout_s=self._pace.lease_s / 2,
@@ -190,58 +213,58 @@ class BucketLeases(Service):
             self._leased_at = asked_at
         if not row["lives"]:
             self._id = None
-        news = bool(given_back) or len(told) < len(self._told) or self._announced is not leaves
-        self._told = told
+        must_notify = bool(given_back) or len(published) < len(self._published) or self._announced is not leaves
+        self._published = published
         self._held = frozenset(row["held"])
         orphaned = self._orphaned | dict.fromkeys(row["orphaned"], time.monotonic() + self._claim_s)
         self._orphaned = {run: until for run, until in orphaned.items() if run in self._held and until > asked_at}
-        self._sure_until = self._leased_at + self._pace.lease_s * 7 / 8 if self._id is not None else 0.0
+        self._valid_until = self._leased_at + self._pace.lease_s * 7 / 8 if self._id is not None else 0.0
         far = zip(row["far_ids"], row["far_until"], strict=True)
-        self._far = {lease: self._far.get(lease, asked_at) for lease in far}
-        self._want(id_, row["process_ids"])
-        self._settle(frozenset(row["on_wire"]))
-        # Somebody came or went since we last knew, and what is due to us now we have not asked for.
-        again = bool(self._wanted - self._held - asked) or self._id is None
-        if self.assignment != before or not (again or self.joined):
-            self.joined = self.joined or not again
+        self._overlong = {lease: self._overlong.get(lease, asked_at) for lease in far}
+        self._update_wanted(id_, row["process_ids"])
+        self._recompute(frozenset(row["on_wire"]))
+        # The list of processes has changed, so this process's share has runs that it has not asked for yet.
+        is_incomplete = bool(self._wanted - self._held - asked) or self._id is None
+        if self.assignment != before or not (is_incomplete or self.joined):
+            self.joined = self.joined or not is_incomplete
             self._changed()
-        if news:
+        if must_notify:
             await self._connection.fetch("wake", self._cell.channel("share"), timeout_s=_NOTICE_S)
             self._announced = leaves
-        return 0.0 if again else min(self._pace.tick_s, row["free_in_s"] or self._pace.tick_s)
+        return 0.0 if is_incomplete else min(self._pace.tick_s, row["free_in_s"] or self._pace.tick_s)
 
-    async def _join(self, asked_at: float, leaves: bool, told: frozenset[UUID]) -> UUID:
-        """Begin to live, as a process that nobody knows yet."""
+    async def _join(self, asked_at: float, leaves: bool, published: frozenset[UUID]) -> UUID:
+        """Insert a row for this process under a new id."""
         id_ = self._cell.clock.new()
         await self._connection.fetch(
-            "join_sharing", id_, leaves, list(told), self._pace.lease_s, timeout_s=self._pace.lease_s / 2
+            "join_sharing", id_, leaves, list(published), self._pace.lease_s, timeout_s=self._pace.lease_s / 2
         )
         self._id = id_
         self._leased_at = asked_at
-        # The others have to look again who is there.
+        # The other processes must be notified.
         self._announced = None
         return id_
 
-    def _want(self, id_: UUID, process_ids: Sequence[UUID]) -> None:
-        if not self._leaves and self._id is not None:
+    def _update_wanted(self, id_: UUID, process_ids: Sequence[UUID]) -> None:
+        if not self._is_leaving and self._id is not None:
             self._wanted = frozenset(share(process_ids.index(id_), len(process_ids)))
 
-    def _settle(self, on_wire: frozenset[UUID] = frozenset()) -> None:
-        """Work out what may be claimed from, and since when the rest is to be given back."""
+    def _recompute(self, in_flight: frozenset[UUID] = frozenset()) -> None:
+        """Recompute the assignment and the runs to be returned."""
         ours = self._held & self._wanted
         now = time.monotonic()
         self._unwanted = {run: self._unwanted.get(run, now) for run in self._held - ours}
         self._assignment = Assignment(
-            spans(ours),
-            frozenset(endpoint for endpoint in on_wire if run_of(endpoint) in ours),
+            merge_runs(ours),
+            frozenset(endpoint for endpoint in in_flight if run_of(endpoint) in ours),
             buckets(ours.intersection(self._orphaned)),
         )
 
-    def _still_runs(self) -> list[int]:
-        """What can be given back now."""
+    def _returnable_runs(self) -> list[int]:
+        """Return the runs that can be returned now."""
         if not self._unwanted:
             return []
-        if self._ends:
+        if self._is_closing:
             return sorted(self._unwanted)
         busy = {run_of(endpoint) for endpoint in self._in_flight()}
         late = time.monotonic() - self._pace.patience_s
@@ -250,22 +273,22 @@ class BucketLeases(Service):
     def _in_flight_without(self, held: frozenset[int]) -> frozenset[UUID]:
         return frozenset(endpoint for endpoint in self._in_flight() if run_of(endpoint) not in held)
 
-    async def _rest(self, seconds: float) -> None:
-        """Until so much time has passed, somebody gave notice, or the others wait for what we can say now."""
+    async def _wait(self, seconds: float) -> None:
+        """Wait for the time to pass, a notification, or a change that the other processes wait for."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            waited_for = self._unwanted or self._told or self._in_flight_without(self._held)
-            if await self._hear_within(min(left, _LOOK_S) if waited_for else left):
+            waited_for = self._unwanted or self._published or self._in_flight_without(self._held)
+            if await self._wait_for_notice(min(left, _CHECK_S) if waited_for else left):
                 return
-            if self._still_runs() or self._in_flight_without(self._held) != self._told:
+            if self._returnable_runs() or self._in_flight_without(self._held) != self._published:
                 return
 
-    async def _hear_within(self, seconds: float) -> bool:
+    async def _wait_for_notice(self, seconds: float) -> bool:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._notice.wait()
         return self._notice.is_set()
 
-    def _hear(self) -> None:
-        """The others have news."""
+    def _on_notice(self) -> None:
+        """Wake `run`: another process has sent a notification."""
         self._notice.set()

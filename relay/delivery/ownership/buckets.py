@@ -1,4 +1,4 @@
-"""The pieces in which delivery processes share endpoints: runs of 16 buckets, each named by its first bucket. Pure."""
+"""Divide endpoints among processes in runs of 16 buckets. A run is named by its first bucket. Pure."""
 
 from __future__ import annotations
 
@@ -8,55 +8,58 @@ from uuid import UUID
 
 from relay.values.uuid7 import bucket
 
-#: Buckets in a run, and in all: `relay.bucket_leases` has a row for each run.
+#: The number of buckets in a run, and in total. `relay.bucket_leases` has one row per run.
 RUN: Final = 16
 BUCKETS: Final = 1024
 _RUNS: Final = BUCKETS // RUN
 
 
 class BucketRange(NamedTuple):
-    """Buckets from `first` to `last`, both included."""
+    """The buckets from `first` to `last`, inclusive."""
 
     first: int
     last: int
 
 
 class Assignment(NamedTuple):
-    """What one process may claim from: all in `spans`, but for endpoints where another has something in flight.
+    """The bucket ranges that one process may claim from.
 
-    What was claimed of buckets in `orphaned`, and not by us, is free before its lease ends: its claimer died.
+    Attributes:
+        ranges: the ranges, in order.
+        excluded: endpoints in them that still have a delivery in flight in another process.
+        orphaned: buckets whose previous owner died. Its claims may be taken before their leases expire.
     """
 
-    spans: tuple[BucketRange, ...] = ()
-    barred: frozenset[UUID] = frozenset()
+    ranges: tuple[BucketRange, ...] = ()
+    excluded: frozenset[UUID] = frozenset()
     orphaned: tuple[int, ...] = ()
 
 
-#: Of a process that shares with nobody.
+#: The assignment of a process that runs alone.
 EVERYTHING: Final = Assignment((BucketRange(0, BUCKETS - 1),))
 
 
 def run_of(endpoint_id: UUID) -> int:
-    """The run of an endpoint."""
+    """Return the run that an endpoint belongs to."""
     return bucket(endpoint_id) // RUN * RUN
 
 
 def share(rank: int, processes: int) -> range:
-    """The runs of the process that is the `rank`th, from 0, of so many.
+    """Return the runs of the process with this rank, counted from 0.
 
-    Neighbours, so that claims walk over them in one go. Each run is somebody's, and no share is larger than another by
-    more than one run; past 64 processes some have none.
+    They are contiguous, so that one claim can scan them all. Every run has an owner, and shares differ by at most one
+    run. With more than 64 processes, some have none.
     """
     return range(_RUNS * rank // processes * RUN, _RUNS * (rank + 1) // processes * RUN, RUN)
 
 
 def buckets(runs: Iterable[int]) -> tuple[int, ...]:
-    """The buckets of these runs."""
+    """Return all buckets of these runs."""
     return tuple(first + nth for first in sorted(runs) for nth in range(RUN))
 
 
-def spans(runs: Iterable[int]) -> tuple[BucketRange, ...]:
-    """These runs in order, neighbours as one."""
+def merge_runs(runs: Iterable[int]) -> tuple[BucketRange, ...]:
+    """Return these runs as sorted ranges, with adjacent runs merged."""
     merged: list[BucketRange] = []
     for first in sorted(runs):
         if merged and merged[-1].last + 1 == first:

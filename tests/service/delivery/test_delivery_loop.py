@@ -464,7 +464,7 @@ async def claim_lap(claimer: Claimer, offer: ClaimBudget) -> tuple[list[UUID], i
     """The endpoints of what one lap takes, and how many claims it took."""
     taken: list[UUID] = []
     claims = 0
-    claimer.begin_lap()
+    claimer.begin_pass()
     more = True
     while more:
         claims += 1
@@ -533,7 +533,7 @@ async def test_leases_outlast_a_connection_that_has_gone_silent(
     async with Proxy(database) as proxy, open_cell(proxy.url) as through:
         claimed, _ = await Claimer(cell.owned_connection(), 4.5).claim(ClaimBudget(1, [], [], 1), EVERYTHING)
         async with Leases(through.owned_connection(), 4.5) as leases:
-            leases.hold(delivery.held for delivery in claimed)
+            leases.track(delivery.held for delivery in claimed)
             claimed_at = (await leased())["given"]
 
             async def renewed_since(moment: datetime.datetime) -> datetime.datetime | None:

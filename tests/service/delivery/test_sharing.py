@@ -269,7 +269,7 @@ async def test_what_was_claimed_too_late_is_not_sent(
         await until(lambda: books.read("select from pg_stat_activity where wait_event_type = 'Lock'"))
         # While the claim waits, half of it becomes another's, who claims nothing.
         async with BucketLeases(cell, list, lambda: None, Metrics(), STEADY) as other:
-            await until(lambda: asyncio.sleep(0, other.assignment.spans == (BucketRange(512, 1023),)))
+            await until(lambda: asyncio.sleep(0, other.assignment.ranges == (BucketRange(512, 1023),)))
             await transaction.commit()
             await until(lambda: asyncio.sleep(0, first.counted("relay_delivery_claimed_total") == 2))
             await until(lambda: books.read("select from relay.open where claim_token is null"))
@@ -406,7 +406,7 @@ async def test_a_process_that_holds_its_runs_writes_one_row_and_not_theirs(
             await until(lambda last=last: _differs(lease, last))  # type: ignore[misc]
         again = await books.read("select first_bucket, ctid::text, process_id from relay.bucket_leases order by 1")
         assert [tuple(row) for row in again] == [tuple(row) for row in places]
-        assert len(alone.assignment.spans) == 1
+        assert len(alone.assignment.ranges) == 1
 
 
 async def _differs(read: Callable[[], Awaitable[object]], last: object) -> bool:
@@ -425,7 +425,7 @@ async def test_who_comes_back_after_its_lease_does_so_as_another(database: str, 
             return first["id"] not in {row["id"] for row in rows}
 
         await until(is_another)
-        await until(lambda: asyncio.sleep(0, alone.assignment.spans == (BucketRange(0, 1023),)))
+        await until(lambda: asyncio.sleep(0, alone.assignment.ranges == (BucketRange(0, 1023),)))
 
 
 async def test_a_lease_from_a_clock_that_was_ahead_ends_once_it_has_stood_still_for_as_long(
@@ -441,8 +441,8 @@ async def test_a_lease_from_a_clock_that_was_ahead_ends_once_it_has_stood_still_
     async with BucketLeases(cell, list, lambda: None, Metrics(), QUICK) as waits:
         await until(lambda: asyncio.sleep(0, waits.joined))
         # It may be alive, and about to see that the clock is right again.
-        assert waits.assignment.spans == ()
-        await until(lambda: asyncio.sleep(0, waits.assignment.spans == (BucketRange(0, 1023),)))
+        assert waits.assignment.ranges == ()
+        await until(lambda: asyncio.sleep(0, waits.assignment.ranges == (BucketRange(0, 1023),)))
     (row,) = await books.read("select leased_until from relay.processes where id = $1", dead)
     assert row["leased_until"] is not None
 
@@ -499,8 +499,8 @@ async def test_runs_of_the_release_before_are_left_to_it_while_it_lives(
     before = ReleaseBefore(locker)
     await before.tick(range(0, 512, 16))
     async with BucketLeases(cell, list, lambda: None, Metrics(), QUICK) as share:
-        await until(lambda: asyncio.sleep(0, share.assignment.spans == (BucketRange(512, 1023),)))
-        await until(lambda: asyncio.sleep(0, share.assignment.spans == (BucketRange(0, 1023),)))
+        await until(lambda: asyncio.sleep(0, share.assignment.ranges == (BucketRange(512, 1023),)))
+        await until(lambda: asyncio.sleep(0, share.assignment.ranges == (BucketRange(0, 1023),)))
         assert before.held == frozenset()
 
 
@@ -538,7 +538,7 @@ async def test_two_releases_beside_each_other_never_hold_the_same_run(
         ):
             shares[:] = [one, two]
             await until(
-                lambda: asyncio.sleep(0, one.assignment.spans != () and two.assignment.spans != () and before.held)
+                lambda: asyncio.sleep(0, one.assignment.ranges != () and two.assignment.ranges != () and before.held)
             )
             # One of them dies without a word, and its runs go to the others.
             assert two._task is not None
@@ -552,7 +552,7 @@ async def test_two_releases_beside_each_other_never_hold_the_same_run(
 
 
 def _runs(share: BucketLeases) -> frozenset[int]:
-    return frozenset(run for span in share.assignment.spans for run in range(span.first, span.last + 1, RUN))
+    return frozenset(run for span in share.assignment.ranges for run in range(span.first, span.last + 1, RUN))
 
 
 async def test_laps_go_over_what_is_ours_and_past_what_is_not(cell: Cell, books: Books) -> None:
@@ -561,11 +561,11 @@ async def test_laps_go_over_what_is_ours_and_past_what_is_not(cell: Cell, books:
         await books.accept(organization_id, 3)
     ours = Assignment((BucketRange(128, 383), BucketRange(640, 895)))
     at = {endpoint_id: bucket(endpoint_id) for _, endpoint_id in endpoints}
-    expected = {each for each, where in at.items() if any(span.first <= where <= span.last for span in ours.spans)}
+    expected = {each for each, where in at.items() if any(span.first <= where <= span.last for span in ours.ranges)}
     claimer = Claimer(cell.owned_connection(), 30.0, visits=3)
     taken: Counter[UUID] = Counter()
     for _ in range(3):
-        claimer.begin_lap()
+        claimer.begin_pass()
         more = True
         while more:
             found, more = await claimer.claim(ClaimBudget(4, [], [], 1), ours)
