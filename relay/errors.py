@@ -1,4 +1,4 @@
-"""Every error an API caller can meet: a table of code, status and sentence, and the exception that carries one."""
+"""The errors of the API: a table of code, status and sentence, and the exception that carries one of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One row of the table: what `code` stands for."""
+    """One row of the table."""
 
     code: str
     status: int
@@ -22,118 +22,140 @@ KINDS: Final[Mapping[str, Kind]] = {
     for kind in (
         Kind("malformed_json", 400, "The body is not valid JSON."),
         Kind("invalid_utf8", 400, "The body is not valid UTF-8."),
-        Kind("body_incomplete", 400, "The body broke off or is not framed as HTTP says."),
+        Kind("body_incomplete", 400, "The body is incomplete or its HTTP framing is invalid. Send it again in full."),
         Kind(
             "invalid_headers",
             400,
-            "Send one Host header, and Content-Type, Content-Encoding, Idempotency-Key and Authorization at most once.",
+            "A header is missing or repeated. Send one Host header, and Content-Type, Content-Encoding, "
+            "Idempotency-Key and Authorization at most once.",
         ),
-        Kind("missing_api_key", 401, "Send your API key in the X-API-Key header."),
-        Kind("invalid_api_key", 401, "The API key is not known, has been revoked or has expired."),
-        Kind("invalid_admin_token", 401, "Send the operator's token as `Authorization: Bearer <token>`."),
-        Kind("invalid_metrics_token", 401, "Send the metrics token as `Authorization: Bearer <token>`."),
-        Kind("insufficient_scope", 403, "The API key lacks the scope that this route needs."),
+        Kind("missing_api_key", 401, "The API key is missing. Send it in the X-API-Key header."),
+        Kind("invalid_api_key", 401, "The API key is unknown, revoked or expired. Use a key that is in force."),
+        Kind(
+            "invalid_admin_token",
+            401,
+            "The admin token is missing or wrong. Send it as `Authorization: Bearer <token>`.",
+        ),
+        Kind(
+            "invalid_metrics_token",
+            401,
+            "The metrics token is missing or wrong. Send it as `Authorization: Bearer <token>`.",
+        ),
+        Kind("insufficient_scope", 403, "The API key lacks the scope that this route needs. Use a key that has it."),
         Kind(
             "cross_site_request",
             403,
-            "A page of another origin sent this; RELAY_CORS_ORIGINS names the origins that may.",
+            "The request comes from a page of another origin. Add that origin to RELAY_CORS_ORIGINS to allow it.",
         ),
-        Kind("not_found", 404, "There is nothing at this address."),
+        Kind("not_found", 404, "There is no such path."),
         Kind("event_not_found", 404, "There is no such event in your organization."),
         Kind("endpoint_not_found", 404, "There is no such endpoint in your organization."),
         Kind("delivery_not_found", 404, "There is no such delivery in your organization."),
         Kind("key_not_found", 404, "There is no such key in your organization."),
         Kind("job_not_found", 404, "There is no such job in your organization."),
-        Kind("method_not_allowed", 405, "This address does not take that method; see the Allow header."),
-        Kind("body_timeout", 408, "The body came too slowly."),
-        Kind("duplicate", 409, "An event with this dedup_id was accepted before."),
-        Kind("no_endpoint", 409, "None of your endpoints takes events of this type."),
+        Kind("method_not_allowed", 405, "This path does not support the method. Use one that the Allow header lists."),
+        Kind("body_timeout", 408, "The body arrived too slowly. Send the request again."),
+        Kind("duplicate", 409, "An event with this dedup_id was already accepted."),
+        Kind("no_endpoint", 409, "None of your endpoints accepts events of this type. Add one, or change a filter."),
         Kind(
             "last_manager",
             409,
-            "Without this key nobody could manage your organization any more: make another first, without an end, or "
-            "rotate it.",
+            "This is the last key that can manage the organization. Create another that does not expire, or rotate "
+            "this one.",
         ),
         Kind(
             "too_many_endpoints",
             409,
-            "Your organization has as many endpoints as its tier may have; delete one first.",
+            "Your organization has as many endpoints as its tier allows. Delete one first.",
         ),
         Kind(
             "too_many_filters",
             409,
-            "The filters of an organization's endpoints take at most 262,144 bytes; use fewer, or prefixes such as "
+            "The filters of your organization's endpoints exceed 262,144 bytes. Use fewer, or prefixes such as "
             "`order.*`.",
         ),
-        Kind("body_too_large", 413, "The body is larger than this route takes."),
-        Kind("payload_too_large", 413, "The payload is larger than 262,144 bytes."),
-        Kind("batch_too_large", 413, "A batch holds at most 1,000 events."),
+        Kind("body_too_large", 413, "The body is larger than this route allows. Send a smaller one."),
+        Kind("payload_too_large", 413, "The payload is larger than 262,144 bytes. Send a smaller one."),
+        Kind("batch_too_large", 413, "The batch has more than 1,000 events. Split it."),
         Kind(
             "batch_opens_too_many",
             413,
-            "A batch opens at most 20,000 deliveries, one for each event and endpoint; send fewer events at once.",
+            "The batch creates more than 20,000 deliveries, one for each event and endpoint. Send fewer events at "
+            "once.",
         ),
-        Kind("unsupported_media_type", 415, "Send the body as application/json."),
-        Kind("unsupported_encoding", 415, "Compressed bodies are not taken; send the body without Content-Encoding."),
-        Kind("misdirected_host", 421, "This server answers only to loopback names until RELAY_ADMIN_TOKEN is set."),
-        Kind("invalid_request", 422, "The request is not what this route takes; see details."),
-        Kind("too_deep", 422, "The JSON is nested more than 512 levels deep."),
-        Kind("invalid_cursor", 422, "The cursor is not one that this query gave you."),
-        Kind("invalid_idempotency_key", 422, "An Idempotency-Key is 1 to 255 visible ASCII characters."),
-        Kind("idempotency_key_reused", 422, "This Idempotency-Key came before with another request."),
-        Kind("unstorable", 422, "PostgreSQL refuses a value in this event."),
-        Kind("batch_over_limit", 422, "The batch holds more events than your tier may ever send at once."),
-        Kind("tier_not_allowed", 422, "Sign-up does not give this tier."),
-        Kind("too_many_keys", 422, "An organization has at most 100 keys in force; delete some first."),
-        Kind("invalid_url", 422, "The URL is not one that webhooks can be sent to."),
-        Kind("rate_limited", 429, "You are over your rate limit."),
-        Kind("too_many_requests_waiting", 429, "Too many requests of your organization are under way; let some end."),
-        Kind("too_many_signups", 429, "Too many keys were generated from this address; wait a minute."),
-        Kind("too_many_wrong_tokens", 429, "Too many wrong tokens came from this address; wait a minute."),
-        Kind("internal_error", 500, "Something went wrong here; the request id names it in our log."),
-        Kind("queue_full", 503, "Too many events wait to be committed; nothing was stored."),
-        Kind("database_unavailable", 503, "The database does not answer; nothing was stored."),
+        Kind("unsupported_media_type", 415, "The media type is not supported. Send the body as application/json."),
+        Kind(
+            "unsupported_encoding",
+            415,
+            "Compressed bodies are not supported. Send the body without Content-Encoding.",
+        ),
+        Kind("misdirected_host", 421, "The Host is not a loopback name. Set RELAY_ADMIN_TOKEN to serve other names."),
+        Kind("invalid_request", 422, "The request is invalid. See details."),
+        Kind("too_deep", 422, "The JSON is nested more than 512 levels deep. Nest it less."),
+        Kind("invalid_cursor", 422, "The cursor is not from this query. Use one that this query returned, or none."),
+        Kind(
+            "invalid_idempotency_key",
+            422,
+            "The Idempotency-Key is invalid. It must be 1 to 255 visible ASCII characters.",
+        ),
+        Kind("idempotency_key_reused", 422, "This Idempotency-Key was used for a different request. Use a new one."),
+        Kind("unstorable", 422, "PostgreSQL rejects a value in this event. Change the event."),
+        Kind("batch_over_limit", 422, "The batch has more events than your tier's burst allows. Split it."),
+        Kind("tier_not_allowed", 422, "This tier is not available by sign-up. Choose a lower one."),
+        Kind("too_many_keys", 422, "Your organization has 100 keys in force, the limit. Delete some first."),
+        Kind("invalid_url", 422, "Webhooks cannot be sent to this URL. Use another."),
+        Kind("rate_limited", 429, "The rate limit is exceeded. Retry when the Retry-After header says."),
+        Kind(
+            "too_many_requests_waiting",
+            429,
+            "Your organization has too many requests in progress. Wait for some to finish.",
+        ),
+        Kind("too_many_signups", 429, "Too many keys were generated from this address. Wait a minute."),
+        Kind("too_many_wrong_tokens", 429, "Too many wrong tokens were sent from this address. Wait a minute."),
+        Kind("internal_error", 500, "An internal error occurred. The log has its details under the request id."),
+        Kind("queue_full", 503, "Too many events are waiting to be committed. Nothing was stored: retry."),
+        Kind("database_unavailable", 503, "The database is unavailable. Nothing was stored: retry."),
         Kind(
             "commit_unknown",
             503,
-            "The database was lost during the commit, which may have happened: retry an event with the same dedup_id "
-            "or Idempotency-Key.",
+            "The database connection was lost during the commit, which may have succeeded. Retry an event with the "
+            "same dedup_id or Idempotency-Key.",
         ),
         Kind(
             "no_delivery_process",
             503,
-            "No delivery process has taken this up in time: see whether `relay deliver` runs.",
+            "No delivery process took this up in time. Check that `relay deliver` is running.",
         ),
-        Kind("too_many_new_keys", 503, "Too many keys are being made at this moment; nothing was stored."),
+        Kind("too_many_new_keys", 503, "Too many keys are being created. Nothing was stored: retry in a moment."),
         Kind(
             "too_many_large_responses",
             503,
-            "Too many large responses are on their way to clients without an API key; try again in a moment.",
+            "Too many large responses are being sent to clients without an API key. Retry in a moment.",
         ),
-        Kind("shutting_down", 503, "This process is stopping; nothing was stored."),
+        Kind("shutting_down", 503, "This process is shutting down. Nothing was stored: retry."),
     )
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """What is wrong with one member of a request."""
+    """An error in one member of a request."""
 
     field: str
     message: str
 
 
 class ApiError(Exception):
-    """An answer other than success, raised where it is known and written in one place (relay.http.answers).
+    """An error response, raised where the error is known and written in one place, `relay.http.application`.
 
     Args:
         code: a row of `KINDS`.
-        details: for 422, what is wrong where.
-        sentence: in the place of the table's, where figures are known.
-        extra: further members of the answer's body, such as the first id of a duplicate.
-        retry_after_s: whole seconds for `Retry-After`; 503 has 1 without it.
+        details: for 422, the members that are wrong and why.
+        sentence: replaces the sentence of the table, where figures are known.
+        extra: further members of the response body, such as the first id of a duplicate.
+        retry_after_s: whole seconds for `Retry-After`. The default for 503 is 1.
         headers: further headers, such as `Allow`.
-        close: whether the connection ends with it.
+        close: True closes the connection after the response.
     """
 
     def __init__(
@@ -158,7 +180,7 @@ class ApiError(Exception):
 
 
 def invalid(field: str, message: str) -> ApiError:
-    """The 422 for one member that is not what it may be."""
+    """Return the 422 for one invalid member."""
     return ApiError("invalid_request", details=(Detail(field, message),))
 
 
@@ -166,8 +188,8 @@ _AT: Final = re.compile(r"^(?P<message>.*?)(?: - at `\$(?P<path>[^`]*)`)?$", re.
 _NAMED: Final = re.compile(r"field `(?P<name>[^`]*)`")
 
 
-def refused(message: str) -> ApiError:
-    """The 422 for what msgspec says of a body, for instance "Expected `str`, got `int` - at `$.type`"."""
+def from_msgspec(message: str) -> ApiError:
+    """Return the 422 for an error message of msgspec, for instance "Expected `str`, got `int` - at `$.type`"."""
     match = _AT.match(message)
     text, path = (match["message"], match["path"] or "") if match else (message, "")
     named = _NAMED.search(text)

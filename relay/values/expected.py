@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from msgspec import inspect
 
-from relay.errors import ApiError, refused
+from relay.errors import ApiError, from_msgspec
 
 _ENUM: Final = re.compile(r"^(Invalid enum value (?:'.*?'|-?\d+|\S+))( - at .*)?$", re.DOTALL)
 _MISSING: Final = re.compile(r"^Object missing required field `([^`]*)`( - at .*)?$", re.DOTALL)
@@ -25,13 +25,13 @@ def explained(message: str, kind: Any) -> ApiError:
     """
     missing = _MISSING.match(message)
     if missing is not None and (required := list(_required(kind, message))):
-        return refused(
+        return from_msgspec(
             f"Object missing required field `{missing[1]}`; required: {', '.join(required)}{missing[2] or ''}"
         )
     wrong = _ENUM.match(message)
     if wrong is not None and (valid := list(_values(kind, message))):
-        return refused(f"{wrong[1][:80]}; valid: {', '.join(valid)}{wrong[2] or ''}")
-    return refused(message)
+        return from_msgspec(f"{wrong[1][:80]}; valid: {', '.join(valid)}{wrong[2] or ''}")
+    return from_msgspec(message)
 
 
 def _required(kind: Any, message: str) -> Iterator[str]:
