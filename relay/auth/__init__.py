@@ -1,10 +1,10 @@
-"""The guard: API keys, their verification, and what a process remembers of it."""
+"""API keys: creating, verifying, caching and revoking them."""
 
 from relay.auth.authenticator import Authenticator
 from relay.auth.hasher import Hasher
 from relay.auth.key_admin import KeyAdmin, NewKey, NewOrganization, Rotated
-from relay.auth.key_format import ApiKey, generate, read
-from relay.auth.key_listing import KeyListing, KeyShown, Organization, OwnedKey
+from relay.auth.key_format import ApiKey, generate, parse
+from relay.auth.key_listing import KeyDetails, KeyListing, Organization, OwnedKey
 from relay.auth.keyring import Keyring, SecretKeyMismatch
 from relay.auth.tenant import SCOPES, Tenant
 
@@ -14,8 +14,8 @@ __all__ = [
     "Authenticator",
     "Hasher",
     "KeyAdmin",
+    "KeyDetails",
     "KeyListing",
-    "KeyShown",
     "Keyring",
     "NewKey",
     "NewOrganization",
@@ -25,5 +25,5 @@ __all__ = [
     "SecretKeyMismatch",
     "Tenant",
     "generate",
-    "read",
+    "parse",
 ]

@@ -1,4 +1,4 @@
-"""The guard at the door: who may come in, and for what."""
+"""Authentication: from an API key to its organization and scopes."""
 
 from __future__ import annotations
 
@@ -23,56 +23,56 @@ from relay.telemetry.metrics import Metrics
 
 _log = logging.getLogger("relay.auth")
 
-_LOOK_INTERVAL_S: Final = 0.5
-# However many keys are rotated at once, looks are at least this far apart.
-_LOOK_PAUSE_S: Final = 0.1
-#: Without an answer for so long a process no longer trusts what it knows about keys.
+_POLL_INTERVAL_S: Final = 0.5
+# The minimum time between two polls, however many keys are rotated at once.
+_MIN_POLL_INTERVAL_S: Final = 0.1
+#: A process that could not read the counter for this long no longer trusts its cached keys.
 CUT_OFF_S: Final = 2.0
-# After more changes than these, all keys that are known are read again.
-_MOST_CHANGES: Final = 1_000
-# 10,000 keys are read in 60 ms; in pieces of this size none of them holds the event loop for more than 3.
-_KEYS_A_READ: Final = 500
+# After more changes than this, all cached keys are read again.
+_MAX_CHANGES: Final = 1_000
+# 10,000 keys are read in 60 ms. A chunk of this size blocks the event loop for at most 3 ms.
+_KEYS_PER_READ: Final = 500
 
 
 class Authenticator:
-    """Admits requests by their API key. Entering starts it, also with the database away; leaving stops it.
+    """A service that authenticates requests by their API key. It starts even if the database is unavailable.
 
-    Every process learns within a second that a key is refused: from a notification, which may be lost, and
-    from a counter that is read every 500 ms on a connection of its own. When that goes unanswered for 2 s,
-    cached keys are not believed any more, and requests are answered 503 until the database answers again.
+    Every process learns of a revocation within a second: from a notification, which may be lost, and from a counter
+    that it reads every 500 ms on its own connection. If the counter cannot be read for 2 s, cached keys are not trusted
+    any more, and requests get a 503 until the database responds again.
     """
 
     def __init__(self, cell: Cell, keyring: Keyring, hasher: Hasher, metrics: Metrics | None = None) -> None:
         metrics = metrics or Metrics()
         self._cell = cell
         self._cache = KeyCache(lambda: cell.clock.now_ns() / 1e9)
-        self._reads = KeyLoader(cell, metrics)
-        self._verifier = Verifier(self._reads, keyring, self._cache, hasher, metrics)
+        self._loader = KeyLoader(cell, metrics)
+        self._verifier = Verifier(self._loader, keyring, self._cache, hasher, metrics)
         self._last_used = LastUsed(cell, self._cache)
-        self._line = cell.owned_connection()
-        self._looking = asyncio.Lock()
-        self._hint = asyncio.Event()
+        self._connection = cell.owned_connection()
+        self._refresh_lock = asyncio.Lock()
+        self._notified = asyncio.Event()
         self._version: int | None = None
-        self._cutting_off: asyncio.TimerHandle | None = None
+        self._cutoff_timer: asyncio.TimerHandle | None = None
         self._stack = AsyncExitStack()
         lookups = metrics.counter(
             "relay_key_cache_lookups",
-            "Looks into the cache of verified keys, by what came of them: hit, miss.",
+            "Lookups in the cache of verified keys, by result: hit, miss.",
             "result",
         )
         self._hits, self._misses = lookups.of("hit"), lookups.of("miss")
         self._reread = metrics.counter(
             "relay_keys_reread", "Cached keys that were read again because a key was rotated or revoked."
         )
-        metrics.gauge("relay_keys_cached", "Verified keys that this process holds.", lambda: len(self._cache))
+        metrics.gauge("relay_keys_cached", "Verified keys in the cache of this process.", lambda: len(self._cache))
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._reads)
+            await stack.enter_async_context(self._loader)
             await stack.enter_async_context(self._verifier)
             await stack.enter_async_context(self._last_used)
-            await self.look_again()
-            await stack.enter_async_context(self._cell.listener("keys").on_notice(self._hint.set))
+            await self.refresh()
+            await stack.enter_async_context(self._cell.listener("keys").on_notice(self._notified.set))
             watching = asyncio.create_task(self._watch(), name="watch keys")
             stack.push_async_callback(self._stop, watching)
             self._stack = stack.pop_all()
@@ -84,23 +84,23 @@ class Authenticator:
         await self._stack.aclose()
 
     def known(self, key: bytes) -> Tenant | None:
-        """The tenant of a key that was verified here and is in force, whatever its scopes; 0.7 µs."""
-        # What cannot be a key is not even hashed: a header may be long.
+        """Return the tenant of a cached key that is in force, in 0.7 µs. Scopes are not checked."""
+        # A value of another length cannot be a key. It is not hashed, because a header may be long.
         tenant = self._cache.find(key) if len(key) == LENGTH else None
         if tenant is not None:
             self._hits.add()
         return tenant
 
     async def admit(self, key: bytes | None, needs: str | None) -> Tenant:
-        """The tenant of a request.
+        """Return the tenant of a request.
 
         Args:
             key: the value of X-API-Key, or None without that header.
-            needs: the scope that the route asks for; None if any will do.
+            needs: the scope that the route requires, or None if any scope will do.
 
         Raises:
-            ApiError: `missing_api_key`, `invalid_api_key`, `insufficient_scope`, or `database_unavailable`
-                when the key has to be looked up and cannot be.
+            ApiError: `missing_api_key`, `invalid_api_key`, `insufficient_scope`, or `database_unavailable` if the key
+                has to be looked up and the lookup fails.
         """
         if not key:
             raise ApiError("missing_api_key")
@@ -117,50 +117,50 @@ class Authenticator:
             raise ApiError("insufficient_scope")
         return tenant
 
-    async def look_again(self) -> None:
-        """Find out now which known keys are still in force; if the database is away, a later look will."""
+    async def refresh(self) -> None:
+        """Update the cached keys now. If the database is unavailable, a later poll does it."""
         try:
-            async with self._looking:
-                await self._look()
+            async with self._refresh_lock:
+                await self._refresh()
         except StoreError as error:
             _log.debug("keys_not_read", extra={"reason": str(error)})
 
-    async def _look(self) -> None:
-        asked = asyncio.get_running_loop().time()
-        (row,) = await self._line.fetch("keys_version", timeout_s=CUT_OFF_S)
+    async def _refresh(self) -> None:
+        began = asyncio.get_running_loop().time()
+        (row,) = await self._connection.fetch("keys_version", timeout_s=CUT_OFF_S)
         version = row["keys_version"]
         if version != self._version:
-            self._version = await self._renew(version)
-        self._believe_until(asked + CUT_OFF_S)
+            self._version = await self._reload(version)
+        self._trust_until(began + CUT_OFF_S)
 
-    async def _renew(self, version: int) -> int:
-        """Read again what has changed up to a version, or up to a later one, which it gives."""
+    async def _reload(self, version: int) -> int:
+        """Read the keys again that changed up to `version` or a later one, and return the version reached."""
         changed = await self._changed(version)
         version = max([version, *changed]) if changed is not None else version
-        known = self._cache.follow(version, None if changed is None else set(changed.values()))
-        self._reread.add(len(known))
-        for start in range(0, len(known), _KEYS_A_READ):
-            asked = known[start : start + _KEYS_A_READ]
-            rows = await self._line.fetch("keys_in_force", [key_id for _, key_id in asked], timeout_s=CUT_OFF_S)
-            self._cache.renew(asked, {row["id"]: tenant_of(row) for row in rows})
+        stale = self._cache.follow(version, None if changed is None else set(changed.values()))
+        self._reread.add(len(stale))
+        for start in range(0, len(stale), _KEYS_PER_READ):
+            chunk = stale[start : start + _KEYS_PER_READ]
+            rows = await self._connection.fetch("keys_in_force", [key_id for _, key_id in chunk], timeout_s=CUT_OFF_S)
+            self._cache.renew(chunk, {row["id"]: tenant_of(row) for row in rows})
         return version
 
     async def _changed(self, version: int) -> dict[int, UUID] | None:
-        """The keys that became others since the last look, by version; None if it may be any."""
+        """Return the keys that changed since the last poll, by version. None: any key may have changed."""
         last = self._version
-        # A lower one is that of a restored database.
-        if last is None or not 0 < version - last <= _MOST_CHANGES:
+        # A lower version comes from a restored database.
+        if last is None or not 0 < version - last <= _MAX_CHANGES:
             return None
-        rows = await self._line.fetch("key_changes_since", last, _MOST_CHANGES, timeout_s=CUT_OFF_S)
+        rows = await self._connection.fetch("key_changes_since", last, _MAX_CHANGES, timeout_s=CUT_OFF_S)
         changed = {row["version"]: row["key_id"] for row in rows}
         steps = range(last + 1, max([version, *changed]) + 1)
         return changed if len(changed) == len(steps) else None
 
-    def _believe_until(self, at: float) -> None:
-        """A timer, because the look that would notice may itself hang."""
-        if self._cutting_off is not None:
-            self._cutting_off.cancel()
-        self._cutting_off = asyncio.get_running_loop().call_at(at, self._cut_off)
+    def _trust_until(self, at: float) -> None:
+        """Trust the cache until `at`. A timer ends that, because the poll that would notice may itself hang."""
+        if self._cutoff_timer is not None:
+            self._cutoff_timer.cancel()
+        self._cutoff_timer = asyncio.get_running_loop().call_at(at, self._cut_off)
         self._cache.resume()
 
     def _cut_off(self) -> None:
@@ -169,17 +169,17 @@ class Authenticator:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK_PAUSE_S)
+            await asyncio.sleep(_MIN_POLL_INTERVAL_S)
             try:
-                async with asyncio.timeout(_LOOK_INTERVAL_S - _LOOK_PAUSE_S):
-                    await self._hint.wait()
+                async with asyncio.timeout(_POLL_INTERVAL_S - _MIN_POLL_INTERVAL_S):
+                    await self._notified.wait()
             except TimeoutError:
                 pass
-            self._hint.clear()
-            await self.look_again()
+            self._notified.clear()
+            await self.refresh()
 
     async def _stop(self, watching: asyncio.Task[None]) -> None:
         watching.cancel()
         await asyncio.wait((watching,))
-        if self._cutting_off is not None:
-            self._cutting_off.cancel()
+        if self._cutoff_timer is not None:
+            self._cutoff_timer.cancel()

@@ -1,4 +1,4 @@
-"""Argon2id behind the keys that their digest has admitted, organizations by turns."""
+"""Argon2id checks in the background, for keys that their digest has already admitted."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from uuid import UUID
 from relay.auth.hasher import Hasher
 from relay.runtime.service import Service
 
-#: How many keys of one organization, and of all, may wait.
-MOST_OF_ORGANIZATION: Final = 200
-MOST: Final = 10_000
+#: The maximum number of waiting keys, per organization and in total.
+MAX_PER_ORGANIZATION: Final = 200
+MAX_WAITING: Final = 10_000
 
 
 class HashCheck(NamedTuple):
-    """A key that was admitted, and the hash that its secret must fit."""
+    """An admitted key and the hash that its secret must match."""
 
     fingerprint: bytes
     organization_id: UUID
@@ -27,13 +27,13 @@ class HashCheck(NamedTuple):
 
 
 class HashChecks(Service):
-    """Verifies secrets against their Argon2id hashes, one after the other, each waiting organization in its turn.
+    """A service that verifies secrets against their Argon2id hashes, one at a time, round-robin over organizations.
 
-    Entering starts it; leaving ends it, and what waits is verified by the next process that meets the key.
+    Leaving drops what waits: the next process that sees the key verifies it.
 
     Args:
         hasher: runs Argon2id.
-        failed: is called with a key whose secret does not fit its hash.
+        failed: called with a key whose secret does not match its hash.
     """
 
     def __init__(self, hasher: Hasher, failed: Callable[[HashCheck], None]) -> None:
@@ -47,11 +47,11 @@ class HashChecks(Service):
         return len(self._fingerprints)
 
     def add(self, check: HashCheck) -> bool:
-        """Verify a key in its turn, once however often it is added. False: too many wait already."""
+        """Queue a key, once however often it is added. Return False if too many are waiting."""
         if check.fingerprint in self._fingerprints:
             return True
         queue = self._waiting.get(check.organization_id)
-        if len(self._fingerprints) >= MOST or (queue is not None and len(queue) >= MOST_OF_ORGANIZATION):
+        if len(self._fingerprints) >= MAX_WAITING or (queue is not None and len(queue) >= MAX_PER_ORGANIZATION):
             return False
         if queue is None:
             queue = self._waiting[check.organization_id] = deque()
@@ -61,20 +61,20 @@ class HashChecks(Service):
         return True
 
     async def run(self) -> None:
-        """Verify what waits, and wait for more."""
+        """Verify the waiting keys, and wait for more."""
         while True:
             await self._arrived.wait()
             while self._waiting:
                 check = self._next()
                 try:
-                    if not await self._hasher.fits(check.argon2, check.secret):
+                    if not await self._hasher.matches(check.argon2, check.secret):
                         self._failed(check)
                 finally:
                     self._fingerprints.discard(check.fingerprint)
             self._arrived.clear()
 
     def _next(self) -> HashCheck:
-        """Take the first of the organization whose turn it is, which then goes to the end of the line."""
+        """Take the first key of the next organization, and move that organization to the end of the queue."""
         organization_id = next(iter(self._waiting))
         queue = self._waiting.pop(organization_id)
         check = queue.popleft()

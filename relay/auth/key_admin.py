@@ -1,4 +1,4 @@
-"""Organizations and their keys: making, rotating and revoking them."""
+"""Creating organizations, and creating, rotating and revoking their keys."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class NewOrganization(NamedTuple):
-    """An organization that has just been made, with the only copy of its first key."""
+    """A new organization, with the only copy of its first key."""
 
     api_key: str
     organization_id: UUID
@@ -32,14 +32,14 @@ class NewOrganization(NamedTuple):
 
 
 class NewKey(NamedTuple):
-    """The only copy of a key that has just been made."""
+    """The only copy of a new key."""
 
     api_key: str
     key_id: UUID
 
 
 class Rotated(NamedTuple):
-    """The only copy of a new key, and when the one before it ends."""
+    """The only copy of a new key, and the time at which the previous key expires."""
 
     api_key: str
     key_id: UUID
@@ -47,65 +47,65 @@ class Rotated(NamedTuple):
 
 
 class KeyAdmin:
-    """The keys of one cell's organizations, to be changed.
+    """Writes the keys of one cell's organizations.
 
-    Every call raises `ApiError("database_unavailable")` when the database does not answer, and
-    `ApiError("commit_unknown")` when it was lost in the middle and does not come back to say more. Those that make a
-    key raise `ApiError("too_many_new_keys")` when many are being made.
+    Every call raises `ApiError("database_unavailable")` if the database does not respond, and
+    `ApiError("commit_unknown")` if the connection is lost during the commit and the retry cannot settle the outcome.
+    Calls that create a key raise `ApiError("too_many_new_keys")` if too many are being created.
 
     Args:
-        cell: whose.
+        cell: where the keys are stored.
         keyring: of the installation.
         hasher: for the secrets of new keys.
-        guard: of this process, who shall know at once what is refused from now on; None where nobody is let in.
+        authenticator: this process's, told at once about a revocation; None in the CLI.
     """
 
-    def __init__(self, cell: Cell, keyring: Keyring, hasher: Hasher, guard: Authenticator | None) -> None:
+    def __init__(self, cell: Cell, keyring: Keyring, hasher: Hasher, authenticator: Authenticator | None) -> None:
         self._cell = cell
         self._keyring = keyring
         self._hasher = hasher
-        self._guard = guard
+        self._authenticator = authenticator
 
     async def create_organization(self, name: str, tier: str) -> NewOrganization:
-        """A new organization with a key that may do everything.
+        """Create an organization with a key that has all scopes.
 
         Args:
             name: 1 to 255 characters.
             tier: one of `relay.config.settings.TIERS`.
 
         Raises:
-            ApiError: also `invalid_request` when PostgreSQL cannot keep the name.
+            ApiError: also `invalid_request` if PostgreSQL cannot store the name.
         """
-        text, key = self._mint()
+        text, key = self._generate()
         organization_id = self._cell.clock.new()
-        stored = await self._stored(key)
+        stored = await self._hashes(key)
         try:
             await self._write("create_organization", organization_id, name, tier, key.key_id, list(SCOPES), *stored)
         except RowRefused:
-            raise invalid("organization_name", "PostgreSQL refuses this name.") from None
+            raise invalid("organization_name", "PostgreSQL rejects this name.") from None
         return NewOrganization(text, organization_id, key.key_id)
 
     async def create(
         self, organization_id: UUID, name: str, scopes: Sequence[str], expires_at: datetime.datetime | None
     ) -> NewKey | None:
-        """A further key of an organization; None when there is no such organization.
+        """Create another key for an organization. Return None if there is no such organization.
 
         Args:
-            organization_id: whose.
-            name: 1 to 255 characters, for people; not unique.
-            scopes: of `relay.auth.SCOPES`, each once, at least one.
-            expires_at: when it ends, in the future; None if it has no end.
+            organization_id: the owner.
+            name: 1 to 255 characters, for people. It need not be unique.
+            scopes: at least one of `relay.auth.SCOPES`, each at most once.
+            expires_at: a time in the future, or None for a key that does not expire.
 
         Raises:
             ApiError: also `invalid_request`, or `too_many_keys` past 100.
         """
         self._check(name, scopes, expires_at)
-        text, key = self._mint()
-        stored = await self._stored(key)
+        text, key = self._generate()
+        stored = await self._hashes(key)
         try:
             rows = await self._write("create_key", organization_id, key.key_id, name, list(scopes), *stored, expires_at)
         except RowRefused:
-            raise invalid("name", "PostgreSQL refuses this name.") from None
+            raise invalid("name", "PostgreSQL rejects this name.") from None
         if not rows:
             return None
         if not rows[0]["room"]:
@@ -113,70 +113,71 @@ class KeyAdmin:
         return NewKey(text, key.key_id)
 
     async def rotate(self, organization_id: UUID, key_id: UUID, overlap_s: float) -> Rotated:
-        """Put a new key in the place of one: of the same name, with the same scopes, and with the end that the old one
-        was made with.
+        """Replace a key with a new one that has the same name, the same scopes, and the expiry that the old key was
+        created with.
 
         Args:
-            organization_id: whose.
-            key_id: of the key that is replaced.
-            overlap_s: how long both are good.
+            organization_id: the owner.
+            key_id: of the old key.
+            overlap_s: how long both keys are valid.
 
         Raises:
-            ApiError: also `invalid_api_key` when the old key has ended, and `too_many_keys` when both would be in force
-                and 100 are.
+            ApiError: also `invalid_api_key` if the old key has expired, and `too_many_keys` if both would be in force
+                and 100 already are.
         """
-        text, key = self._mint()
-        stored = await self._stored(key)
+        text, key = self._generate()
+        stored = await self._hashes(key)
         (row,) = await self._write("rotate_key", organization_id, key_id, key.key_id, *stored, float(overlap_s))
         ends_at = row["expires_at"]
         if ends_at is None and not row["room"]:
             raise ApiError("too_many_keys")
         if ends_at is None:
-            # The old key had ended, perhaps by the first of two tries, whose answer was lost.
+            # The old key had expired, perhaps by the first of two tries, whose response was lost.
             rows = await self._write("rotated_key", organization_id, key_id, key.key_id)
             if not rows:
                 raise ApiError("invalid_api_key")
             ends_at = rows[0]["expires_at"]
-        await self._tell()
+        await self._announce()
         return Rotated(text, key.key_id, ends_at)
 
     async def revoke(self, organization_id: UUID, key_id: UUID) -> None:
-        """End a key.
+        """Revoke a key.
 
         Raises:
-            ApiError: also `key_not_found`, or `last_manager` when nobody could manage the organization without it.
+            ApiError: also `key_not_found`, or `last_manager` if no other key could manage the organization.
         """
-        rows, again = await self._write_or_repeat("revoke_key", organization_id, key_id)
-        # In the second of two tries it may have been the first that ended it.
-        if not rows or not (rows[0]["in_force"] or again):
+        rows, retried = await self._write_with_retry("revoke_key", organization_id, key_id)
+        # If this is a retry, the first try may have revoked it.
+        if not rows or not (rows[0]["in_force"] or retried):
             raise ApiError("key_not_found")
         if rows[0]["in_force"] and not rows[0]["spare"]:
             raise ApiError("last_manager")
-        await self._tell()
+        await self._announce()
 
     def _check(self, name: str, scopes: Sequence[str], expires_at: datetime.datetime | None) -> None:
         if not 1 <= len(name) <= 255 or _CONTROL.search(name):
-            raise invalid("name", "1 to 255 characters, no control characters.")
+            raise invalid("name", "Must be 1 to 255 characters without control characters.")
         if not scopes or len(set(scopes)) < len(scopes) or not set(scopes) <= set(SCOPES):
-            raise invalid("scopes", f"At least one of {', '.join(SCOPES)}, each once.")
-        # The time as PostgreSQL has it; and near the end of the calendar an offset leads out of it.
+            raise invalid("scopes", f"Must be at least one of {', '.join(SCOPES)}, each once.")
+        # PostgreSQL's time. The upper bound is needed because near the end of the calendar an offset leads past it.
         now = uuid7.created_at(self._cell.clock.new())
         if expires_at is not None and not now < expires_at <= _LAST_MOMENT:
-            raise invalid("expires_at", "A time in the future.")
+            raise invalid("expires_at", "Must be a time in the future.")
 
-    def _mint(self) -> tuple[str, ApiKey]:
+    def _generate(self) -> tuple[str, ApiKey]:
         return generate(self._keyring.cell_id, self._cell.clock.new(), self._keyring.hmac_key)
 
-    async def _stored(self, key: ApiKey) -> tuple[bytes, str]:
-        """What is kept of a secret: digest and Argon2 hash."""
+    async def _hashes(self, key: ApiKey) -> tuple[bytes, str]:
+        """Return what is stored of a secret: its digest and its Argon2id hash."""
         return digest(key.secret, self._keyring.hmac_key), await self._hasher.hash(key.secret)
 
     async def _write(self, statement: str, *args: Any) -> Sequence[Row]:
-        return (await self._write_or_repeat(statement, *args))[0]
+        return (await self._write_with_retry(statement, *args))[0]
 
-    async def _write_or_repeat(self, statement: str, *args: Any) -> tuple[Sequence[Row], bool]:
-        """Run a statement that may be sent twice, since the ids in it are made before the first try; its rows, and
-        whether it was.
+    async def _write_with_retry(self, statement: str, *args: Any) -> tuple[Sequence[Row], bool]:
+        """Run a statement, once more if its outcome is unknown. Return its rows, and True if it was run twice.
+
+        That is safe because the ids in it are generated before the first try.
         """
         unknown = False
         for _ in range(2):
@@ -190,12 +191,12 @@ class KeyAdmin:
                 break
         raise ApiError("commit_unknown" if unknown else "database_unavailable")
 
-    async def _tell(self) -> None:
-        """Let every process know that a key is refused; those who do not hear it look by themselves twice a second."""
-        looking = self._guard.look_again() if self._guard is not None else asyncio.sleep(0)
-        await asyncio.gather(looking, self._wake_others())
+    async def _announce(self) -> None:
+        """Tell every process that keys changed. One that misses the notification polls twice a second."""
+        refresh = self._authenticator.refresh() if self._authenticator is not None else asyncio.sleep(0)
+        await asyncio.gather(refresh, self._notify_others())
 
-    async def _wake_others(self) -> None:
+    async def _notify_others(self) -> None:
         try:
             await self._cell.fetch("wake", self._cell.channel("keys"), timeout_s=1.0)
         except StoreError:

@@ -1,6 +1,6 @@
-"""The text of an API key: making one, and reading one without asking the database.
+"""The format of API keys: generating and parsing them without the database.
 
-`rly_live_`, the cell (2 characters), the key's id (26), `_`, the secret (52), a checksum (8). Ids, secrets
+A key is `rly_live_`, the cell (2 characters), the key's id (26), `_`, the secret (52) and a checksum (8). Ids, secrets
 and checksums are RFC 4648 base32 in lower case without padding.
 """
 
@@ -15,17 +15,17 @@ from typing import Final
 from uuid import UUID
 
 _SHAPE: Final = re.compile(rb"rly_live_([a-z0-9]{2})([a-z2-7]{26})_([a-z2-7]{52})([a-z2-7]{8})")
-#: How many characters every key has.
+#: The length of every key, in characters.
 LENGTH: Final = 98
 _SECRET_BYTES: Final = 32
 _CHECKSUM_BYTES: Final = 5
-# Begins unlike any key, so that no checksum is ever the digest of a secret.
+# No key begins like this, so no checksum equals the digest of a secret.
 _DIGEST_LABEL: Final = b"relay key digest\0"
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What an API key says: the cell it lives in, its id, and the secret that proves it."""
+    """The parts of an API key: its cell, its id, and the secret that proves it."""
 
     cell_id: str
     key_id: UUID
@@ -33,14 +33,14 @@ class ApiKey:
 
 
 def generate(cell_id: str, key_id: UUID, hmac_key: bytes) -> tuple[str, ApiKey]:
-    """A new key with a random secret: the text for its owner, and its parts."""
+    """Return a new key with a random secret: the text for its owner, and its parts."""
     key = ApiKey(cell_id, key_id, os.urandom(_SECRET_BYTES))
     body = f"rly_live_{cell_id}{_base32(key_id.bytes)}_{_base32(key.secret)}"
     return body + _checksum(body.encode("ascii"), hmac_key), key
 
 
-def read(text: bytes, hmac_key: bytes) -> ApiKey | None:
-    """The parts of a key that this installation may have made, or None; 3 µs for an invented one."""
+def parse(text: bytes, hmac_key: bytes) -> ApiKey | None:
+    """Return the parts of a key that this installation may have generated, or None. A made-up key takes 3 µs."""
     shape = _SHAPE.fullmatch(text)
     if shape is None:
         return None
@@ -54,7 +54,7 @@ def read(text: bytes, hmac_key: bytes) -> ApiKey | None:
 
 
 def digest(secret: bytes, hmac_key: bytes) -> bytes:
-    """What is stored of a secret to refuse a wrong one cheaply; worthless without the HMAC key."""
+    """Return the digest that is stored to reject a wrong secret cheaply. It is worthless without the HMAC key."""
     return hmac.digest(hmac_key, _DIGEST_LABEL + secret, "sha256")
 
 
@@ -67,6 +67,6 @@ def _base32(raw: bytes) -> str:
 
 
 def _bytes(text: bytes) -> bytes | None:
-    """The bytes that `_base32` writes as `text`; None where the spare bits of its end are not zero."""
+    """Return the bytes that `_base32` encodes as `text`. None: the spare bits at its end are not zero."""
     raw = base64.b32decode(text.upper() + b"=" * (-len(text) % 8))
     return raw if _base32(raw).encode("ascii") == text else None

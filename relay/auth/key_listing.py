@@ -1,4 +1,4 @@
-"""What may be shown of organizations and their keys."""
+"""Reading organizations and their keys, without secrets."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _NIL: Final = UUID(int=0)
 _PAGE: Final = 1000
 
 
-class KeyShown(NamedTuple):
-    """What may be shown of a key."""
+class KeyDetails(NamedTuple):
+    """A key without its secret."""
 
     key_id: UUID
     name: str
@@ -32,50 +32,52 @@ class Organization(NamedTuple):
     name: str
     tier: str
     webhook_url: str | None
-    keys: Sequence[KeyShown]
+    keys: Sequence[KeyDetails]
 
 
 class OwnedKey(NamedTuple):
-    """A key that is in force, and whose it is."""
+    """A key that is in force, and its organization."""
 
     organization_id: UUID
     organization_name: str
     tier: str
-    key: KeyShown
+    key: KeyDetails
 
 
 class KeyListing:
-    """The keys of one cell's organizations, to be looked at.
+    """Reads the keys of one cell's organizations.
 
-    Every call raises `ApiError("database_unavailable")` when the database does not answer.
+    Every call raises `ApiError("database_unavailable")` if the database does not respond.
     """
 
     def __init__(self, cell: Cell) -> None:
         self._cell = cell
 
     async def describe(self, organization_id: UUID) -> Organization:
-        """What an organization may know about itself and its keys.
+        """Return an organization and its keys in force.
 
         Raises:
-            ApiError: also `invalid_api_key` when there is no such organization, or none of its keys is in force.
+            ApiError: also `invalid_api_key` if there is no such organization, or none of its keys is in force.
         """
         rows = await self._read("keys_of_organization", organization_id)
         if not rows:
             raise ApiError("invalid_api_key")
         first = rows[0]
-        keys = [_shown(row) for row in rows]
+        keys = [_details(row) for row in rows]
         return Organization(organization_id, first["organization_name"], first["tier"], first["webhook_url"], keys)
 
     async def organization_of(self, key_id: UUID) -> UUID | None:
-        """Whose key it is, in force or not."""
+        """Return the owner of a key, in force or not."""
         rows = await self._read("organization_of_key", key_id)
         return rows[0]["organization_id"] if rows else None
 
     async def pages(self) -> AsyncIterator[Sequence[OwnedKey]]:
-        """The keys of all organizations, a thousand at a time, together what belongs together."""
+        """Yield the keys of all organizations, ordered by organization, 1,000 at a time."""
         after = _NIL, _NIL
         while rows := await self._read("keys_page", *after, _PAGE):
-            yield [OwnedKey(row["organization_id"], row["organization_name"], row["tier"], _shown(row)) for row in rows]
+            yield [
+                OwnedKey(row["organization_id"], row["organization_name"], row["tier"], _details(row)) for row in rows
+            ]
             last = rows[-1]
             after = last["organization_id"], last["id"]
 
@@ -86,5 +88,5 @@ class KeyListing:
             raise ApiError("database_unavailable") from None
 
 
-def _shown(row: Row) -> KeyShown:
-    return KeyShown(row["id"], row["name"], row["scopes"], row["created_at"], row["last_used_at"], row["expires_at"])
+def _details(row: Row) -> KeyDetails:
+    return KeyDetails(row["id"], row["name"], row["scopes"], row["created_at"], row["last_used_at"], row["expires_at"])

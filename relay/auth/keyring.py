@@ -1,4 +1,4 @@
-"""The installation's HMAC key: made by the first start, kept in the cell, sealed under RELAY_SECRET_KEY."""
+"""The installation's HMAC key: generated at the first startup, stored in the cell, encrypted with RELAY_SECRET_KEY."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ _HMAC_KEY_BYTES: Final = 32
 
 
 class SecretKeyMismatch(Exception):
-    """None of the given secrets opens the installation's HMAC key; the message is a line for the operator."""
+    """None of the given secrets decrypts the installation's HMAC key. The message is one line for the operator."""
 
 
 @dataclass(frozen=True, slots=True)
 class Keyring:
-    """What making and reading API keys takes."""
+    """The values that generating and parsing API keys needs."""
 
     cell_id: str
     hmac_key: bytes = field(repr=False)
 
     @classmethod
     async def open(cls, cell: Cell, vault: Vault) -> Self:
-        """Read the cell's HMAC key, or make it; starts that race agree on one.
+        """Read the cell's HMAC key, or generate it. Processes that start at the same time agree on one.
 
         Raises:
-            SecretKeyMismatch: it was sealed under another secret key.
-            StoreError: the database does not answer.
+            SecretKeyMismatch: it is encrypted with another secret key.
+            StoreError: the database does not respond.
         """
         row = await cell.fetch_row("key_seal")
         sealed = row["key_seal"] if row else None
         if sealed is None:
-            made = vault.seal(os.urandom(_HMAC_KEY_BYTES), context=_CONTEXT)
-            (row,) = await cell.fetch("keep_key_seal", made)
+            generated = vault.seal(os.urandom(_HMAC_KEY_BYTES), context=_CONTEXT)
+            (row,) = await cell.fetch("keep_key_seal", generated)
             sealed = row["key_seal"]
         try:
             return cls(cell.id, vault.open(sealed, context=_CONTEXT))
         except CannotOpen:
             raise SecretKeyMismatch(
-                "RELAY_SECRET_KEY: none of the given secrets is the one that this database was set up with"
+                "RELAY_SECRET_KEY: none of the given secrets matches this database. Add the one that it was set up with"
             ) from None
 
 
 async def reseal(cell: Cell, vault: Vault) -> Resealed:
-    """Move the cell's HMAC key under the first secret key. The key itself stays, and with it every API key.
+    """Encrypt the cell's HMAC key with the first secret key. The HMAC key does not change, so API keys stay valid.
 
     Raises:
-        StoreError: the database does not answer. Trying again is safe.
+        StoreError: the database does not respond. Retrying is safe.
     """
     row = await cell.fetch_row("key_seal")
     sealed = row["key_seal"] if row else None

@@ -1,4 +1,4 @@
-"""Who a request comes from, once its key is verified."""
+"""The tenant: the organization behind a verified key."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
-#: What a key may do: post events; read and acknowledge them; everything else.
+#: The scopes of keys: post events, read and acknowledge them, everything else.
 SCOPES: Final = ("ingest", "consume", "manage")
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """An organization, by one of its keys.
+    """An organization as the holder of the key that made a request.
 
     Args:
-        expires_at: when the key ends, in seconds since 1970 by PostgreSQL's clock; None if it has no end.
+        expires_at: the key's expiry in seconds since 1970 by PostgreSQL's clock, or None if it does not expire.
     """
 
     organization_id: UUID

@@ -1,11 +1,11 @@
 -- name: key_seal
--- The installation's sealed HMAC key; null before the first start.
+-- Return the installation's encrypted HMAC key; null before the first startup.
 -- gives: key_seal bytea
 select key_seal
 from relay.cell;
 
 -- name: keep_key_seal
--- Keep the HMAC key that this start made, unless another process was first; gives the one that is kept.
+-- Store the HMAC key that this process generated, unless another process was first. Return the one that is stored.
 -- $1 key_seal bytea
 -- gives: key_seal bytea
 update relay.cell
@@ -13,7 +13,7 @@ set key_seal = coalesce(key_seal, $1::bytea)
 returning key_seal;
 
 -- name: replace_key_seal
--- Put a new seal of the HMAC key in the place of the one that was read.
+-- Replace the encrypted HMAC key, if it still is the one that was read.
 -- $1 read key_seal bytea, $2 key_seal bytea
 -- gives: id text
 update relay.cell
@@ -22,7 +22,7 @@ where key_seal = $1::bytea
 returning id;
 
 -- name: create_organization
--- A new organization with its first key. Sent twice with the same ids it makes one.
+-- Create an organization with its first key. Running it twice with the same ids creates one.
 -- $1 organization_id uuid, $2 name text, $3 tier text, $4 key_id uuid, $5 scopes text[], $6 digest bytea,
 -- $7 argon2 text
 with organization as (
@@ -35,8 +35,8 @@ values ($1::uuid, $4::uuid, 'first', $5::text[], $6::bytea, $7::text)
 on conflict do nothing;
 
 -- name: keys_by_id
--- What is needed to verify keys, and the version it holds for: the same snapshot gives both. Many at once, because
--- after a restart everybody's first requests come together.
+-- Return the rows that verify keys, and the version of the same snapshot. Many keys at once, because after a restart
+-- the first requests of all clients arrive together.
 -- $1 key_id uuid[]
 -- gives: id uuid, organization_id uuid, scopes text[], digest bytea, argon2 text, expires_at timestamptz, tier text,
 -- keys_version int8
@@ -47,14 +47,14 @@ cross join relay.cell as c
 where k.id = any($1::uuid[]) and (k.expires_at is null or k.expires_at > now());
 
 -- name: keys_version
--- Whether any key may have been refused since the last look.
+-- Return the counter that rises when a key is rotated or revoked.
 -- gives: keys_version int8
 select keys_version
 from relay.cell;
 
 -- name: key_changes_since
--- The keys that were refused or changed by the steps of `keys_version` after one, oldest first. Where a step is missing
--- it was the release before that took it, or it is long ago: then any key may be another.
+-- Return the keys that were revoked or changed after a version, oldest first. If a step of the counter is missing, the
+-- previous release made it or it is too old: then any key may have changed.
 -- $1 version int8, $2 limit int
 -- gives: version int8, key_id uuid
 select version, key_id
@@ -64,7 +64,7 @@ order by version
 limit $2::int;
 
 -- name: keys_in_force
--- Of the keys that a process has verified, those that still hold, as they now are. The digest of an id never changes.
+-- Return those of the given keys that are in force, as they are now. The digest of an id never changes.
 -- $1 key_id uuid[]
 -- gives: id uuid, organization_id uuid, scopes text[], expires_at timestamptz, tier text
 select k.id, k.organization_id, k.scopes, k.expires_at, o.tier
@@ -73,7 +73,7 @@ inner join relay.organizations as o on o.id = k.organization_id
 where k.id = any($1::uuid[]) and (k.expires_at is null or k.expires_at > now());
 
 -- name: keys_of_organization
--- An organization with its keys that still hold, oldest first.
+-- Return an organization with its keys in force, oldest first.
 -- $1 organization_id uuid
 -- gives: organization_name text, tier text, webhook_url text, id uuid, name text, scopes text[], created_at
 -- timestamptz, last_used_at timestamptz, expires_at timestamptz
@@ -93,9 +93,9 @@ where o.id = $1::uuid and coalesce(k.expires_at, 'infinity') > now()
 order by k.id;
 
 -- name: create_key
--- A further key of an organization; no row when there is no such organization. Without room, because it has 100 keys in
--- force already (requests that race may pass that by as many as race), none is made. Sent twice with the same ids it
--- makes one.
+-- Create another key for an organization. No row: there is no such organization. If `room` is false nothing is created:
+-- the organization has 100 keys in force. N concurrent requests may exceed that limit by N. Running it twice with the
+-- same ids creates one key.
 -- $1 organization_id uuid, $2 key_id uuid, $3 name text, $4 scopes text[], $5 digest bytea, $6 argon2 text,
 -- $7 expires_at timestamptz or null
 -- gives: room bool
@@ -120,13 +120,13 @@ select room
 from counted;
 
 -- name: rotate_key
--- Put a new key beside an old one that ends $6 seconds from now, or sooner where it would have; gives the old one's
--- end. The new key has the name, the scopes and the end that the old one was made with.
--- No end when the old key has ended already: two rotations of one key do not make two. Sent twice with the same ids it
--- makes one key; where the first has ended the old one, the second gives no end, and rotated_key tells.
--- A key in its last second is not rotated: a rotation that waited for the one that ended the key may have begun before
--- it, so that its now() lies before that end.
--- Without room nothing is done: both keys would be in force, and the organization has 100 of them.
+-- Create a new key and let the old one expire $6 seconds from now, or earlier if it would have. Return the old one's
+-- expiry. The new key has the name, the scopes and the expiry that the old one was created with. No expiry is returned
+-- if the old key has already expired: two rotations of one key do not create two. Running it twice with the same ids
+-- creates one key. If the first run expired the old key, the second returns no expiry, and rotated_key returns it. A
+-- key in its last second is not rotated: a rotation that waited for the one that expired the key may have begun before
+-- it, so its now() may be earlier than that expiry. If `room` is false nothing is done: both keys would be in force,
+-- and the organization already has 100 in force.
 -- $1 organization_id uuid, $2 old_key_id uuid, $3 new_key_id uuid, $4 digest bytea, $5 argon2 text, $6 overlap_s float8
 -- gives: expires_at timestamptz, room bool
 with counted as materialized (
@@ -164,8 +164,8 @@ select (select old.expires_at from old), room
 from counted;
 
 -- name: rotated_key
--- The end of an old key whose rotation was committed though its answer was lost; no row if it was not.
--- A statement of its own, because only a later snapshot is sure to see it.
+-- Return the expiry of an old key whose rotation was committed but whose response was lost. No row: it was not
+-- committed. This is a separate statement, because only a later snapshot is sure to see the rotation.
 -- $1 organization_id uuid, $2 old_key_id uuid, $3 new_key_id uuid
 -- gives: expires_at timestamptz
 select old.expires_at
@@ -174,13 +174,12 @@ inner join relay.api_keys as new on new.organization_id = old.organization_id
 where old.organization_id = $1::uuid and old.id = $2::uuid and new.id = $3::uuid;
 
 -- name: revoke_key
--- End a key now, unless that would leave nobody who can manage its organization. A key with an end does not stand in
--- for one without: when the last lasting one is gone, so is, before long, the organization. Among keys that all end it
--- does, if it has a minute left.
--- The keys that matter are locked in the order of their ids, and what is seen is what they are once they are locked: of
--- two revocations that race for the last two keys, the second finds the first one's key ended. That it may have begun
--- before that end, by its now(), is what the minute is for. Not in force: it has ended already, perhaps by the first of
--- two tries. No row when the organization has no such key.
+-- Revoke a key now, unless no other key could then manage its organization. A key that expires does not count as a
+-- substitute for one that does not: once the last permanent key is gone, the organization soon cannot be managed. If
+-- all keys expire, one with at least a minute left counts. The relevant keys are locked in the order of their ids and
+-- read once they are locked: of two concurrent revocations of the last two keys, the second sees the first key expired.
+-- By its now() the second may have begun before that expiry, which is why the minute is needed. If `in_force` is false
+-- the key had already expired, perhaps by the first of two tries. No row: the organization has no such key.
 -- $1 organization_id uuid, $2 key_id uuid
 -- gives: in_force bool, spare bool
 with locked as materialized (
@@ -226,7 +225,7 @@ select in_force, spare
 from judged;
 
 -- name: organization_of_key
--- Whose key it is, in force or not.
+-- Return the organization that owns a key, in force or not.
 -- $1 key_id uuid
 -- gives: organization_id uuid
 select organization_id
@@ -234,7 +233,7 @@ from relay.api_keys
 where id = $1::uuid;
 
 -- name: keys_page
--- Keys in force after a key, of all organizations, in the order of the primary key.
+-- Return a page of the keys in force of all organizations, in the order of the primary key.
 -- $1 after organization_id uuid, $2 after key_id uuid, $3 limit int
 -- gives: organization_id uuid, organization_name text, tier text, id uuid, name text, scopes text[], created_at
 -- timestamptz, last_used_at timestamptz, expires_at timestamptz
@@ -255,8 +254,8 @@ order by k.organization_id, k.id
 limit $3::int;
 
 -- name: note_keys_used
--- Keep when keys were last used, for those of which nothing was kept in the minute before: several processes that say
--- so of one key write its row once. Locked in the order of their ids, and looked at again once locked.
+-- Record when keys were last used, unless that was recorded within the minute before: several processes that report the
+-- same key write its row once. Rows are locked in the order of their ids, and checked again once locked.
 -- $1 key_id uuid[], $2 age_s float8[]: how long ago each was used
 with used as materialized (
     select u.key_id, now() - u.age_s * interval '1 second' as used_at
@@ -276,9 +275,9 @@ from due as d
 where k.organization_id = d.organization_id and k.id = d.id;
 
 -- name: forget_keys
--- Delete up to $1 keys that ended two days ago. Nobody asks for them any more: ids are never given out twice. What
--- rotates its keys without a pause leaves 300,000 of them, which no page and no count walks over.
--- $1 batch int, $2 now timestamptz as it is believed
+-- Delete up to $1 keys that expired two days ago. They are no longer needed, because ids are never reused. An
+-- organization that rotates without a pause has 300,000 of them, which no page and no count reads.
+-- $1 batch int, $2 now timestamptz, the trusted time
 -- gives: forgotten int8
 with ended as materialized (
     select k.organization_id, k.id
@@ -297,9 +296,9 @@ select count(*) as forgotten
 from forgotten;
 
 -- name: forget_key_changes
--- Delete up to $1 of the oldest changes of keys, an hour after they were made. Processes look twice a second; one that
--- was stopped for longer reads all its keys again.
--- $1 batch int, $2 now timestamptz as it is believed
+-- Delete up to $1 of the oldest key changes, an hour after they were made. Processes poll twice a second. One that was
+-- suspended for longer reads all its keys again.
+-- $1 batch int, $2 now timestamptz, the trusted time
 -- gives: forgotten int8
 with oldest as materialized (
     select version, changed_at

@@ -81,8 +81,8 @@ def lines(body: bytes) -> None:
 
 
 def key(text: bytes) -> None:
-    """An API key: one that is read is written the same way again, so two texts are never one key."""
-    read = keys.read(text, HMAC_KEY)
+    """An API key: one that is parsed is written the same way again, so two texts are never one key."""
+    read = keys.parse(text, HMAC_KEY)
     if read is not None:
         body = f"rly_live_{read.cell_id}{_base32(read.key_id.bytes)}_{_base32(read.secret)}".encode()
         assert text == body + _checksum(body)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from relay.auth import Authenticator, Hasher, KeyAdmin, Keyring, Tenant, generate
-from relay.auth.key_format import read
+from relay.auth.key_format import parse
 from relay.errors import ApiError
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
@@ -97,6 +97,6 @@ async def rotate_silently(node: Node, tenant: Tenant) -> None:
 
 def with_another_secret(node: Node, key: bytes) -> bytes:
     """A key with a right checksum and the id of `key`, as nobody can make it without the HMAC key."""
-    parsed = read(key, node.keyring.hmac_key)
+    parsed = parse(key, node.keyring.hmac_key)
     assert parsed is not None
     return generate(parsed.cell_id, parsed.key_id, node.keyring.hmac_key)[0].encode()

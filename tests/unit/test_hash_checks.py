@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from relay.auth import Hasher
-from relay.auth.hash_checks import MOST, MOST_OF_ORGANIZATION, HashCheck, HashChecks
+from relay.auth.hash_checks import MAX_PER_ORGANIZATION, MAX_WAITING, HashCheck, HashChecks
 
 pytestmark = pytest.mark.anyio
 
@@ -37,15 +37,15 @@ async def test_organizations_take_turns_and_each_key_is_verified_once() -> None:
 async def test_one_organization_cannot_take_all_places() -> None:
     async with Hasher() as hasher:
         checks = HashChecks(hasher, lambda _: None)
-        added = [checks.add(check(1, key)) for key in range(MOST_OF_ORGANIZATION + 5)]
-        assert added.count(True) == MOST_OF_ORGANIZATION
+        added = [checks.add(check(1, key)) for key in range(MAX_PER_ORGANIZATION + 5)]
+        assert added.count(True) == MAX_PER_ORGANIZATION
         assert checks.add(check(2, 0))
 
 
 async def test_there_are_never_more_than_the_cache_holds() -> None:
     async with Hasher() as hasher:
         checks = HashChecks(hasher, lambda _: None)
-        for organization in range(MOST // 100 + 5):
+        for organization in range(MAX_WAITING // 100 + 5):
             for key in range(100):
                 checks.add(check(organization, key))
-        assert len(checks) == MOST
+        assert len(checks) == MAX_WAITING

@@ -10,7 +10,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.auth import generate, read
+from relay.auth import generate, parse
 from relay.auth.key_format import digest
 from relay.values.uuid7 import Uuid7Clock
 
@@ -39,7 +39,7 @@ def test_what_is_made_is_read_back(hmac_key: bytes, cell_id: str) -> None:
 
     text, key = generate(cell_id, key_id, hmac_key)
 
-    assert read(text.encode(), hmac_key) == key
+    assert parse(text.encode(), hmac_key) == key
     assert (key.cell_id, key.key_id, len(key.secret)) == (cell_id, key_id, 32)
 
 
@@ -52,25 +52,25 @@ def test_a_key_with_one_character_changed_is_not_read(at: int, character: str) -
     text, _ = generate("c1", KEY_ID, HMAC_KEY)
     changed = text[:at] + character + text[at + 1 :]
 
-    assert (read(changed.encode("latin-1"), HMAC_KEY) is None) == (changed != text)
+    assert (parse(changed.encode("latin-1"), HMAC_KEY) is None) == (changed != text)
 
 
 @given(st.binary(max_size=120))
 def test_arbitrary_bytes_are_not_read(text: bytes) -> None:
-    assert read(text, HMAC_KEY) is None
+    assert parse(text, HMAC_KEY) is None
 
 
 def test_neither_more_nor_less_than_a_key_is_read() -> None:
     text = generate("c1", KEY_ID, HMAC_KEY)[0].encode()
 
     for other in (b"", text[:-1], text + b"a", text + b"\n", b" " + text, text.upper(), text[:50] + b"\0" + text[51:]):
-        assert read(other, HMAC_KEY) is None
+        assert parse(other, HMAC_KEY) is None
 
 
 def test_a_key_of_another_installation_is_not_read() -> None:
     text, _ = generate("c1", KEY_ID, bytes(32))
 
-    assert read(text.encode(), HMAC_KEY) is None
+    assert parse(text.encode(), HMAC_KEY) is None
 
 
 def test_only_the_canonical_base32_of_an_id_or_secret_is_read() -> None:
@@ -82,9 +82,9 @@ def test_only_the_canonical_base32_of_an_id_or_secret_is_read() -> None:
     other_id = body[:36] + CHARACTERS[id_end + 1] + body[37:]
     other_secret = body[:-1] + CHARACTERS[secret_end + 1]
 
-    assert read(signed(body), HMAC_KEY) is not None
-    assert read(signed(other_id), HMAC_KEY) is None
-    assert read(signed(other_secret), HMAC_KEY) is None
+    assert parse(signed(body), HMAC_KEY) is not None
+    assert parse(signed(other_id), HMAC_KEY) is None
+    assert parse(signed(other_secret), HMAC_KEY) is None
 
 
 def test_a_digest_depends_on_secret_and_hmac_key_and_differs_from_a_plain_hmac() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from relay.auth import verifier
-from relay.auth.verifier import Refusals
+from relay.auth.verifier import RejectedKeys
 
 
 class Clock:
@@ -23,7 +23,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_a_refused_key_is_remembered_for_half_a_minute_to_a_minute(clock: Clock) -> None:
-    refusals = Refusals()
+    refusals = RejectedKeys()
     refusals.add(b"one")
     for seconds in (0, 29, 31):
         clock.now = 1000.0 + seconds
@@ -35,14 +35,14 @@ def test_a_refused_key_is_remembered_for_half_a_minute_to_a_minute(clock: Clock)
 
 
 def test_one_that_nobody_has_come_with_for_long_is_forgotten_at_once(clock: Clock) -> None:
-    refusals = Refusals()
+    refusals = RejectedKeys()
     refusals.add(b"one")
     clock.now += 3600.0
     assert b"one" not in refusals
 
 
 def test_there_are_never_more_than_ten_thousand(clock: Clock) -> None:
-    refusals = Refusals()
+    refusals = RejectedKeys()
     for number in range(30_000):
         refusals.add(b"%d" % number)
         assert len(refusals) <= 10_000

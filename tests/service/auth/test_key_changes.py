@@ -318,7 +318,7 @@ async def test_a_rotation_makes_other_processes_read_that_key_again_and_no_other
         await there.guard.admit(each, None)
 
     await rotate_silently(here, tenant)
-    await there.guard.look_again()
+    await there.guard.refresh()
 
     assert there.guard.known(key) is None
     assert there.reread == 1
@@ -339,7 +339,7 @@ async def test_a_rotation_by_the_release_before_makes_them_read_all_keys_again(
     await connection.close()
     await rotate_silently(here, other_tenant)
 
-    await there.guard.look_again()
+    await there.guard.refresh()
 
     assert there.reread == 2
     assert there.guard.known(key) is None
@@ -353,7 +353,7 @@ async def test_one_that_slept_for_longer_than_changes_are_kept_reads_all_its_key
     (key, tenant), (other, _) = await known(here, 2)
     for each in (key, other):
         await there.guard.admit(each, None)
-    async with there.guard._looking:
+    async with there.guard._refresh_lock:
         await rotate_silently(here, tenant)
         connection = await asyncpg.connect(database)
         await connection.execute("update relay.key_changes set changed_at = now() - interval '61 minutes'")
@@ -362,7 +362,7 @@ async def test_one_that_slept_for_longer_than_changes_are_kept_reads_all_its_key
         assert row is not None
         assert row["forgotten"] == 1
 
-    await there.guard.look_again()
+    await there.guard.refresh()
 
     assert there.reread == 2
     assert there.guard.known(key) is None
@@ -377,14 +377,14 @@ async def test_a_counter_that_went_back_with_a_restored_database_makes_them_read
     for each in (key, other):
         await there.guard.admit(each, None)
     await rotate_silently(here, tenant)
-    await there.guard.look_again()
+    await there.guard.refresh()
     connection = await asyncpg.connect(database)
     await connection.execute("delete from relay.key_changes")
     await connection.execute("update relay.cell set keys_version = 0")
     await connection.execute("update relay.api_keys set expires_at = now() where id = $1", other_tenant.key_id)
     await connection.close()
 
-    await there.guard.look_again()
+    await there.guard.refresh()
 
     assert there.guard.known(other) is None
 

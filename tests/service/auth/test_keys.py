@@ -178,7 +178,7 @@ async def test_a_rotated_key_is_refused_within_a_second_also_when_notifications_
 
 def occupied(node: Node, hashed: str, count: int) -> list[asyncio.Task[bool]]:
     """Give the hasher something to do first."""
-    return [asyncio.create_task(node.hasher.fits(hashed, bytes(32))) for _ in range(count)]
+    return [asyncio.create_task(node.hasher.matches(hashed, bytes(32))) for _ in range(count)]
 
 
 async def test_a_key_that_is_rotated_while_its_hash_is_being_verified_is_refused(node: Node, other: Node) -> None:
@@ -188,7 +188,7 @@ async def test_a_key_that_is_rotated_while_its_hash_is_being_verified_is_refused
     assert other.hash_checks == 1
 
     await rotate_silently(node, tenant)
-    await other.guard.look_again()
+    await other.guard.refresh()
     assert other.hash_checks == 1
 
     assert other.guard.known(key) is None
@@ -246,7 +246,7 @@ async def test_during_an_overlap_both_keys_are_good_and_then_only_the_new_one(no
     await other.guard.admit(key, None)
 
     rotated = await node.keys.rotate(tenant.organization_id, tenant.key_id, 0.3)
-    await other.guard.look_again()
+    await other.guard.refresh()
     both = node.guard.known(key), other.guard.known(key)
 
     for seen in both:
