@@ -1,4 +1,4 @@
-"""How consumers pull: pages, one event, acknowledgements; and how deliveries are listed and all is counted."""
+"""The pull API: inbox pages, single events and acknowledgements, with delivery listings and statistics."""
 
 from relay.inbox.acknowledge import acknowledge
 from relay.inbox.deliveries import AttemptsPage, DeliveriesPage, DeliveriesQuery, read_attempts, read_deliveries

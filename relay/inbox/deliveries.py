@@ -1,4 +1,4 @@
-"""Listing deliveries and the attempts at one, newest first."""
+"""Listings of deliveries and of the attempts of a delivery, newest first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from relay.store import Cell, Row
 from relay.values import cursor
 from relay.values.cursor import Position
 
-# Before all attempts, the newest of which comes first: none has so high a number.
+# Attempts are listed from the highest number down, and no attempt has a number this high.
 _BEFORE_ALL: Final = Position(cursor.LAST.epoch, 0, cursor.LAST.event_id)
 
 DeliveryStatus = Literal["pending", "held", "delivered", "failed", "cancelled"]
@@ -21,17 +21,17 @@ DeliveryStatus = Literal["pending", "held", "delivered", "failed", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class DeliveriesQuery:
-    """Which deliveries are asked for.
+    """The filters and the place of a page of deliveries.
 
     Args:
-        organization_id: whose.
-        status: in which state; None for any.
-        endpoint_id: to which endpoint; None for any.
-        event_id: of which event; None for any.
-        error_class: how the last attempt failed; None for any or none.
-        span: when their events were made.
-        limit: how many at most.
-        cursor: where the page before has ended.
+        organization_id: the owner of the deliveries.
+        status: None for every status.
+        endpoint_id: None for every endpoint.
+        event_id: None for every event.
+        error_class: the error class of the last attempt; None to include every delivery.
+        span: the time range in which the events were created.
+        limit: the page size.
+        cursor: the end of the previous page.
     """
 
     organization_id: UUID
@@ -57,7 +57,7 @@ class DeliveriesQuery:
 
     @property
     def ids(self) -> tuple[UUID | None, UUID | None]:
-        """The bounds on the ids of events, the second exclusive."""
+        """Return the bounds of the event ids. The upper bound is exclusive."""
         since, until = self.span.ids
         if self.event_id is None:
             return since, until
@@ -68,7 +68,7 @@ class DeliveriesQuery:
         )
 
     def start(self) -> tuple[Position, UUID]:
-        """After which event and endpoint the page begins.
+        """Return the event position and the endpoint after which the page begins.
 
         Raises:
             ApiError: `invalid_cursor`.
@@ -81,24 +81,26 @@ class DeliveriesQuery:
         return place
 
     def cursor_at(self, position: Position, endpoint_id: UUID) -> str:
-        """The cursor that goes on after this delivery."""
+        """Return a cursor that continues after this delivery."""
         return cursor.write(position, self._identity, endpoint_id)
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveriesPage:
-    """Deliveries as rows of `deliveries_*`, and the cursor after them."""
+    """A page of rows from `deliveries_*` and the cursor of the next page."""
 
     deliveries: Sequence[Row]
     next_cursor: str | None
 
 
 async def read_deliveries(cell: Cell, query: DeliveriesQuery) -> DeliveriesPage:
-    """Read one page. It may be short, even empty, and have a cursor: a request examines 10,000 rows at most.
+    """Return one page.
+
+    A request examines at most 10,000 rows, so a short or empty page can have a cursor.
 
     Raises:
         ApiError: `invalid_cursor`.
-        StoreError: the database does not answer.
+        StoreError: the database does not respond.
     """
     start, endpoint_id = query.start()
     filters = (*query.ids, query.endpoint_id, query.error_class)
@@ -117,17 +119,17 @@ async def read_deliveries(cell: Cell, query: DeliveriesQuery) -> DeliveriesPage:
     else:
         rows = await cell.fetch("deliveries_ended", query.organization_id, *place, query.status, *filters)
     deliveries = [row for row in rows if not row["walked"]]
-    # Either the page is full, or the walk was cut off at the last row, or there are no more.
+    # A page without a `walked` row and below the limit is the last one.
     if not rows or len(deliveries) == len(rows) < query.limit:
         return DeliveriesPage(deliveries, None)
     if query.event_id is not None and rows[-1]["event_id"] != query.event_id:
-        # The walk has left the event.
+        # The scan has passed the event.
         return DeliveriesPage(deliveries, None)
     return DeliveriesPage(deliveries, query.cursor_at(_position(rows[-1]), rows[-1]["endpoint_id"]))
 
 
 async def _positions(cell: Cell, query: DeliveriesQuery) -> tuple[Position, Position] | None:
-    """Between which positions the events lie; None when there is no such event."""
+    """Return the first and the last position to read; None: the event does not exist."""
     if query.event_id is None:
         return await query.span.positions(cell, query.organization_id)
     row = await cell.fetch_row("position_of_event", query.organization_id, query.event_id)
@@ -143,7 +145,7 @@ def _position(row: Row) -> Position:
 
 @dataclass(frozen=True, slots=True)
 class AttemptsPage:
-    """Attempts as rows of `attempts_of_delivery`, and the cursor after them."""
+    """A page of rows from `attempts_of_delivery` and the cursor of the next page."""
 
     attempts: Sequence[Row]
     next_cursor: str | None
@@ -152,11 +154,13 @@ class AttemptsPage:
 async def read_attempts(
     cell: Cell, organization_id: UUID, event_id: UUID, endpoint_id: UUID, limit: int, after: str | None
 ) -> AttemptsPage:
-    """Read one page of the attempts at one delivery. At most 1,000, each with the first KiB of a response: under 8 MiB.
+    """Return one page of the attempts of a delivery.
+
+    At most 1,000 attempts, each with the first KiB of its response, stay below 8 MiB.
 
     Raises:
         ApiError: `invalid_cursor`.
-        StoreError: the database does not answer.
+        StoreError: the database does not respond.
     """
     identity = ("attempts", str(organization_id), str(event_id), str(endpoint_id))
     start = _BEFORE_ALL if after is None else cursor.read(after, identity)

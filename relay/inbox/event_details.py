@@ -1,4 +1,4 @@
-"""One event with what has become of it."""
+"""One event with its deliveries and attempts."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from uuid import UUID
 
 from relay.store import Cell, Row
 
-#: An event is shown with so many of its deliveries, and so many of the attempts at each.
+#: Limits of the deliveries shown with an event, and of the attempts shown with each delivery.
 SHOWN_DELIVERIES: Final = 100
 SHOWN_ATTEMPTS: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
 class EventDetails:
-    """An event as a row of `event_by_id`, its deliveries to the newest endpoints, and the newest attempts at those.
+    """A row of `event_by_id`, the deliveries to the newest endpoints, and their newest attempts.
 
-    Attempts are in the order in which they are worth showing: the last one at each delivery comes first.
+    Attempts are sorted by age: the last attempt of each delivery comes first, so that truncation keeps it.
     """
 
     event: Row
@@ -27,10 +27,10 @@ class EventDetails:
 
 
 async def read_event(cell: Cell, organization_id: UUID, event_id: UUID) -> EventDetails | None:
-    """One event of an organization, or None when it has no such event.
+    """Return one event of an organization, or None if it does not exist.
 
     Raises:
-        StoreError: the database does not answer.
+        StoreError: the database does not respond.
     """
     event = await cell.fetch_row("event_by_id", organization_id, event_id)
     if event is None:
@@ -39,8 +39,8 @@ async def read_event(cell: Cell, organization_id: UUID, event_id: UUID) -> Event
         return EventDetails(event, (), ())
     position = (event["epoch"], event["xid"], event_id)
     deliveries = await cell.fetch("deliveries_of_event", organization_id, *position, SHOWN_DELIVERIES)
-    tried = [delivery["endpoint_id"] for delivery in deliveries if delivery["attempts"]]
-    if not tried:
+    attempted = [delivery["endpoint_id"] for delivery in deliveries if delivery["attempts"]]
+    if not attempted:
         return EventDetails(event, deliveries, ())
-    attempts = await cell.fetch("attempts_of_event", organization_id, event_id, tried, SHOWN_ATTEMPTS)
+    attempts = await cell.fetch("attempts_of_event", organization_id, event_id, attempted, SHOWN_ATTEMPTS)
     return EventDetails(event, deliveries, attempts)

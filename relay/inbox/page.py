@@ -1,4 +1,4 @@
-"""Reading events: one page at a time, in the order of commits."""
+"""Pages of events, in commit order."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from relay.store import PLAN_EACH, PLAN_KEPT, Cell, Row
 from relay.values import cursor, uuid7
 from relay.values.cursor import Position
 
-#: One request examines at most this many rows; the queries say the same number.
+#: The limit of rows that one request examines. The queries repeat this number.
 EXAMINED_ROWS: Final = 10_000
-#: What the events of a page may take as JSON: 8 MiB with what stands around them.
+#: The limit of the events of a page as JSON: 8 MiB, minus the enclosing document.
 PAGE_BYTES: Final = 8 * 1024 * 1024 - 512
 
 Order = Literal["asc", "desc"]
@@ -24,20 +24,20 @@ Status = Literal["pending", "delivered", "failed", "all"]
 
 @dataclass(frozen=True, slots=True)
 class InboxQuery:
-    """What a reader asks for.
+    """The filters and the place of a page of events.
 
     Args:
-        organization_id: whose inbox.
-        status: which events.
+        organization_id: the owner of the events.
+        status: `all` for every status.
         type: an exact type, or `order.*` for every type that begins with `order.`.
-        order: `desc` for the newest first, `asc` to follow.
-        limit: how many at most.
-        cursor: where the page before has ended.
-        list_name: which list this is; a cursor of one is not good for another.
-        endpoint_id: only events with a delivery, open or ended, for this endpoint.
-        dedup_id: only events with this one.
-        span: only events made then.
-        most_bytes: what the events of the page may take; the first one is given however large it is.
+        order: `desc` lists the newest first, `asc` follows the inbox.
+        limit: the page size.
+        cursor: the end of the previous page.
+        list_name: the name of the list. A cursor is valid for one list only.
+        endpoint_id: select events with an open or ended delivery to this endpoint.
+        dedup_id: select events with this deduplication id.
+        span: select events created in this time range.
+        most_bytes: the size limit of the page. The first event is returned whatever its size.
     """
 
     organization_id: UUID
@@ -61,16 +61,16 @@ class InboxQuery:
 
     @property
     def is_narrowed(self) -> bool:
-        """Whether it asks for more than status and type."""
+        """Return whether there are filters beyond status and type."""
         return self.endpoint_id is not None or self.dedup_id is not None or not self.span.is_open
 
     @property
     def wants_all(self) -> bool:
-        """Whether it takes every event that it meets."""
+        """Return whether every event matches."""
         return self.status == "all" and self.type is None and not self.is_narrowed
 
     def start(self) -> Position:
-        """After which position the page begins.
+        """Return the position after which the page begins.
 
         Raises:
             ApiError: `invalid_cursor`.
@@ -83,11 +83,11 @@ class InboxQuery:
         return position
 
     def cursor_at(self, position: Position) -> str:
-        """The cursor that goes on after `position`."""
+        """Return a cursor that continues after `position`."""
         return cursor.write(position, self._identity)
 
     def types(self) -> tuple[str | None, str | None]:
-        """The type filter as (exact type, prefix)."""
+        """Return the type filter as (exact type, prefix)."""
         if self.type is not None and self.type.endswith(".*"):
             return None, self.type[:-1]
         return self.type, None
@@ -95,24 +95,24 @@ class InboxQuery:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Events as rows of `inbox_*`, and the cursor after them."""
+    """A page of rows from `inbox_*` and the cursor of the next page."""
 
     events: Sequence[Row]
     next_cursor: str | None
 
 
 async def read_page(cell: Cell, query: InboxQuery) -> Page:
-    """Read one page.
+    """Return one page.
 
     Raises:
         ApiError: `invalid_cursor`.
-        StoreError: the database does not answer.
+        StoreError: the database does not respond.
     """
     start = query.start()
     page = await _read_page(cell, query, start)
     if page.events or query.cursor is None or query.order == "desc" or not await cell.is_ahead(start):
         return page
-    # What was committed where the cursor comes from is gone, and all that came instead is of the present epoch.
+    # The commits behind this cursor are lost. Everything committed since then belongs to the current epoch.
     cell.found_ahead()
     return await _read_page(cell, query, Position(cell.epoch, 0, cursor.FIRST.event_id))
 
@@ -128,26 +128,27 @@ async def _read_page(cell: Cell, query: InboxQuery, start: Position) -> Page:
     events = [row for row in rows if row["event_id"] is not None]
     walked = rows[-1] if len(rows) > len(events) else None
     if events and walked is None:
-        # Full, in rows or in bytes.
+        # The page has reached its limit of rows or bytes.
         last = events[-1]
         return Page(events, query.cursor_at(Position(last["epoch"], last["xid"], last["event_id"])))
-    # The page is short: the last row, when there is one, says how far the walk has come.
+    # On a short page the last row, if present, is the position that the scan has reached.
     if walked is not None and (query.order == "asc" or walked["walked"] == EXAMINED_ROWS):
-        return Page(events, query.cursor_at(Position(walked["epoch"], walked["xid"], UUID(walked["status"]))))
+        return Page(events, query.cursor_at(Position(walked["epoch"], walked["xid"], walked["walked_event_id"])))
     return Page(events, query.cursor_at(start) if query.order == "asc" else None)
 
 
 async def _read_by_key(cell: Cell, query: InboxQuery, dedup_id: str) -> Page | None:
-    """The first page of the events with one dedup_id: the newest, which the keys of deduplication name. None where they
-    name none. An older one was accepted before that one's window began: the cursor leads there, if there is anything.
+    """Return the first page of events with a dedup_id, or None if the deduplication table does not have it.
+
+    The table names the newest event. Older ones were accepted before its window began: the cursor continues there.
     """
     holder = await cell.fetch_row("holder_of_dedup_id", query.organization_id, dedup_id)
     if holder is None:
         return None
     event_id: UUID = holder["event_id"]
-    following = UUID(int=event_id.int + 1)
+    next_id = UUID(int=event_id.int + 1)
     end = Position(holder["epoch"], holder["xid"], event_id)
-    rows = await _walk(cell, query, end._replace(event_id=following), end, (event_id, following))
+    rows = await _walk(cell, query, end._replace(event_id=next_id), end, (event_id, next_id))
     events = [row for row in rows if row["event_id"] is not None and query.span.holds(event_id)]
     window = holder["expires_at"] - uuid7.created_at(event_id)
     before = uuid7.shifted(event_id, -max(window.total_seconds(), 0.0))
@@ -156,7 +157,7 @@ async def _read_by_key(cell: Cell, query: InboxQuery, dedup_id: str) -> Page | N
         return Page(events, None)
     after = uuid7.shifted(before, uuid7.COMMITTED_WITHIN_S)
     bounds = await cell.fetch_row("position_bounds", query.organization_id, before, after)
-    assert bounds is not None  # noqa: S101 - it always gives one
+    assert bounds is not None  # noqa: S101 - the statement always returns a row
     if bounds["low_epoch"] < 0:
         return Page(events, None)
     older = Position(bounds["high_epoch"], bounds["high_xid"], cursor.LAST.event_id)
@@ -164,28 +165,29 @@ async def _read_by_key(cell: Cell, query: InboxQuery, dedup_id: str) -> Page | N
 
 
 async def _read_all(cell: Cell, query: InboxQuery, start: Position) -> Page:
-    """A page without a filter, in two steps: which events, and what they hold. One statement for both opens all
-    partitions of each table, most of them in vain, which takes longer than the rest.
+    """Return a page without a filter, in two steps: the positions, then the events.
+
+    A single statement would open every partition of each table, which takes longer than the rest of the work.
     """
     name = "positions_desc" if query.order == "desc" else "positions_asc"
     found = await cell.fetch(name, query.organization_id, *start, query.limit, plans=PLAN_KEPT)
     if not found:
         return Page([], query.cursor_at(start) if query.order == "asc" else None)
     ids = [row["event_id"] for row in found]
-    # What retention takes between the two steps is missing.
+    # Events that retention drops between the two steps are missing.
     events = await cell.fetch("events_at", query.organization_id, ids, min(ids), max(ids), query.most_bytes)
     last = events[-1] if events else found[-1]
-    goes_on = query.order == "asc" or len(found) == query.limit or last["event_id"] != ids[-1]
+    has_more = query.order == "asc" or len(found) == query.limit or last["event_id"] != ids[-1]
     position = Position(last["epoch"], last["xid"], last["event_id"])
-    return Page(events, query.cursor_at(position) if goes_on else None)
+    return Page(events, query.cursor_at(position) if has_more else None)
 
 
 async def _read(cell: Cell, query: InboxQuery, start: Position) -> Sequence[Row]:
     descending = query.order == "desc"
     if query.status == "pending" and not query.is_narrowed:
         name = "inbox_pending_desc" if descending else "inbox_pending_asc"
-        asked = (*start, query.limit, *query.types(), query.most_bytes)
-        return await cell.fetch(name, query.organization_id, *asked, plans=PLAN_KEPT)
+        parameters = (*start, query.limit, *query.types(), query.most_bytes)
+        return await cell.fetch(name, query.organization_id, *parameters, plans=PLAN_KEPT)
     first, last = await query.span.positions(cell, query.organization_id)
     start, end = (min(start, last), first) if descending else (max(start, first), last)
     return await _walk(cell, query, start, end, query.span.ids)
@@ -207,6 +209,6 @@ async def _walk(
         query.dedup_id,
         query.endpoint_id,
         query.most_bytes,
-        # Bounds on the id rule out partitions, of which a plan that is kept knows nothing.
+        # Bounds on the id exclude partitions when the statement is planned, which a cached plan cannot do.
         plans=PLAN_KEPT if ids == (None, None) else PLAN_EACH,
     )

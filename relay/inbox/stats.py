@@ -1,4 +1,4 @@
-"""How an organization is doing: what was accepted, what became of it, what waits. Bounded, whatever there is."""
+"""Statistics of an organization: accepted, ended and pending events, and endpoint health. Every count is capped."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from uuid import UUID
 from relay.store import Cell
 from relay.values import uuid7
 
-#: So many rows are read at most for each of the counts.
+#: The limits of rows read for each count.
 MOST_ROWS: Final = 10_000
 MOST_ATTEMPTS: Final = 10_000
-#: What may be more than is counted.
+#: The counts that can be capped.
 Capped = Literal["accepted", "pending", "endpoints.pending", "endpoints.success_rate"]
 
 _DAY: Final = datetime.timedelta(days=1)
@@ -22,14 +22,14 @@ _DAY: Final = datetime.timedelta(days=1)
 
 @dataclass(frozen=True, slots=True)
 class EndpointStats:
-    """How one endpoint is doing.
+    """The statistics of one endpoint.
 
     Args:
-        endpoint_id: which.
-        enabled: whether it is delivered to.
-        broken: whether its circuit breaker is open.
-        success_rate: of its attempts, from 0 to 1; None without attempts.
-        pending: deliveries that are open for it, held ones too.
+        endpoint_id: the endpoint.
+        enabled: False while its deliveries are held.
+        broken: True while its circuit breaker is open.
+        success_rate: the share of successful attempts, from 0 to 1; None without attempts.
+        pending: the number of open deliveries, including held ones.
     """
 
     endpoint_id: UUID
@@ -41,18 +41,18 @@ class EndpointStats:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """How an organization is doing.
+    """The statistics of an organization.
 
     Args:
-        since: from when on events were counted.
-        accepted: events since then.
-        delivered: those of them whose status that is.
-        failed: the same.
-        pending: all events that wait, however old.
-        oldest_pending_age_s: how long ago the first of those was accepted; None without any.
-        endpoints: the newest first.
-        capped: what would have taken more rows than are read: `accepted`, where `since` was moved on; `pending`,
-            `endpoints.pending`, which are more than that; `endpoints.success_rate`, which is of the newest attempts.
+        since: the start of the time range.
+        accepted: events accepted since then.
+        delivered: accepted events with the status `delivered`.
+        failed: accepted events with the status `failed`.
+        pending: pending events of any age.
+        oldest_pending_age_s: the age of the oldest pending event; None without one.
+        endpoints: newest first.
+        capped: the counts that reached their row limit. For `accepted`, `since` is later than requested. `pending` and
+            `endpoints.pending` are lower bounds. `endpoints.success_rate` covers the newest attempts only.
     """
 
     since: datetime.datetime
@@ -73,23 +73,23 @@ async def read_stats(
     most_rows: int = MOST_ROWS,
     most_attempts: int = MOST_ATTEMPTS,
 ) -> Stats:
-    """Count what an organization has.
+    """Return the statistics of an organization.
 
     Args:
-        cell: where.
-        organization_id: whose.
-        since: from when on; None is the last 24 hours.
-        most_rows: of an index.
-        most_attempts: the same.
+        cell: the organization's cell.
+        organization_id: the organization.
+        since: the start of the time range; None is the last 24 hours.
+        most_rows: the limit of rows read from an index.
+        most_attempts: the limit of attempts read.
 
     Raises:
-        StoreError: the database does not answer.
+        StoreError: the database does not respond.
     """
     now = uuid7.created_at(cell.clock.new())
     begin = now - _DAY if since is None else since
     first = uuid7.floor(begin)
     counted = await cell.fetch_row("stats_of_events", organization_id, first, most_rows)
-    assert counted is not None  # noqa: S101 - it always gives one
+    assert counted is not None  # noqa: S101 - the statement always returns a row
     rows = await cell.fetch("stats_of_endpoints", organization_id, first, most_attempts, most_rows)
     moved = counted["since"] != first
     oldest = counted["oldest_pending"]

@@ -1,4 +1,4 @@
-"""Spans of time, as bounds on the ids and positions of the events made then."""
+"""Time ranges, as bounds on the ids and positions of the events created in them."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from relay.values.uuid7 import COMMITTED_WITHIN_S, floor, shifted
 
 @dataclass(frozen=True, slots=True)
 class TimeRange:
-    """From when to when events were made: `since` inclusive, `until` exclusive; None is open."""
+    """The time range in which events were created. `since` is inclusive, `until` exclusive, None unbounded."""
 
     since: datetime.datetime | None = None
     until: datetime.datetime | None = None
 
     @property
     def is_open(self) -> bool:
-        """Whether it leaves nothing out."""
+        """Return whether the range is unbounded at both ends."""
         return self.since is None and self.until is None
 
     @property
     def ids(self) -> tuple[UUID | None, UUID | None]:
-        """The bounds on the ids of its events, the second exclusive."""
+        """Return the bounds of the event ids. The upper bound is exclusive."""
         return (
             None if self.since is None else floor(self.since),
             None if self.until is None else floor(self.until),
         )
 
     def holds(self, event_id: UUID) -> bool:
-        """Return whether an event was made then."""
+        """Return whether an event was created in the range."""
         since, until = self.ids
         return (since is None or event_id >= since) and (until is None or event_id < until)
 
     @property
     def identity(self) -> tuple[str, str]:
-        """What tells it from other spans in a cursor."""
+        """Return the strings that identify the range in a cursor."""
         return rfc3339_or_none(self.since) or "", rfc3339_or_none(self.until) or ""
 
     async def positions(self, cell: Cell, organization_id: UUID) -> tuple[Position, Position]:
-        """Between which positions its events lie; somewhat wider than need be.
+        """Return the first and the last position to read. They are slightly wider than the range.
 
         Raises:
-            StoreError: the database does not answer.
+            StoreError: the database does not respond.
         """
         if self.is_open:
             return cursor.FIRST, cursor.LAST
@@ -59,12 +59,12 @@ class TimeRange:
             None if since is None else shifted(since, -COMMITTED_WITHIN_S),
             None if until is None else shifted(until, COMMITTED_WITHIN_S),
         )
-        assert row is not None  # noqa: S101 - it always gives one
+        assert row is not None  # noqa: S101 - the statement always returns a row
         return (
             Position(row["low_epoch"], row["low_xid"], cursor.FIRST.event_id),
             Position(row["high_epoch"], row["high_xid"], cursor.LAST.event_id),
         )
 
 
-#: Leaves nothing out.
+#: The unbounded range.
 ALWAYS: Final = TimeRange()

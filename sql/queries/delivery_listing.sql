@@ -1,9 +1,10 @@
 -- name: deliveries_open
--- A page of open deliveries, newest first, pending or held. It walks the primary key of `open` and examines 10,000 rows
--- at most. A last row with `walked`, of which only the place counts, says that the walk was cut off there.
--- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid, $5 endpoint_id uuid: the place after which to
--- read, $6 limit int, $7 status text, $8 last epoch int, $9 last xid int8, $10 since uuid or null, $11 until uuid or
--- null, exclusive, $12 endpoint_id uuid or null, $13 error_class text or null
+-- Return a page of open deliveries, newest first, either pending or held. The statement scans the primary key of `open`
+-- and examines at most 10,000 rows. A last row with `walked` is the place where the scan was cut off.
+-- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid,
+-- $5 endpoint_id uuid: the place after which to read, $6 limit int, $7 status text, $8 last epoch int,
+-- $9 last xid int8, $10 since uuid or null, $11 until uuid or null, exclusive, $12 endpoint_id uuid or null,
+-- $13 error_class text or null
 -- gives: epoch int4, xid int8, event_id uuid, endpoint_id uuid, status text, attempts int4,
 -- next_attempt_at timestamptz, last_error_class text, walked bool
 with walk as not materialized (
@@ -65,8 +66,8 @@ union all
 );
 
 -- name: deliveries_ended
--- A page of ended deliveries of one status, newest first. It walks the primary key of `deliveries`, or for the failed
--- ones the index that holds no others, and examines 10,000 rows at most. The last row as above.
+-- Return a page of ended deliveries with one status, newest first. The statement scans the primary key of `deliveries`,
+-- or for failed deliveries their partial index, and examines at most 10,000 rows. `walked` as in `deliveries_open`.
 -- $1 organization_id uuid, $2 event_id uuid, $3 endpoint_id uuid: the place after which to read, $4 limit int,
 -- $5 status text, $6 since uuid or null, $7 until uuid or null, exclusive, $8 endpoint_id uuid or null,
 -- $9 error_class text or null
@@ -116,8 +117,8 @@ union all
 );
 
 -- name: deliveries_any
--- A page of deliveries in whatever state, by their event's id, newest first. It walks the primary key of `events` and
--- examines 10,000 rows at most, an event without deliveries being one. The last row as above.
+-- Return a page of deliveries of any status, by event id, newest first. The statement scans the primary key of `events`
+-- and examines at most 10,000 rows. An event without deliveries is one row. `walked` as in `deliveries_open`.
 -- $1 organization_id uuid, $2 event_id uuid, $3 endpoint_id uuid: the place after which to read, $4 limit int,
 -- $5 since uuid or null, $6 until uuid or null, exclusive, $7 endpoint_id uuid or null, $8 error_class text or null
 -- gives: event_id uuid, endpoint_id uuid, status text, attempts int4, next_attempt_at timestamptz,
@@ -193,8 +194,8 @@ union all
 );
 
 -- name: deliveries_near
--- The deliveries of the events with ids from one to another, of which there is one or next to none: a delivery's id
--- shares all but its last 62 bits with that of its event. At most 10,000 of them.
+-- Return at most 10,000 deliveries of the events with ids in a range. A delivery's id shares all but its last 62 bits
+-- with its event's id, so the range holds one event and hardly ever a second.
 -- $1 organization_id uuid, $2 least event_id uuid, $3 greatest event_id uuid
 -- gives: event_id uuid, endpoint_id uuid
 select e.id as event_id, d.endpoint_id

@@ -1,13 +1,13 @@
 -- name: inbox_pending_desc
--- A page of the events that wait, newest first. It walks the primary key of `open`, which holds nothing but what is
--- open, and examines 10,000 rows at most. An event with several open deliveries has a row for each, so rows are
--- grouped. What is found is then read as far as it is $8 bytes as JSON and has 10,000 deliveries, open and ended:
--- `attempts` is their sum. `offset 0` keeps them from being joined otherwise than event by event. The row without an
--- event id, last and only when the page is short, says how far the walk has come.
--- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid: the position after which to read,
--- $5 limit int, $6 exact type text or null, $7 type prefix text or null, $8 most bytes int
+-- Return a page of pending events, newest first. The statement scans the primary key of `open`, which holds open rows
+-- only, and examines at most 10,000 rows. An event has one row for each open delivery, so rows are grouped. Matching
+-- events are then read up to $8 bytes as JSON and 10,000 open and ended deliveries. `attempts` is their sum. `offset 0`
+-- makes PostgreSQL join deliveries event by event. A short page ends with a row without an event id: the position that
+-- the scan has reached, with `walked` as the number of rows.
+-- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid: the position after which to read, $5 limit int,
+-- $6 exact type text or null, $7 type prefix text or null, $8 most bytes int
 -- gives: epoch int4, xid int8, event_id uuid, type text, payload bytea, dedup_id text, status text, attempts int4,
--- walked int4
+-- walked_event_id uuid, walked int4
 with page as materialized (
     select x.epoch, x.xid, x.event_id
     from (
@@ -98,6 +98,7 @@ walked as materialized (
         k.dedup_id,
         'pending' as status,
         c.attempts,
+        null::uuid as walked_event_id,
         null::int as walked
     from kept as k
     inner join counted as c on c.place = k.place
@@ -105,22 +106,18 @@ walked as materialized (
 )
 union all
 (
-    select w.epoch, w.xid, null, null, null, null, w.event_id::text, null, (select count(*) from walked)::int
+    select w.epoch, w.xid, null, null, null, null, null, null, w.event_id, (select count(*) from walked)::int
     from walked as w
     order by w.epoch, w.xid, w.event_id
     limit 1
 );
 
 -- name: inbox_pending_asc
--- A page of the events that wait, oldest first and never ahead of a commit. It walks the primary key of `open`, which
--- holds nothing but what is open, and examines 10,000 rows at most. An event with several open deliveries has a row for
--- each, so rows are grouped. What is found is then read as far as it is $8 bytes as JSON and has 10,000 deliveries,
--- open and ended: `attempts` is their sum. The row without an event id, last and only when the page is short, says how
--- far the walk has come.
--- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid: the position after which to read,
--- $5 limit int, $6 exact type text or null, $7 type prefix text or null, $8 most bytes int
+-- Return a page of pending events, oldest first, up to the horizon. Otherwise as `inbox_pending_desc`.
+-- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid: the position after which to read, $5 limit int,
+-- $6 exact type text or null, $7 type prefix text or null, $8 most bytes int
 -- gives: epoch int4, xid int8, event_id uuid, type text, payload bytea, dedup_id text, status text, attempts int4,
--- walked int4
+-- walked_event_id uuid, walked int4
 with page as materialized (
     select x.epoch, x.xid, x.event_id
     from (
@@ -213,6 +210,7 @@ walked as materialized (
         k.dedup_id,
         'pending' as status,
         c.attempts,
+        null::uuid as walked_event_id,
         null::int as walked
     from kept as k
     inner join counted as c on c.place = k.place
@@ -220,26 +218,25 @@ walked as materialized (
 )
 union all
 (
-    select w.epoch, w.xid, null, null, null, null, w.event_id::text, null, (select count(*) from walked)::int
+    select w.epoch, w.xid, null, null, null, null, null, null, w.event_id, (select count(*) from walked)::int
     from walked as w
     order by w.epoch desc, w.xid desc, w.event_id desc
     limit 1
 );
 
 -- name: inbox_all_desc
--- A page of events in whatever state or, with $8, in one, newest first. It walks the index by position and examines
--- 10,000 events at most and as many deliveries of those whose type and dedup_id fit. An event whose deliveries were cut
--- off there is left to the next page, unless it is the first. `order by` in an aggregate rules out hashing, which would
--- read on to the end where the page is full long before; `offset 0` a join that does the same. The row without an event
--- id says how far the walk has come, as above. Bounds on the id leave out whole partitions; $9 and $10 end the walk
--- where the rest of the last one is out of bounds.
--- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid: the position after which to read,
--- $5 limit int, $6 exact type text or null, $7 type prefix text or null, $8 status text or null,
--- $9 last epoch int, $10 last xid int8, $11 since uuid or null, $12 until uuid or null, exclusive,
--- $13 dedup_id text or null, $14 endpoint_id uuid or null: one that has a delivery of it, open or ended,
--- $15 most bytes int
+-- Return a page of events of any status, or of status $8, newest first. The statement scans the index by position. It
+-- examines at most 10,000 events, and at most 10,000 deliveries of those with a matching type and dedup_id. An event
+-- whose deliveries are cut off at that limit moves to the next page, unless it is the first. `order by` in an aggregate
+-- rules out hashing, which would read to the end even if the page fills up early. `offset 0` rules out a join that does
+-- the same. The row without an event id is the position that the scan has reached, as in `inbox_pending_desc`. Bounds
+-- on the id exclude whole partitions. $9 and $10 end the scan where the rest of the last partition is out of bounds.
+-- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid: the position after which to read, $5 limit int,
+-- $6 exact type text or null, $7 type prefix text or null, $8 status text or null, $9 last epoch int,
+-- $10 last xid int8, $11 since uuid or null, $12 until uuid or null, exclusive, $13 dedup_id text or null,
+-- $14 endpoint_id uuid or null: select events with a delivery to it, open or ended, $15 most bytes int
 -- gives: epoch int4, xid int8, event_id uuid, type text, payload bytea, dedup_id text, status text, attempts int4,
--- walked int4
+-- walked_event_id uuid, walked int4
 with walk as not materialized (
     select e.epoch, e.xid, e.id, e.type, e.dedup_id
     from relay.events as e
@@ -370,13 +367,14 @@ cut as materialized (
         p.dedup_id,
         p.status,
         p.attempts,
+        null::uuid as walked_event_id,
         null::int as walked
     from kept as p
     order by p.epoch desc, p.xid desc, p.id desc
 )
 union all
 (
-    select w.epoch, w.xid, null, null, null, null, w.id::text, null, (select count(*) from walked)::int
+    select w.epoch, w.xid, null, null, null, null, null, null, w.id, (select count(*) from walked)::int
     from walked as w
     where not (select is_cut from cut)
     order by w.epoch, w.xid, w.id
@@ -384,7 +382,7 @@ union all
 )
 union all
 (
-    select c.epoch, c.xid, null, null, null, null, c.id::text, null, 10000
+    select c.epoch, c.xid, null, null, null, null, null, null, c.id, 10000
     from counted as c
     where (select is_cut from cut) and (c.last_row < 10000 or c.first_row = 1)
     order by c.last_row desc
@@ -392,19 +390,14 @@ union all
 );
 
 -- name: inbox_all_asc
--- A page of events in whatever state or, with $8, in one, oldest first and never ahead of a commit. It walks the index
--- by position and examines 10,000 events at most and as many deliveries of those whose type and dedup_id fit. An event
--- whose deliveries were cut off there is left to the next page, unless it is the first. `order by` in an aggregate
--- rules out hashing, which would read on to the end where the page is full long before; `offset 0` a join that does the
--- same. The row without an event id says how far the walk has come, as above. Bounds on the id leave out whole
--- partitions; $9 and $10 end the walk where the rest of the last one is out of bounds.
--- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid: the position after which to read,
--- $5 limit int, $6 exact type text or null, $7 type prefix text or null, $8 status text or null,
--- $9 last epoch int, $10 last xid int8, $11 since uuid or null, $12 until uuid or null, exclusive,
--- $13 dedup_id text or null, $14 endpoint_id uuid or null: one that has a delivery of it, open or ended,
--- $15 most bytes int
+-- Return a page of events of any status, or of status $8, oldest first, up to the horizon. Otherwise as
+-- `inbox_all_desc`.
+-- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid: the position after which to read, $5 limit int,
+-- $6 exact type text or null, $7 type prefix text or null, $8 status text or null, $9 last epoch int,
+-- $10 last xid int8, $11 since uuid or null, $12 until uuid or null, exclusive, $13 dedup_id text or null,
+-- $14 endpoint_id uuid or null: select events with a delivery to it, open or ended, $15 most bytes int
 -- gives: epoch int4, xid int8, event_id uuid, type text, payload bytea, dedup_id text, status text, attempts int4,
--- walked int4
+-- walked_event_id uuid, walked int4
 with walk as not materialized (
     select e.epoch, e.xid, e.id, e.type, e.dedup_id
     from relay.events as e
@@ -536,13 +529,14 @@ cut as materialized (
         p.dedup_id,
         p.status,
         p.attempts,
+        null::uuid as walked_event_id,
         null::int as walked
     from kept as p
     order by p.epoch, p.xid, p.id
 )
 union all
 (
-    select w.epoch, w.xid, null, null, null, null, w.id::text, null, (select count(*) from walked)::int
+    select w.epoch, w.xid, null, null, null, null, null, null, w.id, (select count(*) from walked)::int
     from walked as w
     where not (select is_cut from cut)
     order by w.epoch desc, w.xid desc, w.id desc
@@ -550,7 +544,7 @@ union all
 )
 union all
 (
-    select c.epoch, c.xid, null, null, null, null, c.id::text, null, 10000
+    select c.epoch, c.xid, null, null, null, null, null, null, c.id, 10000
     from counted as c
     where (select is_cut from cut) and (c.last_row < 10000 or c.first_row = 1)
     order by c.last_row desc
@@ -558,8 +552,8 @@ union all
 );
 
 -- name: positions_desc
--- The positions after one, newest first, of events in whatever state: what no filter has to be asked for. It walks the
--- index by position of every partition, whose plan is kept; what the events hold is then read by their ids.
+-- Return the positions before one, newest first, of events of any status: a page without a filter. The statement scans
+-- the index by position of every partition, and its plan is cached. `events_at` then reads the events by id.
 -- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid, $5 limit int
 -- gives: epoch int4, xid int8, event_id uuid
 select e.epoch, e.xid, e.id as event_id
@@ -570,7 +564,7 @@ order by e.epoch desc, e.xid desc, e.id desc
 limit $5::int;
 
 -- name: positions_asc
--- The same, oldest first and never ahead of a commit.
+-- Return the positions after one, oldest first, up to the horizon. Otherwise as `positions_desc`.
 -- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid, $5 limit int
 -- gives: epoch int4, xid int8, event_id uuid
 select e.epoch, e.xid, e.id as event_id
@@ -582,8 +576,8 @@ order by e.epoch, e.xid, e.id
 limit $5::int;
 
 -- name: events_at
--- Events by their ids, in that order, as many as are $5 bytes together as JSON and have 10,000 deliveries. The least
--- and the greatest id leave out all partitions but those in which they are.
+-- Return events by id, in the given order, up to $5 bytes as JSON and 10,000 deliveries. The least and the greatest id
+-- exclude all partitions outside them.
 -- $1 organization_id uuid, $2 event_id uuid[], $3 least uuid, $4 greatest uuid, $5 most bytes int
 -- gives: epoch int4, xid int8, event_id uuid, type text, payload bytea, dedup_id text, status text, attempts int4
 with kept as materialized (
@@ -669,8 +663,8 @@ inner join counted as c on c.place = k.place
 order by k.place;
 
 -- name: position_bounds
--- Between which positions to look for events with ids from one bound to another: those of the last event safely before
--- the first bound and of the first event safely after the second, as an event is committed soon after its id is made.
+-- Return the positions between which events with ids in a range lie. An event is committed soon after its id is made,
+-- so these are the positions of the last event safely before the range and of the first event safely after it.
 -- $1 organization_id uuid, $2 before uuid or null, $3 after uuid or null
 -- gives: low_epoch int4, low_xid int8, high_epoch int4, high_xid int8
 select
@@ -695,8 +689,8 @@ left join lateral (
 ) as h on true;
 
 -- name: holder_of_dedup_id
--- The newest event with a dedup_id, as the keys of deduplication have it, and until when it keeps others from being
--- accepted. No row once retention has taken the event or the key.
+-- Return the newest event with a dedup_id according to the deduplication table, and the end of its window. No row:
+-- retention has dropped the event or the key.
 -- $1 organization_id uuid, $2 dedup_id text
 -- gives: event_id uuid, expires_at timestamptz, epoch int4, xid int8
 select d.event_id, d.expires_at, e.epoch, e.xid
@@ -710,7 +704,7 @@ cross join lateral (
 where d.organization_id = $1::uuid and d.kind = 'd' and d.key = $2::text;
 
 -- name: position_of_event
--- Where one event stands in the order of commits.
+-- Return the position of an event in commit order.
 -- $1 organization_id uuid, $2 event_id uuid
 -- gives: epoch int4, xid int8
 select e.epoch, e.xid
@@ -718,9 +712,9 @@ from relay.events as e
 where e.organization_id = $1::uuid and e.id = $2::uuid;
 
 -- name: event_by_id
--- One event with its status and how many deliveries and attempts it has, of which 10,000 deliveries are counted at
--- most. All is asked for by the parameters and not by the row's columns where it can be, so that planning leaves out
--- all partitions but one of each table.
+-- Return an event with its status and the number of its deliveries and attempts, counting at most 10,000 deliveries.
+-- Conditions use parameters instead of the row's columns where possible, so that planning excludes all partitions but
+-- one of each table.
 -- $1 organization_id uuid, $2 event_id uuid
 -- gives: epoch int4, xid int8, id uuid, type text, payload bytea, dedup_id text, status text, attempts int4,
 -- deliveries_total int4
@@ -773,8 +767,8 @@ from event as e
 cross join counted as c;
 
 -- name: deliveries_of_event
--- The deliveries of one event, open and ended, those to the newest endpoints first. An open one is held while its
--- endpoint is disabled.
+-- Return the open and ended deliveries of an event, those to the newest endpoints first. An open delivery is held while
+-- its endpoint is disabled.
 -- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid, $5 limit int
 -- gives: endpoint_id uuid, status text, attempts int4, next_attempt_at timestamptz, last_error_class text
 with found as materialized (
@@ -812,8 +806,8 @@ order by f.endpoint_id desc
 limit $5::int;
 
 -- name: attempts_of_event
--- The newest attempts of some deliveries of one event: the last of each first, then the last but one of each, and so
--- on.
+-- Return the newest attempts of some deliveries of an event: the last of each delivery first, then the second to last
+-- of each, and so on.
 -- $1 organization_id uuid, $2 event_id uuid, $3 endpoint_id uuid[], $4 most of each int
 -- gives: endpoint_id uuid, number int4, at timestamptz, status_code int4, latency_ms int4, error_class text, response
 -- bytea
@@ -836,7 +830,7 @@ cross join lateral (
 order by a.age, w.place;
 
 -- name: attempts_of_delivery
--- A page of the attempts of one delivery, newest first.
+-- Return a page of the attempts of a delivery, newest first.
 -- $1 organization_id uuid, $2 event_id uuid, $3 endpoint_id uuid, $4 before number int, $5 limit int
 -- gives: number int4, at timestamptz, status_code int4, latency_ms int4, error_class text, response bytea
 select a.number, a.at, a.status_code, a.latency_ms, a.error_class, a.response
@@ -846,12 +840,12 @@ order by a.number desc
 limit $5::int;
 
 -- name: acknowledge
--- Mark events as seen by their organization, and end what is open for its default endpoint: another team's endpoint is
--- not silenced by one reader. Gives the events that exist; marking one twice changes nothing. `moved`: rows that this
--- statement's snapshot has went while their locks were waited for, so there may be others in their place that it has
--- not seen: a delivery opened again, or the wait for an acknowledgement alone. `waited`: it has ended that wait;
--- without it a delivery may have been opened again beside us, see `mark_acknowledged`. `cancelled`: how many deliveries
--- it ended.
+-- Acknowledge events and end their open rows for the default endpoint and for the acknowledgement itself. Deliveries to
+-- other endpoints go on, because one reader must not silence another team's endpoint. Returns the events that exist.
+-- Acknowledging an event twice changes nothing. `moved`: rows in this statement's snapshot disappeared while it waited
+-- for their locks, so there may be new ones that it has not seen: a reopened delivery, or a wait for the
+-- acknowledgement alone. `waited`: the statement ended such a wait. If not, a delivery may have been reopened
+-- concurrently, see `mark_acknowledged`. `cancelled`: the number of deliveries that it cancelled.
 -- $1 organization_id uuid, $2 event_id uuid[]
 -- gives: id uuid, moved bool, waited bool, cancelled int8
 with wanted as materialized (
@@ -937,9 +931,9 @@ cross join lateral (
 ) as o;
 
 -- name: mark_acknowledged
--- Mark what is open of events that are acknowledged. A delivery that is opened again, or anew, while its event is
--- acknowledged may be seen by neither statement; so both look once more after their commit, and whichever comes second
--- sees the other.
+-- Mark the open rows of acknowledged events. If a delivery is opened or reopened while its event is acknowledged,
+-- neither statement may see the other. Both therefore run this one after their commit, and the later one sees the
+-- other.
 -- $1 organization_id uuid, $2 event_id uuid[]
 with known as materialized (
     select e.organization_id, e.epoch, e.xid, e.id

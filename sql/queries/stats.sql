@@ -1,10 +1,11 @@
 -- name: stats_of_events
--- How many events were accepted since an id, and how many of them are delivered or failed by now; how many wait at all,
--- and the first of those. It reads no more than the newest $3 rows of each index. Where there are more, the count of
--- what waits stops there, and the others begin at `since`, from which on all rows were read; at that edge the orders of
--- ids and commits may differ by some events. An event that is not acknowledged always has an open row, or a delivery
--- that has been delivered or failed: so one that neither waits nor failed is delivered, and no delivery's row is
--- fetched for it. Of acknowledgements there are no more than events, so none since the edge is missing.
+-- Count the events accepted since an id and how many of them are delivered or failed, count all pending events, and
+-- find the oldest. The statement reads at most the newest $3 rows of each index. If there are more, the count of
+-- pending events stops there, and the other counts begin at `since`, from which on all rows were read. At that edge the
+-- order of ids and the order of commits may differ by some events. An event that is not acknowledged always has an open
+-- row, or a delivered or failed delivery. An event that is neither pending nor failed is therefore delivered, and no
+-- row of `deliveries` has to be read for it. There are at most as many acknowledgements as events, so none after the
+-- edge is missing.
 -- $1 organization_id uuid, $2 since uuid, $3 most int
 -- gives: since uuid, accepted int8, delivered int8, failed int8, pending int8, oldest_pending uuid, pending_capped bool
 with accepted as materialized (
@@ -98,8 +99,9 @@ select
 from counts as c;
 
 -- name: stats_of_endpoints
--- Each endpoint with its health, the share of attempts that succeeded among the newest $3 since an id, and how many
--- deliveries are open for it: counted to its share of $4. An endpoint is one organization's, so its id finds its rows.
+-- Return each endpoint with its health, the success rate of the newest $3 attempts since an id, and the number of its
+-- open deliveries, each counted up to an equal share of $4. An endpoint belongs to one organization, so its id suffices
+-- to find its rows.
 -- $1 organization_id uuid, $2 since uuid, $3 most attempts int, $4 most open int
 -- gives: endpoint_id uuid, enabled bool, broken_since timestamptz, success_rate float8, pending int8,
 -- success_rate_capped bool, pending_capped bool

@@ -33,12 +33,32 @@ def test_every_command_is_documented() -> None:
     assert sorted(rows) == sorted(COMMANDS)
 
 
-def test_every_metric_in_the_code_is_documented_and_every_documented_one_is_in_the_code() -> None:
+def metrics_of(kind: str) -> set[str]:
+    """Return the names of the metrics of a kind, without `_total`."""
     code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "relay").rglob("*.py"))
-    counters = {f"{name}_total" for name in re.findall(r"\.counter\(\s*\"(relay_\w+)\"", code)}
-    others = set(re.findall(r"\.(?:gauge|histogram)\(\s*\"(relay_\w+)\"", code))
+    return set(re.findall(rf"\.{kind}\(\s*\"(relay_\w+)\"", code))
+
+
+def test_every_metric_in_the_code_is_documented_and_every_documented_one_is_in_the_code() -> None:
+    counters = {f"{name}_total" for name in metrics_of("counter")}
     documented = re.findall(r"^\| `(relay_\w+)` \|", page("metrics.md"), re.MULTILINE)
-    assert sorted(documented) == sorted(counters | others)
+    assert sorted(documented) == sorted(counters | metrics_of("gauge") | metrics_of("histogram"))
+
+
+def test_every_metric_that_a_page_a_dashboard_or_an_alert_names_exists() -> None:
+    known = {f"{name}_total" for name in metrics_of("counter")} | metrics_of("gauge") | metrics_of("histogram")
+    known |= {f"{name}_{part}" for name in metrics_of("histogram") for part in ("bucket", "sum", "count")}
+    # The prefix of all metrics, the distribution's wheel, channels of LISTEN and the like are no metrics.
+    others = {"relay_", "relay_events"}
+    paths = [ROOT / "README.md", *(path for folder in ("docs", "deploy") for path in (ROOT / folder).rglob("*"))]
+    named = {
+        (str(path.relative_to(ROOT)), name)
+        for path in paths
+        if path.is_file()
+        for name in re.findall(r"\brelay_\w*", path.read_text(encoding="utf-8"))
+    }
+    assert {name for _, name in named} & known
+    assert sorted((path, name) for path, name in named if name not in known | others) == []
 
 
 def test_links_between_pages_lead_somewhere() -> None:

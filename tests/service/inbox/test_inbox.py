@@ -10,7 +10,7 @@ import asyncpg
 import msgspec
 import pytest
 
-from relay.inbox import InboxQuery, read_page
+from relay.inbox import PAGE_BYTES, InboxQuery, read_page
 from relay.ingest import PostedEvent
 from relay.store import Cell
 from relay.values import cursor
@@ -286,6 +286,25 @@ async def test_a_request_examines_a_bounded_number_of_rows(cell: Cell, database:
                     break
             assert found == expected
             assert pages == [1, 1]
+
+
+async def test_the_position_that_a_scan_has_reached_stands_in_a_column_of_its_own(cell: Cell, database: str) -> None:
+    connection = await asyncpg.connect(database)
+    event_id = cell.clock.new()
+    await insert(connection, cell, event_id)
+    await connection.close()
+    for order, start in (("asc", cursor.FIRST), ("desc", cursor.LAST)):
+        bounds = (start.epoch, start.xid, start.event_id, 10, None, None)
+        end = cursor.LAST if order == "asc" else cursor.FIRST
+        filters = (None, end.epoch, end.xid, None, None, None, None)
+        for rows in (
+            await cell.fetch(f"inbox_pending_{order}", ORGANIZATION, *bounds, PAGE_BYTES),
+            await cell.fetch(f"inbox_all_{order}", ORGANIZATION, *bounds, *filters, PAGE_BYTES),
+        ):
+            event, reached = rows
+            assert (event["event_id"], event["status"], event["walked_event_id"]) == (event_id, "pending", None)
+            assert (reached["event_id"], reached["status"], reached["walked_event_id"]) == (None, None, event_id)
+            assert (reached["epoch"], reached["xid"], reached["walked"]) == (event["epoch"], event["xid"], 1)
 
 
 async def test_a_follower_beside_four_writing_processes_sees_each_event_once(
