@@ -60,7 +60,7 @@ class Authenticator:
             "Lookups in the cache of verified keys, by result: hit, miss.",
             "result",
         )
-        self._hits, self._misses = lookups.of("hit"), lookups.of("miss")
+        self._hits, self._misses = lookups.labels("hit"), lookups.labels("miss")
         self._reread = metrics.counter(
             "relay_keys_reread", "Cached keys that were read again because a key was rotated or revoked."
         )

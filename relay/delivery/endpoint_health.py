@@ -69,7 +69,7 @@ class EndpointHealth(Service):
             "relay_endpoints_disabled", "Endpoints that relay has disabled, by reason: gone, failing.", "reason"
         )
         for reason in ("gone", "failing"):
-            self._disabled.of(reason)
+            self._disabled.labels(reason)
 
     def attempted(self, endpoint: Endpoint, breaker: Breaker, now: float) -> None:
         """An attempt or a probe has ended and left the breaker like this."""

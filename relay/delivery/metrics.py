@@ -30,12 +30,12 @@ class DeliveryMetrics:
     """
 
     def __init__(self, metrics: Metrics, slots: ConcurrencyLimiter) -> None:
-        self._claims = metrics.counter("relay_delivery_claims", "Claim statements that succeeded.").of()
-        self._claimed = metrics.counter("relay_delivery_claimed", "Deliveries claimed.").of()
+        self._claims = metrics.counter("relay_delivery_claims", "Claim statements that succeeded.").labels()
+        self._claimed = metrics.counter("relay_delivery_claimed", "Deliveries claimed.").labels()
         self._leases_run_out = metrics.counter(
             "relay_delivery_leases_run_out",
             "Deliveries claimed that had been claimed before and were neither recorded nor given back in time.",
-        ).of()
+        ).labels()
         self._attempts = metrics.counter(
             "relay_delivery_attempts", "Attempts by result: delivered, or the class of the error.", "result"
         )
@@ -45,12 +45,12 @@ class DeliveryMetrics:
         self._ended = deliveries_ended(metrics)
         self._seconds = metrics.histogram(
             "relay_delivery_duration_seconds", "From the start of an attempt to the head of its answer.", WAITS_S
-        ).of()
+        ).labels()
         self._lags = metrics.histogram(
             "relay_delivery_lag_seconds",
             "From the acceptance of an event to the 2xx of its receiver, where the first attempt succeeded.",
             _LAGS_S,
-        ).of()
+        ).labels()
         metrics.gauge("relay_delivery_in_flight", "Deliveries on the wire.", lambda: slots.in_flight)
         metrics.gauge(
             "relay_delivery_breakers",

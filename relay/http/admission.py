@@ -32,7 +32,7 @@ class Admission:
         decisions = metrics.counter(
             "relay_limit_decisions", "Decisions on the rate limits of organizations: allowed, limited.", "decision"
         )
-        self._allowed, self._limited = decisions.of("allowed"), decisions.of("limited")
+        self._allowed, self._limited = decisions.labels("allowed"), decisions.labels("limited")
 
     async def admit(self, exchange: Exchange, needs: str | None, *, turn: bool = True) -> Tenant:
         """The caller, whose request has been paid for.

@@ -31,11 +31,11 @@ class RouteMetrics:
         """A request has been answered, or with status 0 left without an answer; 0.5 µs."""
         tally = self._statuses.get(status)
         if tally is None:
-            tally = self._statuses[status] = self._requests.of(self.method, self.route, str(status))
+            tally = self._statuses[status] = self._requests.labels(self.method, self.route, str(status))
         tally.add()
         spread = self._spread
         if spread is None:
-            spread = self._spread = self._seconds.of(self.method, self.route)
+            spread = self._spread = self._seconds.labels(self.method, self.route)
         spread.observe(seconds)
 
 

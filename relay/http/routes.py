@@ -98,7 +98,7 @@ def operations(rooms: Services) -> list[Operation]:
 def _events(rooms: Services) -> list[Operation]:
     """Posting events, reading, acknowledging and counting them."""
     admission, bodies, cell = rooms.admission, rooms.bodies, rooms.cell
-    cancelled = deliveries_ended(rooms.metrics).of("cancelled")
+    cancelled = deliveries_ended(rooms.metrics).labels("cancelled")
     return [
         Operation(
             "POST", "/api/events", PostEvent(admission, bodies, rooms.commit),

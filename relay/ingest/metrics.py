@@ -17,19 +17,19 @@ class IngestMetrics:
     """
 
     def __init__(self, metrics: Metrics, events: Callable[[], int], octets: Callable[[], int]) -> None:
-        self.accepted = metrics.counter("relay_events_accepted", "Events committed.").of()
-        self.duplicate = metrics.counter("relay_events_duplicate", "Events whose key was accepted before.").of()
+        self.accepted = metrics.counter("relay_events_accepted", "Events committed.").labels()
+        self.duplicate = metrics.counter("relay_events_duplicate", "Events whose key was accepted before.").labels()
         self._rejected = metrics.counter(
             "relay_events_rejected", "Events that were not stored, by the code of the answer.", "code"
         )
         self._sizes = metrics.histogram(
             "relay_flush_events", "Events in a flush.", (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-        ).of()
-        self._times = metrics.histogram("relay_flush_duration_seconds", "Time of a flush.", WAITS_S).of()
+        ).labels()
+        self._times = metrics.histogram("relay_flush_duration_seconds", "Time of a flush.", WAITS_S).labels()
         wide = metrics.counter(
             "relay_wide_batches", "Batches that could open many deliveries, by outcome: written, refused.", "outcome"
         )
-        self.wide_written, self.wide_refused = wide.of("written"), wide.of("refused")
+        self.wide_written, self.wide_refused = wide.labels("written"), wide.labels("refused")
         metrics.gauge("relay_ingest_queue_events", "Events that wait for their commit.", events)
         metrics.gauge("relay_ingest_queue_bytes", "Bytes that wait for their commit.", octets)
 

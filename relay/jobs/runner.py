@@ -110,7 +110,7 @@ class JobRunner:
         self._following = _Turns(follows=True, places=_FOLLOWING_PLACES)
         self._asked = _Turns(follows=False, places=_ASKED_PLACES)
         self._ended = metrics.counter("relay_jobs_ended", "Jobs that came to an end here.", "kind", "status")
-        self._cancelled = deliveries_ended(metrics).of("cancelled")
+        self._cancelled = deliveries_ended(metrics).labels("cancelled")
         self._handled = metrics.counter("relay_job_deliveries", "Deliveries that jobs have handled.", "kind")
         metrics.gauge(
             "relay_jobs_running",

@@ -132,7 +132,7 @@ class RedisLimiter(Service):
         self._asks = metrics.counter(
             "relay_limiter_leases", "Leases asked of Redis, by whether a request waited.", "kind"
         )
-        self._waited, self._ahead = self._asks.of("waited"), self._asks.of("ahead")
+        self._waited, self._ahead = self._asks.labels("waited"), self._asks.labels("ahead")
 
     def __len__(self) -> int:
         """How many organizations are measured now."""

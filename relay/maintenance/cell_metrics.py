@@ -139,7 +139,7 @@ def watch_cell(cell: Cell, metrics: Metrics) -> None:
         "state",
     )
     for step in Step:
-        steps.of(step.value)
+        steps.labels(step.value)
     cell.on_clock_step = lambda step: steps.add(1, step.value)
     cell.found_ahead = metrics.counter(
         "relay_cursors_ahead",

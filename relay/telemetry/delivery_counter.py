@@ -1,4 +1,4 @@
-"""Metrics that several rooms count in."""
+"""The counter of ended deliveries, which several rooms increment."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from relay.telemetry.metrics import Counter, Metrics
 
 
 def deliveries_ended(metrics: Metrics) -> Counter:
-    """Deliveries that ended: delivered or failed by their last attempt, or cancelled because their event was
-    acknowledged or their endpoint deleted.
+    """Return the counter of ended deliveries, labelled with their status.
+
+    A delivery ends as `delivered` or `failed` with its last attempt, as `cancelled` if its event is acknowledged or its
+    endpoint deleted, and as `lost` if retention drops its event first.
     """
     counter = metrics.counter(
-        "relay_deliveries_ended", "Deliveries that ended, by status: delivered, failed, cancelled.", "status"
+        "relay_deliveries_ended", "Deliveries that ended, by status: delivered, failed, cancelled, lost.", "status"
     )
     for status in ("delivered", "failed", "cancelled"):
-        counter.of(status)
+        counter.labels(status)
     return counter

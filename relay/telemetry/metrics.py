@@ -65,62 +65,62 @@ class HistogramChild:
 
 
 class Counter:
-    """A number that only grows, for each value of its labels."""
+    """A number that only grows, for each combination of label values."""
 
     def __init__(self, metrics: Metrics, definition: Definition) -> None:
         self._metrics = metrics
         self._definition = definition
-        self._tallies: dict[tuple[str, ...], CounterChild] = {}
+        self._children: dict[tuple[str, ...], CounterChild] = {}
         if not definition.labels:
-            self.of()
+            self.labels()
 
-    def of(self, *labels: str) -> CounterChild:
-        """The series with these label values, given in the order in which the labels were named; it is shown from now.
+    def labels(self, *values: str) -> CounterChild:
+        """Return the series with these label values, in the order of the labels. It is exposed from then on.
 
-        Where the page is full it counts nothing, and `relay_metrics_dropped_total` says so.
+        If the page is full, the series counts nothing and `relay_metrics_dropped_total` grows.
         """
-        tally = self._tallies.get(labels)
-        if tally is None:
-            first = self._metrics.first_of(self._definition, labels)
-            tally = CounterChild(self._metrics.page.cells, first or 0)
+        child = self._children.get(values)
+        if child is None:
+            first = self._metrics.first_of(self._definition, values)
+            child = CounterChild(self._metrics.page.cells, first or 0)
             if first is not None:
-                self._tallies[labels] = tally
-        return tally
+                self._children[values] = child
+        return child
 
     def add(self, amount: float = 1, *labels: str) -> None:
-        """Count `amount` more for these label values."""
-        self.of(*labels).add(amount)
+        """Add `amount` to the series with these label values."""
+        self.labels(*labels).add(amount)
 
     def value(self, *labels: str) -> float:
-        """What has been counted for these label values in this process's place."""
-        return self.of(*labels).value
+        """Return this process's count of the series with these label values."""
+        return self.labels(*labels).value
 
 
 class Histogram:
-    """How often a value fell into each bucket, for each value of its labels."""
+    """A count of values in each bucket, for each combination of label values."""
 
     def __init__(self, metrics: Metrics, definition: Definition) -> None:
         self._metrics = metrics
         self._definition = definition
-        self._spreads: dict[tuple[str, ...], HistogramChild] = {}
+        self._children: dict[tuple[str, ...], HistogramChild] = {}
         if not definition.labels:
-            self.of()
+            self.labels()
 
-    def of(self, *labels: str) -> HistogramChild:
-        """As for a counter."""
-        spread = self._spreads.get(labels)
-        if spread is None:
-            first = self._metrics.first_of(self._definition, labels)
+    def labels(self, *values: str) -> HistogramChild:
+        """Return the series with these label values, as `Counter.labels` does."""
+        child = self._children.get(values)
+        if child is None:
+            first = self._metrics.first_of(self._definition, values)
             if first is None:
                 return HistogramChild(
                     memoryview(bytearray(8 * self._definition.size)).cast("d"), 0, self._definition.bounds
                 )
-            spread = self._spreads[labels] = HistogramChild(self._metrics.page.cells, first, self._definition.bounds)
-        return spread
+            child = self._children[values] = HistogramChild(self._metrics.page.cells, first, self._definition.bounds)
+        return child
 
     def observe(self, value: float, *labels: str) -> None:
-        """Count one value for these label values."""
-        self.of(*labels).observe(value)
+        """Count one value in the series with these label values."""
+        self.labels(*labels).observe(value)
 
 
 #: Gives a number, or one for each value of a label.
@@ -177,7 +177,7 @@ class Metrics:
         self._exposition = Exposition(pages)
         self._dropped = self.counter(
             "relay_metrics_dropped", "Values that were not counted because a process's page of metrics is full."
-        ).of()
+        ).labels()
         self.gauge(
             "relay_metrics_unreadable_pages",
             "Pages of metrics that make no sense to the process that was asked.",

@@ -35,7 +35,7 @@ class ProcessMetrics(Service):
         self._metrics = metrics
         self._cpu = metrics.counter(
             "relay_process_cpu_seconds", "Processor time that the process has used.", "process"
-        ).of(process)
+        ).labels(process)
         self._cpu_s = 0.0
         collections = metrics.counter(
             "relay_process_gc_collections",
@@ -43,17 +43,17 @@ class ProcessMetrics(Service):
             "process",
             "generation",
         )
-        self._collections = [collections.of(process, str(generation)) for generation in range(3)]
+        self._collections = [collections.labels(process, str(generation)) for generation in range(3)]
         self._pauses = metrics.counter(
             "relay_process_gc_pause_seconds", "Time for which garbage collections have held up the process.", "process"
-        ).of(process)
+        ).labels(process)
         self._pause_began = 0.0
         self._lags = metrics.histogram(
             "relay_process_event_loop_lag_seconds",
             "By how much a timer of the event loop, which rings every 0.1 s, was late.",
             _LAGS_S,
             "process",
-        ).of(process)
+        ).labels(process)
         started_at = time.time()
         metrics.gauge(
             "relay_process_resident_memory_bytes",

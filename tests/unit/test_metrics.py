@@ -24,7 +24,7 @@ from relay.telemetry.metrics import Metrics
 from relay.runtime.shared_memory import SharedMemory
 metrics = Metrics(SharedMemory.inherit(sys.argv[1]))
 counter = metrics.counter("relay_tries", "Tries.", "result")
-seconds = metrics.histogram("relay_tries_seconds", "Time of a try.", (0.01, 0.1, 1.0)).of()
+seconds = metrics.histogram("relay_tries_seconds", "Time of a try.", (0.01, 0.1, 1.0)).labels()
 metrics.gauge("relay_tries_waiting", "Tries that wait.", lambda: 7)
 metrics.refresh()
 print("counting", flush=True)

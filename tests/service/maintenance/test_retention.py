@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -255,6 +256,11 @@ async def test_a_delivery_opened_while_its_day_went_ends_as_lost_and_does_not_st
         await until(lambda: _is_empty(past))
         await until(lambda: _is(shown(metrics, "relay_deliveries_ended_total", status="lost") == 1))
     assert [record.getMessage() for record in caplog.records].count("delivery_lost") == 1
+    lines = metrics.render().decode().splitlines()
+    (help_,) = (line for line in lines if line.startswith("# HELP relay_deliveries_ended_total "))
+    statuses = {line.split('"')[1] for line in lines if line.startswith("relay_deliveries_ended_total{")}
+    assert statuses == {"delivered", "failed", "cancelled", "lost"}
+    assert statuses <= set(re.findall(r"\w+", help_)), "a status is missing in the help text"
 
 
 async def _is_empty(past: Past) -> bool:
