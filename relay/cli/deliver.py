@@ -14,7 +14,7 @@ import click
 import uvloop
 
 from relay.cli.exits import FAILED, USAGE, ExitWith, unreachable
-from relay.cli.garbage import collect_seldom
+from relay.cli.garbage import collect_seldom, return_large_blocks
 from relay.cli.http_server import host_of, http_server, raise_open_files_limit, require_free, room_for, say_ready
 from relay.cli.settings import read_settings
 from relay.cli.tracing import tracer_of
@@ -54,6 +54,7 @@ def deliver(no_ops: bool, ready_fd: int | None, shared_memory: str | None) -> No
     settings = read_settings()
     logs.set_up(settings.log_level, "deliver")
     raise_open_files_limit()
+    return_large_blocks()
     if settings.database_url is None:
         raise ExitWith(USAGE, "DATABASE_URL: `relay deliver` needs one, for instance postgresql://user@host/database")
     if not settings.secret_keys:

@@ -16,7 +16,7 @@ import uvloop
 from relay.app import Relay
 from relay.auth import SecretKeyMismatch
 from relay.cli.exits import FAILED, USAGE, ExitWith, unreachable
-from relay.cli.garbage import collect_seldom
+from relay.cli.garbage import collect_seldom, return_large_blocks
 from relay.cli.http_server import (
     end_unread_answers,
     host_of,
@@ -66,6 +66,7 @@ def serve(worker: int | None, loopback_only: bool, ready_fd: int | None, shared_
     settings = read_settings()
     logs.set_up(settings.log_level, "serve")
     raise_open_files_limit()
+    return_large_blocks()
     if settings.database_url is None:
         raise ExitWith(USAGE, "DATABASE_URL: `relay serve` needs one, for instance postgresql://user@host/database")
     if not settings.secret_keys:

@@ -54,6 +54,7 @@ from relay.delivery.ownership.bucket_leases import PACE, BucketLeases, Pace
 from relay.delivery.ping_worker import PingWorker
 from relay.delivery.recorder import Recorder, Result
 from relay.delivery.retry_timer import RetryTimer
+from relay.delivery.transport.resolver import Resolver
 from relay.delivery.transport.sender import Sender
 from relay.delivery.transport.ssrf_guard import SsrfGuard
 from relay.store import Cell, StoreError
@@ -116,7 +117,11 @@ class DeliveryLoop:
         self._leases = Leases(cell.owned_connection(), settings.lease_s)
         self._bucket_leases = BucketLeases(cell, self._leases.endpoint_ids, self._poll, metrics, pace, settings.lease_s)
         self._recorder = Recorder(cell.owned_connection(), self._recorded)
-        self._sender = Sender(SsrfGuard(settings.allowed_networks or ()), now=self._now)
+        self._sender = Sender(
+            SsrfGuard(settings.allowed_networks or ()),
+            now=self._now,
+            resolver=lambda: Resolver(begun=self._metrics.look_up_begun),
+        )
         self._health = EndpointHealth(cell, settings.endpoint_disable_after_s, self._now, metrics)
         self._attempts = Attempts(
             self._sender, self._slots, self._leases, self._recorder, self._health, self._metrics, tracer

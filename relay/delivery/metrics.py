@@ -51,7 +51,17 @@ class DeliveryMetrics:
             "From the acceptance of an event to the 2xx of its receiver, where the first attempt succeeded.",
             _LAGS_S,
         ).labels()
+        self._look_ups = metrics.histogram(
+            "relay_delivery_lookups",
+            "Look-ups of names under way for an organization when one more begins.",
+            (1, 2, 4, 8, 16),
+        ).labels()
         metrics.gauge("relay_delivery_in_flight", "Deliveries on the wire.", lambda: slots.in_flight)
+        metrics.gauge(
+            "relay_delivery_payload_bytes",
+            "Bytes of payloads held for deliveries on the wire.",
+            lambda: slots.quotas.bytes,
+        )
         metrics.gauge(
             "relay_delivery_breakers",
             "Endpoints whose circuit breaker is not closed: open, or half_open while a probe is on the wire.",
@@ -65,6 +75,10 @@ class DeliveryMetrics:
         self._claimed.add(len(deliveries))
         if run_out := sum(delivery.ran_out for delivery in deliveries):
             self._leases_run_out.add(run_out)
+
+    def look_up_begun(self, under_way: int) -> None:
+        """Count a look-up whose organization has so many under way."""
+        self._look_ups.observe(under_way)
 
     def lost(self, claims: Sequence[ClaimRef]) -> None:
         """Retention has taken the events of these."""

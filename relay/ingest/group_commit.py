@@ -227,6 +227,7 @@ class GroupCommit:
                 waiting_bytes = self._queue.size
                 events = self._under_way = self._queue.take(self._deliveries_of)
                 self._under_way_bytes = waiting_bytes - self._queue.size
+                deliveries = self._queue.taken_deliveries
                 begun = time.perf_counter()
                 try:
                     await self._flush(events)
@@ -234,7 +235,7 @@ class GroupCommit:
                     # Nothing below is expected to raise; whatever it was, no request may wait for ever.
                     _log.exception("flush_failed")
                     self._writer.fail([event for event in events if not event.ended], "internal_error")
-                self._measures.flushed(len(events), time.perf_counter() - begun)
+                self._measures.flushed(len(events), deliveries, time.perf_counter() - begun)
                 if self._tracer is not None:
                     _trace(self._tracer, events, time.perf_counter() - begun)
                 self._under_way_bytes = 0

@@ -25,6 +25,11 @@ class IngestMetrics:
         self._sizes = metrics.histogram(
             "relay_flush_events", "Events in a flush.", (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
         ).labels()
+        self._deliveries = metrics.histogram(
+            "relay_flush_deliveries",
+            "Deliveries that a flush may open: its events times the endpoints of their organizations.",
+            (1, 10, 100, 500, 1000, 2000, 5000, 10_000, 20_000),
+        ).labels()
         self._times = metrics.histogram("relay_flush_duration_seconds", "Time of a flush.", WAITS_S).labels()
         wide = metrics.counter(
             "relay_wide_batches", "Batches that could open many deliveries, by outcome: written, refused.", "outcome"
@@ -37,7 +42,8 @@ class IngestMetrics:
         """Events are answered with this error."""
         self._rejected.add(events, code)
 
-    def flushed(self, events: int, seconds: float) -> None:
-        """A flush has ended, one way or another."""
+    def flushed(self, events: int, deliveries: int, seconds: float) -> None:
+        """Count a flush that has ended, one way or another, and the deliveries that it could open."""
         self._times.observe(seconds)
         self._sizes.observe(events)
+        self._deliveries.observe(deliveries)

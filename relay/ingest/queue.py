@@ -36,6 +36,8 @@ class Queue:
         self._turns: deque[UUID] = deque()
         #: About how many bytes wait.
         self.size = 0
+        #: How many deliveries the events may open that were taken last.
+        self.taken_deliveries = 0
 
     def __bool__(self) -> bool:
         return bool(self._turns)
@@ -121,6 +123,7 @@ class Queue:
                 break
             self.pop()
             _unpack(item, taken)
+            self.taken_deliveries = deliveries
         return taken
 
     def _all_fits(self, endpoints: Mapping[UUID, int]) -> bool:
@@ -131,6 +134,7 @@ class Queue:
         for organization_id, line in self._lines.items():
             events += line.events
             deliveries += line.events * endpoints[organization_id]
+        self.taken_deliveries = deliveries
         return events <= MAX_FLUSH_EVENTS and deliveries <= MAX_FLUSH_DELIVERIES
 
     def _take_all(self) -> list[PendingEvent]:

@@ -94,13 +94,11 @@ class House:
 
     async def metrics(self) -> dict[str, float]:
         """The numbers of both commands, by name and labels as they are written."""
-        found: dict[str, float] = {}
-        async with httpx2.AsyncClient(trust_env=False) as client:
-            for port in (self.port, self.ops_port):
-                text = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
-                found |= {f"{name}{{{labels}}}" if labels else name: float(value)
-                          for name, labels, value in _SAMPLE.findall(text)}  # fmt: skip
-        return found
+        return await _metrics(self.port) | await _metrics(self.ops_port)
+
+    async def delivery_metrics(self) -> dict[str, float]:
+        """The numbers of `relay deliver`."""
+        return await _metrics(self.ops_port)
 
     def peak_mb(self, child: PythonChild) -> float:
         """The most memory that a process has had since `begin_peak`."""
@@ -118,6 +116,12 @@ class House:
     def alive(self) -> bool:
         """Whether both processes are the ones that were started."""
         return all(Path(f"/proc/{child.pid}/exe").exists() for child in (self.serve, self.deliver))
+
+
+async def _metrics(port: int) -> dict[str, float]:
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        text = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+    return {f"{name}{{{labels}}}" if labels else name: float(value) for name, labels, value in _SAMPLE.findall(text)}
 
 
 def _status_mb(child: PythonChild, line: str) -> float:

@@ -11,7 +11,9 @@ import httpx2
 
 from tests.tenants.arguments import Operation
 from tests.tenants.house import House, MemoryGroup
-from tests.tenants.worst import Neighbour, Worst
+from tests.tenants.peaks import Peaks
+from tests.tenants.receivers import TESTS
+from tests.tenants.worst import MOST_TESTS, Neighbour, Worst
 
 #: A response holds at most 8 MiB of what was asked for; the item that passes it, and names and brackets come on top.
 MOST_RESPONSE_BYTES: Final = 8 * 2**20 + 512 * 1024
@@ -21,14 +23,26 @@ MOST_ROWS: Final = 10_000
 MOST_OPENED: Final = 20_000
 #: Events of one flush.
 MOST_FLUSHED: Final = 1_000
-#: Over idle. Most of it is pages and files that nobody reads, and what the allocator keeps of them: 69 to 99 MB seen.
-MOST_API_MB: Final = 128.0
+#: Over idle: pages and files that nobody reads, bodies, and what the allocator keeps of them.
+MOST_API_MB: Final = 64.0
+#: Two runs of Argon2id at once take 19 MiB each, whoever causes them, and give them back when they end.
+HASHING_MB: Final = 2 * 19 * 2**20 / 1e6
 #: Over idle: RELAY_DELIVERY_MB, which is about payloads.
 MOST_DELIVERY_MB: Final = 64.0
 #: Of a thousand slots, while its neighbour has deliveries too and nearly all of its own endpoints hang.
 MOST_ON_WIRE: Final = 250
+#: Deliveries that one flush opens; batches that open more are written beside flushes.
+MOST_FLUSH_DELIVERIES: Final = 5_000
+#: Connections of one command to PostgreSQL: RELAY_DB_POOL_MAX.
+MOST_CONNECTIONS: Final = 50
+#: Payloads that deliveries hold: a quarter of RELAY_DELIVERY_MB for one organization, and what the neighbour has.
+MOST_PAYLOAD_BYTES: Final = 16 * 2**20 + 64 * 1024
+#: Look-ups of one organization at once.
+MOST_LOOK_UPS: Final = 8
+#: Jobs of one organization under way in a process: one that was asked for, one that follows from a changed endpoint.
+MOST_JOBS: Final = 2
 # What the API process does of itself, whoever asks.
-_BACKGROUND: Final = frozenset(("buckets", "migrations", "retention", "survey", "upkeep"))
+_BACKGROUND: Final = frozenset(("bucket_leases", "cell_metrics", "migrations", "retention"))
 _WARM_UP: Final = 50
 
 
@@ -73,7 +87,7 @@ class Visit:
         async with House(self._home, self._memory) as house:
             self.house, self.worst, self.neighbour = house, Worst(house, self.tier), Neighbour(house)
             await self._begin()
-            async with self.neighbour.posting():
+            async with Peaks(house) as self.peaks, self.neighbour.posting():
                 await self.worst.build()
                 await self.worst.remember()
                 await self._walk()
@@ -81,6 +95,7 @@ class Visit:
                 self._memory_so_far("after every operation")
                 await self.worst.open_many()
                 await self.worst.flood_jobs()
+                await self.worst.flood_tests()
                 async with self.worst.reading_slowly():
                     await self._still_served()
                 self._memory_so_far("after floods and slow readers")
@@ -88,7 +103,7 @@ class Visit:
         self.took_s = time.monotonic() - begun
 
     def _memory_so_far(self, when: str) -> None:
-        for name, most in (("API", MOST_API_MB), ("delivery", MOST_DELIVERY_MB)):
+        for name, most in (("API", MOST_API_MB + HASHING_MB), ("delivery", MOST_DELIVERY_MB)):
             peak = self.house.peak_mb(self.house.children[name])
             self._bound(f"{name} memory over idle {when}, MB", peak - self._idle_mb[name], most)
 
@@ -142,9 +157,24 @@ class Visit:
             self.wrong.append("a process has died")
         if self._memory is not None:
             self._bound("processes killed for memory", self._memory.kills, 0)
+        kept_mb = self.house.resident_mb(self.house.serve) - self._idle_mb["API"]
+        self._bound("API memory kept over idle in the end, MB", kept_mb, MOST_API_MB)
         self._bound("deliveries on the wire", self.house.receivers.most[self.worst.name], MOST_ON_WIRE)
         metrics = await self.house.metrics()
         self._bound("events of a flush", _most(metrics, "relay_flush_events"), MOST_FLUSHED)
+        self._bound("deliveries of a flush", _most(metrics, "relay_flush_deliveries"), MOST_FLUSH_DELIVERIES)
+        self._bound("look-ups at once", _most(metrics, "relay_delivery_lookups"), MOST_LOOK_UPS)
+        self._bound("tests on the wire", self.house.receivers.most[self.worst.name + TESTS], MOST_TESTS)
+        self._bound("jobs under way", self.peaks.of("relay_jobs_running"), MOST_JOBS)
+        self._bound("bytes of payloads", self.peaks.of("relay_delivery_payload_bytes"), MOST_PAYLOAD_BYTES)
+        for command in ("relay serve", "relay deliver"):
+            self._bound(f"connections of {command}", self.peaks.of(command), MOST_CONNECTIONS)
+        # A bound that nothing came near to was not tried.
+        for what in ("relay_jobs_running", "relay_delivery_payload_bytes", "relay serve", "relay deliver"):
+            if self.peaks.of(what) == 0:
+                self.wrong.append(f"{what} was never seen")
+        if self.house.receivers.most[self.worst.name + TESTS] == 0:
+            self.wrong.append("no test delivery was on the wire")
 
     def _bound(self, what: str, seen: float, most: float) -> None:
         self.bounds.append(Bound(what, seen, most))

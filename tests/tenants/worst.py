@@ -15,7 +15,10 @@ import httpx2
 from tests.support.api import Tenant
 from tests.tenants.arguments import Arguments, Operation, encoded, operations
 from tests.tenants.house import TIERS, House
+from tests.tenants.receivers import TESTS
 
+#: Test deliveries of one organization at once.
+MOST_TESTS: Final = 2
 _TIMEOUT_S: Final = 60.0
 _KEYS: Final = 20
 _NAME: Final = "n" * 255
@@ -24,6 +27,9 @@ TYPES: Final = ("worst." + "t" * 249, "other." + "t" * 249)
 _PAYLOAD_BYTES: Final = 262_144
 _PAST_EVENTS: Final = 12_000
 _ROOM: Final = 3
+#: One endpoint of so many has a name that is looked up; more than may be looked up at once.
+_NAMED_EVERY: Final = 4
+_TESTS: Final = 12
 #: Ways to make a body of 4 MiB of very little.
 _DENSE: Final = (
     (b"[" + b"0," * (2 * 1024 * 1024 - 1) + b"0]", "application/json"),
@@ -67,6 +73,7 @@ class Worst:
             if made is None:
                 break
             self.endpoints.append(made)
+        self.hanging = self.endpoints[2]
         for _ in range(_ROOM):
             # For those that the walk makes.
             await self.tenant.request("DELETE", f"/api/endpoints/{self.endpoints.pop()}")
@@ -91,6 +98,9 @@ class Worst:
         body = self.arguments.body(operation.body)
         mode = ("ok", "fail", "hang", "fail", "hang", "hang", "hang", "hang", "hang", "hang")[place % 10]
         body["url"] = self.house.receivers.url(self.name, mode).ljust(2048, "x")
+        if place % _NAMED_EVERY == _NAMED_EVERY - 1:
+            # RFC 6761: no name server knows it.
+            body["url"] = f"http://worst-{place}.relay.invalid/"
         body["signature"] = "v1"
         # Catching up and waiting are for the walk: here every event is to be tried as often as it can be.
         body.pop("catch_up_since", None)
@@ -232,11 +242,27 @@ class Worst:
         await self.settled(lambda: self.house.receivers.requests[self.name])
 
     async def flood_jobs(self, count: int = 12) -> None:
-        """Jobs over everything, and test deliveries to what hangs."""
+        """Jobs over everything."""
         body = {"since": "2020-01-01T00:00:00Z"}
         for path in [f"/api/endpoints/{id_}/replay" for id_ in self.endpoints[:count]]:
             answer = await self.tenant.post(path, json=body)
             self.answers.setdefault("POST /api/endpoints/{id}/replay, many", Counter())[_shown(answer)] += 1
+
+    async def flood_tests(self) -> None:
+        """Ask at once for more test deliveries than there may be, to what hangs, and do not wait for their ends."""
+        asked = [asyncio.create_task(self.tenant.post(f"/api/endpoints/{self.hanging}/test")) for _ in range(_TESTS)]
+        refused = 0
+        for ended in asyncio.as_completed(asked):
+            answer = await ended
+            self.answers.setdefault("POST /api/endpoints/{id}/test, at once", Counter())[_shown(answer)] += 1
+            refused += answer.status_code == 429
+            if refused >= _TESTS - MOST_TESTS:
+                break
+        owner = self.name + TESTS
+        await self.settled(lambda: self.house.receivers.requests[owner])
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
 
     @asynccontextmanager
     async def reading_slowly(self, count: int = 150) -> AsyncIterator[None]:

@@ -53,6 +53,17 @@ async def test_organizations_take_turns_and_each_keeps_its_order() -> None:
     assert (queue.count_events(), queue.size) == (0, 0)
 
 
+async def test_a_flush_knows_how_many_deliveries_it_may_open() -> None:
+    queue = Queue()
+    for item in [one(A) for _ in range(3)]:
+        queue.add(item)
+    opened = []
+    while queue:
+        queue.take(opens_many)
+        opened.append(queue.taken_deliveries)
+    assert opened == [4800, 2400]
+
+
 async def test_a_batch_is_never_cut_and_others_come_before_the_next_one() -> None:
     queue = Queue()
     for item in (await many(A, 600), await many(A, 600), one(B), one(B)):

@@ -108,11 +108,15 @@ class Resolver(AbstractResolver):
     Args:
         look_up: asks for a name, in a thread; None: `ask_system`.
         pace: how long that may take.
+        begun: told, as a look-up begins, how many its organization has under way then.
     """
 
-    def __init__(self, look_up: LookUp | None = None, pace: Pace = PACE) -> None:
+    def __init__(
+        self, look_up: LookUp | None = None, pace: Pace = PACE, begun: Callable[[int], None] | None = None
+    ) -> None:
         self._look_up = look_up or ask_system
         self._pace = pace
+        self._begun = begun
         self._loop = asyncio.get_running_loop()
         self._running: dict[str, _LookUp] = {}
         self._running_of: dict[UUID, int] = {}
@@ -233,6 +237,8 @@ class Resolver(AbstractResolver):
         self._running_of[organization_id] = self._running_of.get(organization_id, 0) + 1
         look_up.begun_at = self._loop.time()
         look_up.begun.set()
+        if self._begun is not None:
+            self._begun(self._running_of[organization_id])
 
         def ask() -> None:
             found: list[Address] | Exception

@@ -92,9 +92,11 @@ async def ended(tasks: list[asyncio.Task[Any]]) -> None:
 
 
 async def test_an_organization_has_eight_lookups_at_once_and_others_are_not_held_up(names: Names) -> None:
-    resolver = Resolver(names.look_up, PATIENT)
+    under_way: list[int] = []
+    resolver = Resolver(names.look_up, PATIENT, begun=under_way.append)
     hanging = [resolving(resolver, 1, f"slow{number}.one") for number in range(500)]
     await asked(names, 8)
+    assert under_way == [1, 2, 3, 4, 5, 6, 7, 8]
     assert await resolve(resolver, 2, "quick.two") == ["127.0.0.1"]
     assert names.most["one"] == 8
     assert resolver.waiting == 492
