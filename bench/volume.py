@@ -29,7 +29,7 @@ from relay.delivery.capacity.endpoint_state import FIRST_SLOTS
 from relay.delivery.claims import Claimer
 from relay.delivery.ownership.buckets import EVERYTHING
 from relay.inbox import InboxQuery, Order, read_page
-from relay.ingest.filters import filters_matching
+from relay.ingest.columns import columns_of
 from relay.store import PLAN_KEPT, Cell, HotConnection, Statements
 from relay.store.connection import ConnectionFactory
 from relay.values.cursor import FIRST, LAST, Position
@@ -170,11 +170,7 @@ class Side:
         count = len(ids)
         await connection.fetch(
             "commit_events",
-            [organization_id] * count,
-            ids,
-            ["order.created"] * count,
-            [_PAYLOAD] * count,
-            [filters_matching("order.created")] * count,
+            *columns_of([organization_id] * count, ids, ["order.created"] * count, [_PAYLOAD] * count),
             _MOST_DELIVERIES,
         )
 

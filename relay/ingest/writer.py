@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final
 from uuid import UUID
 
+from relay.ingest.columns import columns_of
 from relay.ingest.filters import filters_matching
 from relay.ingest.metrics import IngestMetrics
 from relay.ingest.pending_event import Key, PendingEvent, part_followers
@@ -205,20 +206,19 @@ class Writer:
                 self._dedup_window_s,
             )
         else:
-            columns = (
+            columns = columns_of(
                 [event.organization_id for event in events],
                 [event.event_id for event in events],
                 [event.type for event in events],
                 [event.payload for event in events],
-                [filters_matching(event.type) for event in events],
-                _MOST_ROWS if len(events) > 1 else _ANY_DELIVERIES,
             )
+            most = _MOST_ROWS if len(events) > 1 else _ANY_DELIVERIES
             if again or _are_marked(events):
                 # Only the first of these leaves what it finds stored as it is.
                 statement = "commit_events_again" if again else "commit_events_with_keys"
-                (row,) = await self.fetch(statement, *columns, *_marks(events), self._dedup_window_s)
+                (row,) = await self.fetch(statement, *columns, most, *_marks(events), self._dedup_window_s)
             else:
-                (row,) = await self.fetch("commit_events", *columns)
+                (row,) = await self.fetch("commit_events", *columns, most)
         return row
 
     async def _answer_losers(self, losers: Sequence[PendingEvent]) -> None:

@@ -9,6 +9,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from relay.ingest.columns import columns_of
 from relay.ingest.filters import filters_matching
 from relay.store import Cell, RowRefused
 from relay.values.uuid7 import Uuid7Clock
@@ -31,15 +32,9 @@ EVENTS: Sequence[tuple[str, Key]] = [
 
 
 def columns(organization_id: UUID, ids: Sequence[UUID]) -> tuple[Any, ...]:
-    types = [type_ for type_, _ in EVENTS]
-    return (
-        [organization_id] * len(ids),
-        ids,
-        types,
-        [b"%d" % place for place in range(len(ids))],
-        [filters_matching(type_) for type_ in types],
-        MOST,
-    )
+    events = EVENTS[: len(ids)]
+    payloads = [b"%d" % place for place in range(len(ids))]
+    return *columns_of([organization_id] * len(ids), ids, [type_ for type_, _ in events], payloads), MOST
 
 
 def marks() -> tuple[Any, ...]:
@@ -95,7 +90,8 @@ async def test_both_write_the_same(cell: Cell, database: str, one_by_one: bool) 
         if one_by_one and name == "commit_events_with_keys":
             due, won = 0, set()
             for place in range(len(ids)):
-                first = [column[place] for column in columns(organization_id, ids)[:5]]
+                type_ = EVENTS[place][0]
+                first = (organization_id, ids[place], type_, b"%d" % place, filters_matching(type_))
                 rest = [column[place] for column in marks()[:4]]
                 (row,) = await writing.fetch("commit_event", *first, MOST, *rest, WINDOW_S)
                 due += row["due"]
@@ -140,8 +136,8 @@ async def test_a_part_that_was_stored_is_left_and_the_rest_is_added(cell: Cell, 
     organization_id = await organization(connection, cell)
     ids = [CLOCK.new() for _ in EVENTS]
     sent, rest = columns(organization_id, ids), marks()
-    half = [column[:3] if isinstance(column, list) else column for column in (*sent, *rest)]
-    await writing.fetch("commit_events_with_keys", *half)
+    half = [column[:3] if isinstance(column, list) else column for column in rest]
+    await writing.fetch("commit_events_with_keys", *columns(organization_id, ids[:3]), *half)
     (row,) = await writing.fetch("commit_events_again", *sent, *rest)
     assert set(row["won"]) == {ids[1], ids[2], ids[4]}
     stored = await connection.fetch("select id from relay.events where organization_id = $1", organization_id)
@@ -161,4 +157,40 @@ async def test_a_statement_ends_before_it_opens_too_many(cell: Cell, database: s
             await writing.fetch(name, *columns(organization_id, ids)[:5], 8, *rest)
         assert caught.value.sqlstate == "54R01"
         assert await written(connection, organization_id, ids) == before
+    await connection.close()
+
+
+_MANY_DOTS = "a" + ".b" * 12
+_ODD_TYPES = ['{"a,b"}', "null", "NULL", " ", "\\", "\\x1f", "'", "\u2028", "é😀", "x" * 255]
+
+
+@pytest.mark.parametrize(
+    "types",
+    [
+        ["a"],
+        _ODD_TYPES,
+        [_MANY_DOTS],
+        [_MANY_DOTS] * 3,
+        [_MANY_DOTS, *_ODD_TYPES, _MANY_DOTS],
+        ["a", _MANY_DOTS, "b"],
+    ],
+)
+async def test_each_event_of_a_flush_keeps_its_type_and_goes_where_that_says(
+    cell: Cell, database: str, types: list[str]
+) -> None:
+    connection = await asyncpg.connect(database)
+    writing = cell.owned_connection()
+    organization_id = CLOCK.new()
+    for filters in (["a.b.*"], ["b", "null", "\\"]):
+        await add(connection, organization_id, filters)
+    for statement, rest in (("commit_events", False), ("commit_events_with_keys", True), ("commit_events_again", True)):
+        ids = CLOCK.some(len(types))
+        payloads = [b"%d" % place for place in range(len(types))]
+        none = [None] * len(types)
+        unmarked = (none, none, [b""] * len(types), none, WINDOW_S) if rest else ()
+        sent = columns_of([organization_id] * len(types), ids, types, payloads)
+        (row,) = await writing.fetch(statement, *sent, MOST, *unmarked)
+        assert row["due"] == sum(type_ in (_MANY_DOTS, "b", "null", "\\") for type_ in types)
+        stored = await connection.fetch("select type, payload from relay.events where id = any($1) order by id", ids)
+        assert [(row["type"], row["payload"]) for row in stored] == list(zip(types, payloads, strict=True))
     await connection.close()
