@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
+
 from relay.errors import ApiError
 from relay.http import exchange as exchanges
 from relay.http.admission import Admission
 from relay.http.body import JSON_TYPES, BodyReader
-from relay.http.exchange import Receive, Scope, Send
+from relay.http.exchange import JSON, Receive, Scope, Send
 from relay.http.query import refuse_query
 from relay.http.schemas.common import BatchResponse, BatchResult
 from relay.ingest import (
@@ -28,6 +30,10 @@ from relay.ingest import (
 BATCH_BODY_BYTES: Final = 4 * 1024 * 1024
 NDJSON: Final = b"application/x-ndjson"
 _TYPES: Final = JSON_TYPES | {NDJSON}
+# Around the ids of accepted events.
+_BEFORE_FIRST: Final = '{"results":[{"status":"accepted","id":"'
+_BETWEEN: Final = '"},{"status":"accepted","id":"'
+_AFTER_LAST: Final = '"}]}'
 
 
 class PostBatch:
@@ -55,14 +61,30 @@ class PostBatch:
         except ApiError as error:
             self._commit.reject(error.kind.code, events)
             raise
-        for item in items:
+        valid = [item for item in items if not isinstance(item, ApiError)]
+        keys: list[str | None] = [None] * len(valid)
+        if key is not None:
+            keys = [f"{key}#{place}" for place, item in enumerate(items) if not isinstance(item, ApiError)]
+        for item in items if len(valid) < len(items) else ():
             if isinstance(item, ApiError):
                 self._commit.reject(item.kind.code)
-        places = [place for place, item in enumerate(items) if not isinstance(item, ApiError)]
-        valid = [item for item in items if not isinstance(item, ApiError)]
-        keys = [None] * len(valid) if key is None else [f"{key}#{place}" for place in places]
         outcomes = await self._commit.join_batch(tenant.organization_id, valid, keys, exchange.trace) if valid else []
-        await exchange.answer_json(200, BatchResponse(results_of(items, outcomes)))
+        await exchange.answer(200, response_of(items, outcomes), JSON)
+
+
+def response_of(items: Sequence[Item], outcomes: Sequence[Outcome | ApiError]) -> bytes:
+    """The response to a batch as JSON.
+
+    Where all events are accepted, as nearly always, it is their ids with the same text between them: to build and to
+    encode a result for each takes seven times as long.
+
+    Raises:
+        ApiError: as `results_of`.
+    """
+    ids = [str(outcome.event_id) for outcome in outcomes if isinstance(outcome, Accepted)]
+    if ids and len(ids) == len(items):
+        return (_BEFORE_FIRST + _BETWEEN.join(ids) + _AFTER_LAST).encode("ascii")
+    return msgspec.json.encode(BatchResponse(results_of(items, outcomes)))
 
 
 def results_of(items: Sequence[Item], outcomes: Sequence[Outcome | ApiError]) -> list[BatchResult]:
