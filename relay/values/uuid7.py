@@ -73,12 +73,21 @@ class Uuid7Clock:
 
     def some(self, count: int) -> list[UUID]:
         """Return the next ids by one look at the clock; they follow each other at its smallest step."""
-        first = max((self._local_ns() + self.offset_ns) * 4096 // 1_000_000, self._last + 1)
-        self._last = first + count - 1
+        tick = (self._local_ns() + self.offset_ns) * 4096 // 1_000_000
+        if tick <= self._last < tick + _MONOTONIC:
+            tick = self._last + 1
+        self._last = tick + count - 1
+        heads: list[int] = []
+        while tick <= self._last:
+            # The heads of one millisecond are consecutive numbers: to count on is cheaper than to put each together.
+            head = (tick >> 12) << 16 | 0x7000 | tick & 0xFFF
+            following = min(self._last, tick | 0xFFF) + 1 - tick
+            heads += range(head, head + following)
+            tick += following
         while len(self._random) < count:
             self._random += [drawn & _TAIL | _VARIANT for drawn in _WORDS.unpack(os.urandom(_WORDS.size))]
         kind, pack, drawn = self._kind, _HALVES.pack, self._random.pop
-        return [kind(pack((tick >> 12) << 16 | 0x7000 | tick & 0xFFF, drawn())) for tick in range(first, first + count)]
+        return [kind(pack(head, drawn())) for head in heads]
 
 
 def parse(text: str) -> UUID | None:

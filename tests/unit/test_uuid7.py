@@ -196,6 +196,24 @@ def test_an_id_is_shifted_in_time_as_far_as_ids_go() -> None:
     assert uuid7.shifted(UUID(int=2**128 - 1), 1.0) == UUID(int=2**128 - 1)
 
 
+def test_many_ids_follow_a_step_back_by_more_than_a_minute_too() -> None:
+    now = [int(VECTOR_AT.timestamp()) * 1_000_000_000]
+    clock = Uuid7Clock(lambda: now[0])
+    now[0] += 20 * 86_400 * 1_000_000_000
+    clock.some(3)
+    now[0] -= 20 * 86_400 * 1_000_000_000
+    assert uuid7.created_at(clock.some(3)[0]) == VECTOR_AT
+
+
+@pytest.mark.parametrize("ahead", [0, 3_795, 3_796, 4_095])
+def test_many_ids_at_once_are_those_made_one_by_one_across_a_millisecond(ahead: int) -> None:
+    now = 1_700_000_000_000_000_000
+    one_by_one, at_once = Uuid7Clock(lambda: now), Uuid7Clock(lambda: now)
+    one_by_one.some(ahead)
+    at_once.some(ahead)
+    assert [id_.int >> 64 for id_ in at_once.some(300)] == [one_by_one.new().int >> 64 for _ in range(300)]
+
+
 @pytest.mark.parametrize("count", [1, 300, 1000])
 def test_many_ids_at_once_follow_each_other_and_what_came_before(count: int) -> None:
     now = 1_700_000_000_000_000_000
