@@ -56,7 +56,15 @@ def parse_array(body: bytes) -> list[Item]:
         if error.kind.code not in ("malformed_json", "invalid_request"):
             raise
         return [_item(part) for part in _parts(body)]
-    return [_checked(event) for event in events]
+    items: list[Item] = []
+    for event in events:
+        try:
+            check_event(event)
+        except ApiError as error:
+            items.append(error)
+        else:
+            items.append(event)
+    return items
 
 
 def parse_lines(body: bytes) -> list[Item]:
@@ -103,14 +111,6 @@ def _item(part: bytes) -> Item:
         return parse_event(part)
     except ApiError as error:
         return error
-
-
-def _checked(event: PostedEvent) -> Item:
-    try:
-        check_event(event)
-    except ApiError as error:
-        return error
-    return event
 
 
 def _cut(body: bytes) -> Iterator[bytes]:

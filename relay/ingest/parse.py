@@ -6,6 +6,7 @@ import re
 import secrets
 from array import array
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import accumulate
 from typing import Final
 
@@ -73,22 +74,26 @@ def check_event(event: PostedEvent) -> None:
     Raises:
         ApiError: as `parse_event`.
     """
-    if _NAME.fullmatch(event.type) is None:
-        raise invalid("type", "1 to 255 characters without control characters.")
-    if event.type.startswith("relay."):
-        raise invalid("type", "Types that begin with `relay.` are ours.")
+    _check_type(event.type)
     if event.dedup_id is not None and _NAME.fullmatch(event.dedup_id) is None:
         raise invalid("dedup_id", "1 to 255 characters without control characters.")
-    payload = bytes(event.payload)
-    if len(payload) > MAX_PAYLOAD_BYTES:
+    size = len(event.payload)
+    if size > MAX_PAYLOAD_BYTES:
         raise ApiError("payload_too_large")
     # Whatever is that deep has as many brackets that close again; to count them takes 0.7 µs for each KiB.
-    if (
-        len(payload) > 2 * MAX_DEPTH
-        and payload.count(b"[") + payload.count(b"{") > MAX_DEPTH
-        and _depth(payload) > MAX_DEPTH
-    ):
-        raise ApiError("too_deep")
+    if size > 2 * MAX_DEPTH:
+        payload = bytes(event.payload)
+        if payload.count(b"[") + payload.count(b"{") > MAX_DEPTH and _depth(payload) > MAX_DEPTH:
+            raise ApiError("too_deep")
+
+
+# A producer has few types: to find one here takes a third of the time that it takes to match it. Errors are not kept.
+@lru_cache(maxsize=512)
+def _check_type(type_: str) -> None:
+    if _NAME.fullmatch(type_) is None:
+        raise invalid("type", "1 to 255 characters without control characters.")
+    if type_.startswith("relay."):
+        raise invalid("type", "Types that begin with `relay.` are ours.")
 
 
 def read_idempotency_key(header: bytes) -> str:

@@ -118,8 +118,11 @@ class PendingEvent:
         if self.outcome is not None:
             return
         self.outcome = outcome
-        if self.batch is not None:
-            self.batch.one_ended()
+        batch = self.batch
+        if batch is not None:
+            batch.left -= 1
+            if not batch.left:
+                batch.end()
         elif self.future is not None and not self.future.done():
             if isinstance(outcome, ApiError):
                 self.future.set_exception(outcome)
@@ -137,7 +140,7 @@ class Batch:
         future: ends with the last of its events.
     """
 
-    __slots__ = ("_left", "count", "events", "future", "organization_id", "size")
+    __slots__ = ("count", "events", "future", "left", "organization_id", "size")
 
     def __init__(self, organization_id: UUID, future: asyncio.Future[None]) -> None:
         self.organization_id = organization_id
@@ -147,18 +150,18 @@ class Batch:
         self.count = 0
         #: About how many bytes it holds while it waits.
         self.size = 0
-        self._left = 0
+        #: How many of them have no outcome yet.
+        self.left = 0
 
     def hold(self, events: Sequence[PendingEvent]) -> None:
         """Take in all of its events."""
         self.events = events
         self.size = sum([event.size for event in events])
-        self.count = self._left = len(events)
+        self.count = self.left = len(events)
 
-    def one_ended(self) -> None:
-        """Count one more outcome."""
-        self._left -= 1
-        if not self._left and not self.future.done():
+    def end(self) -> None:
+        """Answer the request: the outcomes of all of its events are known."""
+        if not self.future.done():
             self.future.set_result(None)
 
     def fail(self, error: ApiError) -> None:
