@@ -1,4 +1,4 @@
-"""What is on the wire: each claimed delivery from its request to the verdict on its answer."""
+"""Run the attempts in flight, each from its request to its result."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from relay.delivery.capacity.concurrency import ConcurrencyLimiter, Slot
-from relay.delivery.capacity.endpoint_state import SLOW_AFTER_S, AttemptEnding
+from relay.delivery.capacity.endpoint_state import SLOW_AFTER_S, AttemptOutcome
 from relay.delivery.claims import ClaimedDelivery, is_suspect
 from relay.delivery.endpoint_cache import Endpoint
 from relay.delivery.endpoint_health import EndpointHealth
 from relay.delivery.leases import Leases
 from relay.delivery.metrics import DeliveryMetrics
-from relay.delivery.outcome import crash_of, ending_of, is_gone, result_of
+from relay.delivery.outcome import crash_result, is_gone, outcome_of, result_of
 from relay.delivery.recorder import Recorder, Result
 from relay.delivery.transport.request import Target
 from relay.delivery.transport.sender import Answer, Post, Sender
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("relay.delivery")
 
-# How long a delivery is left alone whose secret cannot be opened; it keeps its slot, so that a backlog of such
-# deliveries is not claimed from end to end.
+# The pause before releasing a delivery whose secret cannot be decrypted. It keeps its slot meanwhile, so that a backlog
+# of such deliveries is not claimed from end to end.
 _UNSIGNABLE_S: Final = 30.0
 
 
 class Attempts:
-    """Makes attempts, each in a task of its own, and passes on what came of them.
+    """Make attempts, each in a task of its own, and pass on their results.
 
     Args:
-        sender: posts.
-        slots: are given back.
-        leases: of what will not be attempted are given back too.
+        sender: posts the requests.
+        slots: the slots, released after each attempt.
+        leases: the leases, released for deliveries that are not attempted.
         recorder: writes the results.
-        health: hears how endpoints do.
-        measures: counts.
-        tracer: makes a span of each attempt at an event that is traced.
+        health: receives the state of each endpoint's breaker.
+        metrics: the metrics.
+        tracer: creates a span per attempt for events that are traced.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Attempts:
         leases: Leases,
         recorder: Recorder,
         health: EndpointHealth,
-        measures: DeliveryMetrics,
+        metrics: DeliveryMetrics,
         tracer: Tracer | None = None,
     ) -> None:
         self._sender = sender
@@ -60,30 +60,30 @@ class Attempts:
         self._leases = leases
         self._recorder = recorder
         self._health = health
-        self._measures = measures
+        self._metrics = metrics
         self._tracer = tracer
         self._stopping = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._running: dict[Slot, asyncio.Task[None]] = {}
-        self._short_until = -inf
+        self._exhausted_until = -inf
 
     @property
-    def is_short(self) -> bool:
-        """Whether this process lately lacked what every attempt needs, so that claiming more would be in vain."""
-        return self._loop.time() < self._short_until
+    def is_exhausted(self) -> bool:
+        """Return whether the process recently lacked a resource that every attempt needs. Claiming is useless then."""
+        return self._loop.time() < self._exhausted_until
 
     def start(self, delivery: ClaimedDelivery, endpoint: Endpoint) -> None:
-        """Attempt this, for which a slot has been taken."""
+        """Start an attempt, for which a slot is reserved."""
         slot = self._slots.start(endpoint.id, delivery.held.event_id, self._loop.time(), suspect=is_suspect(delivery))
         self._running[slot] = self._loop.create_task(self._deliver(delivery, endpoint, slot))
 
     def fail_unsent(self, delivery: ClaimedDelivery, at: datetime.datetime) -> None:
-        """End this without an attempt: those before ended with their process."""
-        self._measures.crashed(delivery.held)
-        self._recorder.add(crash_of(delivery, at))
+        """Fail a delivery without an attempt: each earlier one ended with its process."""
+        self._metrics.crashed(delivery.held)
+        self._recorder.add(crash_result(delivery, at))
 
     async def finish(self, timeout_s: float) -> None:
-        """Let what is on the wire finish; cut off what does not."""
+        """Wait for the attempts in flight, and cancel those that exceed the timeout."""
         self._stopping.set()
         if not self._running:
             return
@@ -96,11 +96,11 @@ class Attempts:
 
     async def _deliver(self, delivery: ClaimedDelivery, endpoint: Endpoint, slot: Slot) -> None:
         held, target = delivery.held, endpoint.target
-        ending = AttemptEnding.UNSENT
-        slow = self._loop.call_later(SLOW_AFTER_S, self._slots.outlast, slot) if endpoint.limits.may_last else None
+        outcome = AttemptOutcome.UNSENT
+        slow = self._loop.call_later(SLOW_AFTER_S, self._slots.mark_slow, slot) if endpoint.limits.may_be_slow else None
         try:
             if target is None:
-                await self._leave_alone(delivery)
+                await self._hold_unsignable(delivery)
                 return
             if delivery.traceparent is not None and self._tracer is not None:
                 answer = await self._send_traced(delivery, target, delivery.traceparent, self._tracer)
@@ -109,20 +109,20 @@ class Attempts:
             chance = random.random()  # noqa: S311 - spreads load, keeps no secret
             result = result_of(delivery, endpoint, answer, probe=slot.probe, chance=chance)
             if answer.error_class is not None:
-                _say_failed(result, answer)
+                _log_failure(result, answer)
                 if is_gone(answer):
                     await self._health.gone(endpoint)
-            self._measures.attempted(delivery, answer, result, probe=slot.probe)
+            self._metrics.attempted(delivery, answer, result, probe=slot.probe)
             self._recorder.add(result)
-            ending = ending_of(answer)
+            outcome = outcome_of(answer)
         except Shortage as shortage:
-            if not self.is_short:
+            if not self.is_exhausted:
                 _log.warning("delivery_not_sent", extra={"lacking": shortage.lacking, "endpoint_id": str(endpoint.id)})
             if shortage.is_general:
-                self._short_until = self._loop.time() + shortage.pause_s
-            self._leases.put_off(held, shortage.pause_s)
+                self._exhausted_until = self._loop.time() + shortage.pause_s
+            self._leases.defer(held, shortage.pause_s)
         except Exception:
-            # A mistake in here, not the receiver's: its lease runs out, and it is attempted again.
+            # A bug here, not the receiver's fault. The lease expires, and the delivery is attempted again.
             _log.exception(
                 "delivery_dropped", extra={"event_id": str(held.event_id), "endpoint_id": str(held.endpoint_id)}
             )
@@ -134,24 +134,24 @@ class Attempts:
             now = self._loop.time()
             chance = random.random()  # noqa: S311 - spreads load, keeps no secret
             self._slots.quotas.release_payload(held.organization_id, held.event_id)
-            breaker = self._slots.release(slot, ending, now, chance=chance)
-            if ending is not AttemptEnding.UNSENT:
+            breaker = self._slots.release(slot, outcome, now, chance=chance)
+            if outcome is not AttemptOutcome.UNSENT:
                 self._health.attempted(endpoint, breaker, now)
 
     async def _send_traced(self, delivery: ClaimedDelivery, target: Target, traceparent: str, tracer: Tracer) -> Answer:
         held = delivery.held
-        facts: dict[str, str | int] = {
+        attributes: dict[str, str | int] = {
             "relay.event_id": str(held.event_id),
             "relay.endpoint_id": str(held.endpoint_id),
             "relay.attempt": delivery.attempts + 1,
         }
-        traceparent, span = tracer.begin_attempt(traceparent, target.url, facts)
+        traceparent, span = tracer.begin_attempt(traceparent, target.url, attributes)
         answer = await self._sender.send(_post(delivery, target, traceparent))
         if span is not None:
             tracer.end_attempt(span, answer.status_code, answer.error_class)
         return answer
 
-    async def _leave_alone(self, delivery: ClaimedDelivery) -> None:
+    async def _hold_unsignable(self, delivery: ClaimedDelivery) -> None:
         try:
             async with asyncio.timeout(_UNSIGNABLE_S):
                 await self._stopping.wait()
@@ -165,7 +165,7 @@ def _post(delivery: ClaimedDelivery, target: Target, traceparent: str | None) ->
     return Post(target, held.event_id, delivery.type, delivery.payload, delivery.attempts + 1, traceparent)
 
 
-def _say_failed(result: Result, answer: Answer) -> None:
+def _log_failure(result: Result, answer: Answer) -> None:
     _log.info(
         "delivery_failed",
         extra={

@@ -1,4 +1,4 @@
-"""Taking due deliveries, fairly over endpoints."""
+"""Claim due deliveries, fairly across endpoints."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from relay.delivery.ownership.buckets import Assignment, BucketRange
 from relay.store import HotConnection, Row, StoreError
 
 _NIL: Final = UUID(int=0)
-# Before every endpoint: buckets begin at 0, and no endpoint is nil.
+# Sorts before every endpoint: buckets start at 0, and no endpoint id is nil.
 _START: Final = (0, _NIL)
-# A connection that has gone silent is noticed by nothing else.
+# Nothing else detects a dead connection.
 _TIMEOUT_S: Final = 5.0
 _FEW_VISITS: Final = 128
-# Deliveries whose long wait is over, in one statement.
+# Parked deliveries released by one statement.
 _UNPARKED: Final = 500
-# Claims without a result: as `claim_due` reckons.
+# Claims without a result, as counted by `claim_due`.
 _SUSPECT_AFTER: Final = 5
 _CRASHED_AFTER: Final = 10
 
 
 class ClaimRef(Struct, eq=False):
-    """The row of an open delivery and the token that says it is ours."""
+    """The key of an open delivery's row, and the token that proves this process has claimed it."""
 
     organization_id: UUID
     epoch: int
@@ -42,7 +42,7 @@ class ClaimRef(Struct, eq=False):
 
 
 def columns(claims: Sequence[ClaimRef]) -> list[list[object]]:
-    """Claims as the parameters of a statement."""
+    """Return claims as the parameters of a statement."""
     return [
         [held.organization_id for held in claims],
         [held.epoch for held in claims],
@@ -54,10 +54,15 @@ def columns(claims: Sequence[ClaimRef]) -> list[list[object]]:
 
 
 class ClaimedDelivery(NamedTuple):
-    """A delivery to attempt: how often it has been, how often before its present schedule, and what to send.
+    """A delivery to attempt, and what to send.
 
-    `claims` says how often it was claimed before without a result, `version` is that of its endpoint; `ran_out` says
-    that somebody had claimed it whose lease ran out; `traceparent` is where the event belongs in a trace.
+    Attributes:
+        attempts: attempts made so far.
+        attempts_before: those made before its current retry schedule.
+        version: the version of its endpoint.
+        ran_out: true if an earlier claim's lease expired.
+        traceparent: the trace context of the event.
+        claims: earlier claims without a result.
     """
 
     held: ClaimRef
@@ -73,24 +78,23 @@ class ClaimedDelivery(NamedTuple):
 
 
 class ClaimBatch(NamedTuple):
-    """What one claim took, and whether its lap goes on: there may be more that can be taken at once."""
+    """The deliveries of one claim, and whether more may be due in this pass."""
 
     deliveries: list[ClaimedDelivery]
     more: bool
 
 
 class Claimer:
-    """Claims in laps around the ring of our endpoints, each claim from after the endpoint where the last one stopped.
+    """Claim in passes over the assigned endpoints. Each claim starts after the endpoint where the last one stopped.
 
-    A lap ends when every endpoint has been looked at since the last claim that came back full. Each claim stays within
-    one span.
+    A pass ends when every endpoint has been visited since the last full claim. A claim stays within one bucket range.
 
     Args:
-        connection: its own.
-        lease_s: how long a claim is ours unless it is renewed.
-        visits: how many endpoints one claim looks at, at some 10 microseconds each.
-        lost: told of deliveries that have ended because their events are gone.
-        timeout_s: of endpoints that say nothing about it.
+        connection: a connection of its own.
+        lease_s: the lease of a claim.
+        visits: endpoints visited by one claim, at most. Each takes about 10 microseconds.
+        lost: called with deliveries that have ended because their events are gone.
+        timeout_s: the timeout of endpoints that set none.
     """
 
     def __init__(
@@ -104,98 +108,103 @@ class Claimer:
         self._connection = connection
         self._lease_s = lease_s
         self._visits = visits
-        self._lost = lost
+        self._on_lost = lost
         self._timeout_s = timeout_s
-        # Tokens of one process have a half in common, so that they can be told from all others.
+        # Tokens of one process share their first half, which identifies them.
         self._first_token = UUID(bytes=os.urandom(8) + bytes(8))
         self._last_token = UUID(int=self._first_token.int | 2**64 - 1)
-        # Tokens of claims that may have been made without our knowing, until their leases have run out.
+        # Tokens of failed claims that may have committed, until their leases have expired.
         self._lost_tokens: dict[UUID, float] = {}
         self._was_full = False
         self._after: tuple[int, UUID] = _START
-        self._origin = _START
+        self._pass_start = _START
         self._wrapped = False
 
     def begin_pass(self) -> None:
-        """Every endpoint is to be looked at once more."""
-        self._origin = self._after
+        """Start a new pass, which visits every endpoint once more."""
+        self._pass_start = self._after
         self._wrapped = False
 
     async def unpark(self) -> tuple[int, bool]:
-        """Let claims meet what was put off for long and is due now: how many deliveries, and whether there may be more.
+        """Move parked deliveries that are due to where claims find them.
+
+        Returns:
+            The number of deliveries, and whether there may be more.
 
         Raises:
-            StoreError: some of it may have been unparked.
+            StoreError: some of them may have been moved.
         """
         (row,) = await self._connection.fetch("unpark", _UNPARKED, timeout_s=_TIMEOUT_S)
         return row["unparked"], row["unparked"] == _UNPARKED
 
-    async def claim(self, offer: ClaimBudget, assignment: Assignment) -> ClaimBatch:
-        """Take what `offer` allows.
+    async def claim(self, budget: ClaimBudget, assignment: Assignment) -> ClaimBatch:
+        """Claim what the budget allows.
 
         Args:
-            offer: what there is room for.
-            turf: what is ours, which is something.
+            budget: the capacity that is free.
+            assignment: the ranges to claim from, at least one.
 
         Raises:
-            StoreError: nothing is known to have been taken; what was taken all the same is free for the next claim.
+            StoreError: the claim failed. If it committed all the same, its deliveries are free for the next claim.
         """
-        span = self._enter(assignment.ranges)
-        # Where there was a backlog there is likely more, and few endpoints fill the next claim too.
+        bucket_range = self._next_range(assignment.ranges)
+        # After a full claim the backlog is likely not empty, and a few endpoints fill the next claim too.
         visits = min(self._visits, _FEW_VISITS) if self._was_full else self._visits
         token = UUID(int=self._first_token.int | secrets.randbits(64))
         try:
             rows = await self._connection.fetch(
-                "claim_due", token, *self._terms(offer, span, visits, assignment), timeout_s=_TIMEOUT_S
+                "claim_due", token, *self._parameters(budget, bucket_range, visits, assignment), timeout_s=_TIMEOUT_S
             )
         except StoreError:
             self._lost_tokens[token] = time.monotonic() + _TIMEOUT_S + self._lease_s
             raise
-        deliveries, lost, spare = _read(rows, token)
+        deliveries, lost, to_release = _parse_rows(rows, token)
         if lost:
             await self._connection.fetch("lose_claims", *columns(lost), timeout_s=_TIMEOUT_S)
-            self._lost(lost)
-        if spare:
-            await self._connection.fetch("release_claims", *columns(spare), timeout_s=_TIMEOUT_S)
-        place, is_full = rows[0], rows[0]["locked"] >= offer.batch
+            self._on_lost(lost)
+        if to_release:
+            await self._connection.fetch("release_claims", *columns(to_release), timeout_s=_TIMEOUT_S)
+        last, is_full = rows[0], rows[0]["locked"] >= budget.batch
         self._was_full = is_full
         if is_full and (deliveries or lost):
-            self._after = (place["last_bucket"], place["last_endpoint_id"])
+            self._after = (last["last_bucket"], last["last_endpoint_id"])
             self.begin_pass()
             return ClaimBatch(deliveries, True)
-        more = self._go_on(place, span, assignment.ranges, is_cut=is_full or place["visits"] >= visits)
-        # What stands behind a suspect has not been looked at.
+        more = self._advance(last, bucket_range, assignment.ranges, is_cut=is_full or last["visits"] >= visits)
+        # Deliveries behind a suspect have not been examined.
         return ClaimBatch(deliveries, more or any(is_suspect(delivery) for delivery in deliveries))
 
-    def _terms(self, offer: ClaimBudget, span: BucketRange, visits: int, assignment: Assignment) -> list[object]:
-        """The parameters of a claim, beginning with the third."""
-        endpoint_ids, free, is_new, is_slow = offer.endpoint_ids, offer.free, offer.is_new, offer.is_slow
+    def _parameters(
+        self, budget: ClaimBudget, bucket_range: BucketRange, visits: int, assignment: Assignment
+    ) -> list[object]:
+        """Return the parameters of a claim from the second on."""
+        endpoint_ids, free, is_new, is_slow = budget.endpoint_ids, budget.free, budget.is_new, budget.is_slow
         if assignment.excluded:
             known = zip_longest(endpoint_ids, free, is_new, is_slow)
             merged = {each[0]: each for each in known} | {each: (each, 0, False, False) for each in assignment.excluded}
             endpoint_ids, free, is_new, is_slow = (list(column) for column in zip(*merged.values(), strict=True))
-        left = offer.left.values()
+        left = budget.left.values()
         now = time.monotonic()
         self._lost_tokens = {token: until for token, until in self._lost_tokens.items() if until > now}
         return [
-            offer.batch,
+            budget.batch,
             self._lease_s,
             *self._after,
-            span.last,
+            bucket_range.last,
             visits,
             endpoint_ids,
             free,
             is_new,
             is_slow,
-            offer.first,
-            list(offer.left),
+            budget.first,
+            list(budget.left),
             [each.slots for each in left],
             [each.new for each in left],
             [each.slow for each in left],
             [each.bytes for each in left],
-            *offer.untouched,
-            offer.bytes,
-            offer.suspects,
+            *budget.untouched,
+            budget.bytes,
+            budget.suspects,
             list(self._lost_tokens),
             assignment.orphaned,
             self._first_token,
@@ -203,39 +212,39 @@ class Claimer:
             self._timeout_s,
         ]
 
-    def _enter(self, spans: Sequence[BucketRange]) -> BucketRange:
-        """The span in which to go on, which is another one when ours have changed meanwhile."""
-        span = next((span for span in spans if span.last >= self._after[0]), spans[0])
-        if not span.first <= self._after[0] <= span.last:
-            self._after = (span.first, _NIL)
-        return span
+    def _next_range(self, ranges: Sequence[BucketRange]) -> BucketRange:
+        """Return the range to claim from next; another one if the assignment has changed."""
+        bucket_range = next((bucket_range for bucket_range in ranges if bucket_range.last >= self._after[0]), ranges[0])
+        if not bucket_range.first <= self._after[0] <= bucket_range.last:
+            self._after = (bucket_range.first, _NIL)
+        return bucket_range
 
-    def _go_on(self, visited: Row, span: BucketRange, spans: Sequence[BucketRange], *, is_cut: bool) -> bool:
+    def _advance(self, visited: Row, bucket_range: BucketRange, ranges: Sequence[BucketRange], *, is_cut: bool) -> bool:
         if is_cut:
             self._after = (visited["last_bucket"], visited["last_endpoint_id"])
-        elif span.last < spans[-1].last:
-            self._after = (span.last + 1, _NIL)
+        elif bucket_range.last < ranges[-1].last:
+            self._after = (bucket_range.last + 1, _NIL)
         else:
-            self._after = (spans[0].first, _NIL)
-            if self._wrapped or self._origin <= self._after:
+            self._after = (ranges[0].first, _NIL)
+            if self._wrapped or self._pass_start <= self._after:
                 return False
             self._wrapped = True
             return True
-        return not self._wrapped or self._after < self._origin
+        return not self._wrapped or self._after < self._pass_start
 
 
-def _read(rows: Sequence[Row], token: UUID) -> tuple[list[ClaimedDelivery], list[ClaimRef], list[ClaimRef]]:
-    """What a claim took, what of it has no event any more, and what is to be given back."""
+def _parse_rows(rows: Sequence[Row], token: UUID) -> tuple[list[ClaimedDelivery], list[ClaimRef], list[ClaimRef]]:
+    """Return the deliveries of a claim, those whose event is gone, and those to release."""
     deliveries: list[ClaimedDelivery] = []
     lost: list[ClaimRef] = []
-    spare: list[ClaimRef] = []
+    to_release: list[ClaimRef] = []
     payloads: dict[tuple[UUID, UUID], bytes] = {}
-    # Those that share it with another of their event, which may come after them.
-    lacking: list[int] = []
+    # Deliveries whose payload comes with another delivery of the same event, possibly a later row.
+    without_payload: list[int] = []
     suspects = 0
     for row in rows:
         event_id = row["event_id"]
-        # A claim that took nothing has one row, which says only what was visited.
+        # A claim that took nothing returns one row, with only the visited endpoints.
         if event_id is None:
             break
         held = ClaimRef(row["organization_id"], row["epoch"], row["xid"], event_id, row["endpoint_id"], token)
@@ -248,10 +257,10 @@ def _read(rows: Sequence[Row], token: UUID) -> tuple[list[ClaimedDelivery], list
         if _SUSPECT_AFTER <= claims < _CRASHED_AFTER:
             suspects += 1
             if suspects > 1:
-                spare.append(held)
+                to_release.append(held)
                 continue
         if payload is None:
-            lacking.append(len(deliveries))
+            without_payload.append(len(deliveries))
         deliveries.append(
             ClaimedDelivery(
                 held,
@@ -266,23 +275,23 @@ def _read(rows: Sequence[Row], token: UUID) -> tuple[list[ClaimedDelivery], list
                 claims,
             )
         )
-    for nth in reversed(lacking):
-        held = deliveries[nth].held
+    for index in reversed(without_payload):
+        held = deliveries[index].held
         payload = payloads.get((held.organization_id, held.event_id))
         if payload is None:
-            # The delivery that brought it was not taken after all.
-            spare.append(held)
-            del deliveries[nth]
+            # The delivery that carried the payload was not claimed after all.
+            to_release.append(held)
+            del deliveries[index]
         else:
-            deliveries[nth] = deliveries[nth]._replace(payload=payload)
-    return deliveries, lost, spare
+            deliveries[index] = deliveries[index]._replace(payload=payload)
+    return deliveries, lost, to_release
 
 
 def is_suspect(delivery: ClaimedDelivery) -> bool:
-    """Whether a delivery was claimed so often without a result that it may be what kills its claimers."""
+    """Return whether a delivery was claimed so often without a result that it may be what kills its processes."""
     return _SUSPECT_AFTER <= delivery.claims < _CRASHED_AFTER
 
 
 def has_crashed(delivery: ClaimedDelivery) -> bool:
-    """Whether a delivery was claimed so often without a result that it is not sent any more."""
+    """Return whether a delivery was claimed so often without a result that it is no longer sent."""
     return delivery.claims >= _CRASHED_AFTER

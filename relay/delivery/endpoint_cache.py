@@ -1,4 +1,4 @@
-"""What is known of endpoints: loaded once for each version of one, remembered while it is used."""
+"""Cache endpoints: load each version once, and keep it while it is used."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from relay.values.encryption import Vault
 _log = logging.getLogger("relay.delivery")
 
 _REMEMBERED: Final = 10_000
-# A connection that has gone silent is noticed by nothing else.
+# Nothing else detects a dead connection.
 _TIMEOUT_S: Final = 5.0
 
 
@@ -31,14 +31,15 @@ class Endpoint(Struct, frozen=True):
     """One version of an endpoint.
 
     Args:
-        organization_id: whose it is.
+        organization_id: its organization.
         id: its id.
-        version: raised by each change of it.
-        enabled: whether it is to be delivered to.
-        target: what a request to it is made from; None when its secret or its headers cannot be opened.
+        version: incremented by each change.
+        enabled: false while it is disabled.
+        url: its URL.
+        target: the constant parts of its requests. None: its secret or headers cannot be decrypted.
         schedule: the waits between attempts, in seconds.
-        attempts: how many a delivery gets.
-        limits: how much it takes, and how it was doing when this was read.
+        attempts: attempts per delivery, at most.
+        limits: its limits, and its health when this was read.
     """
 
     organization_id: UUID
@@ -53,12 +54,12 @@ class Endpoint(Struct, frozen=True):
 
 
 class EndpointCache:
-    """Knows endpoints.
+    """Hold the most recently used endpoints.
 
     Args:
-        connection: shared with whoever claims: the two take turns.
-        settings: what holds for endpoints that say nothing else.
-        vault: opens secrets and headers.
+        connection: shared with the Claimer; the two never use it at the same time.
+        settings: the defaults of endpoints.
+        vault: decrypts secrets and headers.
     """
 
     def __init__(self, connection: HotConnection, settings: Settings, vault: Vault) -> None:
@@ -68,32 +69,32 @@ class EndpointCache:
         self._known: OrderedDict[UUID, Endpoint] = OrderedDict()
 
     async def of_claim(self, deliveries: Sequence[ClaimedDelivery]) -> Mapping[UUID, Endpoint]:
-        """The endpoints of a claim, by id, without those that have been disabled or deleted meanwhile.
+        """Return the endpoints of a claim, by id, without those that have been disabled or deleted meanwhile.
 
         Raises:
-            StoreError: what is not known yet cannot be read.
+            StoreError: endpoints that are not cached cannot be read.
         """
         found: dict[UUID, Endpoint] = {}
-        lacking: dict[UUID, UUID] = {}
+        missing: dict[UUID, UUID] = {}
         for delivery in deliveries:
             endpoint_id = delivery.held.endpoint_id
-            if endpoint_id in found or endpoint_id in lacking:
+            if endpoint_id in found or endpoint_id in missing:
                 continue
             known = self._known.get(endpoint_id)
             if known is None or known.version < delivery.version:
-                lacking[endpoint_id] = delivery.held.organization_id
+                missing[endpoint_id] = delivery.held.organization_id
             else:
                 self._known.move_to_end(endpoint_id)
                 found[endpoint_id] = known
-        if lacking:
+        if missing:
             rows = await self._connection.fetch(
-                "endpoints_of_claim", list(lacking.values()), list(lacking), timeout_s=_TIMEOUT_S
+                "endpoints_of_claim", list(missing.values()), list(missing), timeout_s=_TIMEOUT_S
             )
             found |= self._remember(rows)
         return found
 
     async def find(self, cell: Cell, organization_id: UUID, endpoint_id: UUID) -> Endpoint | None:
-        """An endpoint as it stands now, disabled ones too; None when it is gone.
+        """Read the current version of an endpoint, even a disabled one. None: it does not exist.
 
         Raises:
             StoreError: it cannot be read.
@@ -119,9 +120,9 @@ class EndpointCache:
             target = self._target(row)
         except ValueError as reason:
             target = None
-            # The text of a ValueError of ours; msgspec's would quote what it read.
-            said = type(reason).__name__ if isinstance(reason, msgspec.MsgspecError) else str(reason)
-            _log.error("endpoint_secret_cannot_be_opened", extra={"endpoint_id": str(endpoint_id), "reason": said})
+            # Our own ValueErrors are safe to log. The text of msgspec's would quote the secret input.
+            text = type(reason).__name__ if isinstance(reason, msgspec.MsgspecError) else str(reason)
+            _log.error("endpoint_secret_cannot_be_opened", extra={"endpoint_id": str(endpoint_id), "reason": text})
         waits = row["retry_schedule"]
         now = asyncio.get_running_loop().time()
         failing_s, broken_s = row["failing_s"], row["broken_s"]
@@ -136,12 +137,12 @@ class EndpointCache:
             attempts=self._settings.attempts if waits is None else len(waits) + 1,
             limits=Limits(
                 version=row["version"],
-                most=row["max_in_flight"] or MOST_SLOTS,
+                max_in_flight=row["max_in_flight"] or MOST_SLOTS,
                 per_second=row["rate_limit_per_second"],
                 failing_at=None if failing_s is None else now - failing_s,
                 broken_at=None if broken_s is None else now - broken_s,
                 organization_id=row["organization_id"],
-                may_last=(row["timeout_s"] or self._settings.delivery_timeout_s) > SLOW_AFTER_S,
+                may_be_slow=(row["timeout_s"] or self._settings.delivery_timeout_s) > SLOW_AFTER_S,
             ),
         )
 
@@ -165,7 +166,7 @@ class EndpointCache:
         try:
             return _key(self._vault.open(row["old_secret_seal"], row["id"].bytes), row["signature"])
         except ValueError as reason:
-            # The present one is enough to go on with.
+            # The current secret is enough to sign with.
             _log.warning(
                 "old_endpoint_secret_cannot_be_opened", extra={"endpoint_id": str(row["id"]), "reason": str(reason)}
             )

@@ -120,7 +120,7 @@ class DeliveryLoop:
         self._sender = Sender(
             SsrfGuard(settings.allowed_networks or ()),
             now=self._now,
-            resolver=lambda: Resolver(begun=self._metrics.look_up_begun),
+            resolver=lambda: Resolver(on_start=self._metrics.lookup_started),
         )
         self._health = EndpointHealth(cell, settings.endpoint_disable_after_s, self._now, metrics)
         self._attempts = Attempts(
@@ -222,7 +222,7 @@ class DeliveryLoop:
         more = True
         while more and not self._stopping.is_set():
             self._is_blocked = self._recorder.failing or self._recorder.backlog >= self._max_unrecorded
-            if self._is_blocked or self._attempts.is_short:
+            if self._is_blocked or self._attempts.is_exhausted:
                 return
             assignment, budget = self._bucket_leases.assignment, self._slots.budget(asyncio.get_running_loop().time())
             if budget is None or not assignment.ranges:

@@ -1,4 +1,4 @@
-"""The metrics of delivery."""
+"""Record the metrics of delivery."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from relay.values.uuid7 import COMMITTED_WITHIN_S
 
 _log = logging.getLogger("relay.delivery")
 
-#: Upper bounds of the time from an event to its receiver: minutes where there is a backlog.
+#: Upper bounds for the delivery lag, which is minutes during a backlog.
 _LAGS_S: Final = (*WAITS_S, 60.0, 300.0)
 
 
 class DeliveryMetrics:
-    """Counts claims, attempts and their ends.
+    """Record claims, attempts and outcomes.
 
     Args:
-        metrics: of the process.
-        slots: what is on the wire, and which breakers are open.
+        metrics: the metrics of the process.
+        slots: supplies the deliveries in flight and the open breakers.
     """
 
     def __init__(self, metrics: Metrics, slots: ConcurrencyLimiter) -> None:
@@ -34,68 +34,68 @@ class DeliveryMetrics:
         self._claimed = metrics.counter("relay_delivery_claimed", "Deliveries claimed.").labels()
         self._leases_run_out = metrics.counter(
             "relay_delivery_leases_run_out",
-            "Deliveries claimed that had been claimed before and were neither recorded nor given back in time.",
+            "Claimed deliveries whose earlier claim expired without being recorded or released.",
         ).labels()
         self._attempts = metrics.counter(
-            "relay_delivery_attempts", "Attempts by result: delivered, or the class of the error.", "result"
+            "relay_delivery_attempts", "Attempts, by result: delivered, or the error class.", "result"
         )
         self._probes = metrics.counter(
-            "relay_delivery_probes", "Probes by result: delivered, or the class of the error.", "result"
+            "relay_delivery_probes", "Probes, by result: delivered, or the error class.", "result"
         )
         self._ended = deliveries_ended(metrics)
         self._seconds = metrics.histogram(
-            "relay_delivery_duration_seconds", "From the start of an attempt to the head of its answer.", WAITS_S
+            "relay_delivery_duration_seconds", "Time from the start of an attempt to its response headers.", WAITS_S
         ).labels()
         self._lags = metrics.histogram(
             "relay_delivery_lag_seconds",
-            "From the acceptance of an event to the 2xx of its receiver, where the first attempt succeeded.",
+            "Time from accepting an event to its 2xx response, for deliveries whose first attempt succeeded.",
             _LAGS_S,
         ).labels()
-        self._look_ups = metrics.histogram(
+        self._lookups = metrics.histogram(
             "relay_delivery_lookups",
-            "Look-ups of names under way for an organization when one more begins.",
+            "Lookups running for an organization when another one starts.",
             (1, 2, 4, 8, 16),
         ).labels()
-        metrics.gauge("relay_delivery_in_flight", "Deliveries on the wire.", lambda: slots.in_flight)
+        metrics.gauge("relay_delivery_in_flight", "Deliveries in flight.", lambda: slots.in_flight)
         metrics.gauge(
             "relay_delivery_payload_bytes",
-            "Bytes of payloads held for deliveries on the wire.",
+            "Payload bytes held for deliveries in flight.",
             lambda: slots.quotas.bytes,
         )
         metrics.gauge(
             "relay_delivery_breakers",
-            "Endpoints whose circuit breaker is not closed: open, or half_open while a probe is on the wire.",
+            "Endpoints whose circuit breaker is not closed: open, or half_open while a probe is in flight.",
             lambda: {"open": slots.broken - slots.probing, "half_open": slots.probing},
             "state",
         )
 
     def claimed(self, deliveries: Sequence[ClaimedDelivery]) -> None:
-        """A claim has succeeded."""
+        """Record a successful claim."""
         self._claims.add()
         self._claimed.add(len(deliveries))
         if run_out := sum(delivery.ran_out for delivery in deliveries):
             self._leases_run_out.add(run_out)
 
-    def look_up_begun(self, under_way: int) -> None:
-        """Count a look-up whose organization has so many under way."""
-        self._look_ups.observe(under_way)
+    def lookup_started(self, running: int) -> None:
+        """Record the number of lookups that an organization is running as one starts."""
+        self._lookups.observe(running)
 
     def lost(self, claims: Sequence[ClaimRef]) -> None:
-        """Retention has taken the events of these."""
+        """Record deliveries whose events were dropped by retention."""
         self._ended.add(len(claims), "lost")
         for held in claims:
             ids = {"event_id": str(held.event_id), "endpoint_id": str(held.endpoint_id)}
             _log.warning("delivery_lost", extra={"organization_id": str(held.organization_id), **ids})
 
     def crashed(self, held: ClaimRef) -> None:
-        """A delivery that seems to kill its processes is not sent any more."""
+        """Record a delivery that is no longer sent because it probably kills its processes."""
         self._attempts.add(1, ErrorClass.CRASH)
         self._ended.add(1, "failed")
         ids = {"event_id": str(held.event_id), "endpoint_id": str(held.endpoint_id)}
         _log.error("delivery_crashed", extra={"organization_id": str(held.organization_id), **ids})
 
     def attempted(self, delivery: ClaimedDelivery, answer: Answer, result: Result, *, probe: bool) -> None:
-        """An attempt has come to its end, and perhaps its delivery; a probe that succeeded is one too."""
+        """Record an attempt, and the outcome of its delivery if it has ended. A successful probe is also an attempt."""
         if probe:
             self._probes.add(1, answer.error_class or "delivered")
         if result.outcome == "probe":
@@ -105,8 +105,8 @@ class DeliveryMetrics:
         if result.outcome != "retry":
             self._ended.add(1, result.outcome)
         if result.number == 1 and answer.error_class is None:
-            # To the millisecond, in seconds since 1970: the bounds are no finer.
+            # In seconds since 1970, to the millisecond. The bounds are no finer.
             accepted_at = (delivery.held.event_id.int >> 80) / 1000
-            # What was opened later, for an endpoint that was made or enabled then, has waited for that and not for us.
+            # A delivery opened later, for an endpoint created or enabled then, waited for that and not for delivery.
             if delivery.due_at.timestamp() - accepted_at < COMMITTED_WITHIN_S:
                 self._lags.observe(max(0.0, answer.at.timestamp() - accepted_at + answer.latency_s))

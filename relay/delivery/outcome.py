@@ -1,4 +1,4 @@
-"""What becomes of a delivery after its attempt."""
+"""Decide the outcome of a delivery from the response to its attempt."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import datetime
 from http import HTTPStatus
 from typing import Final
 
-from relay.delivery.capacity.endpoint_state import AttemptEnding
+from relay.delivery.capacity.endpoint_state import AttemptOutcome
 from relay.delivery.claims import ClaimedDelivery
 from relay.delivery.endpoint_cache import Endpoint
 from relay.delivery.recorder import Result
@@ -14,7 +14,7 @@ from relay.delivery.transport.response import ErrorClass
 from relay.delivery.transport.sender import Answer
 from relay.values.retry_schedule import wait_s
 
-# Numbers: to compare with a member of the enumeration is a call of its own.
+# An int: comparing with an enum member costs a call.
 _GONE: Final = int(HTTPStatus.GONE)
 _OVERLOADED: Final = frozenset(
     (
@@ -27,40 +27,41 @@ _OVERLOADED: Final = frozenset(
 
 
 def is_gone(answer: Answer) -> bool:
-    """Whether a receiver says that it is not there for good (RFC 9110, section 15.5.11)."""
+    """Return whether a receiver responded that it is permanently gone (RFC 9110, section 15.5.11)."""
     return answer.status_code == _GONE
 
 
-def ending_of(answer: Answer) -> AttemptEnding:
-    """What an answer means for the endpoint's slots."""
+def outcome_of(answer: Answer) -> AttemptOutcome:
+    """Return the outcome of an attempt as it affects the endpoint's slots."""
     if answer.error_class is None:
-        return AttemptEnding.DELIVERED
+        return AttemptOutcome.DELIVERED
     if answer.status_code in _OVERLOADED:
-        return AttemptEnding.OVERLOADED
-    return AttemptEnding.TIMED_OUT if answer.error_class is ErrorClass.TIMEOUT else AttemptEnding.FAILED
+        return AttemptOutcome.OVERLOADED
+    return AttemptOutcome.TIMED_OUT if answer.error_class is ErrorClass.TIMEOUT else AttemptOutcome.FAILED
 
 
 def result_of(delivery: ClaimedDelivery, endpoint: Endpoint, answer: Answer, *, probe: bool, chance: float) -> Result:
-    """What an answer means for its delivery.
+    """Return the result of an attempt, to be recorded.
 
     Args:
-        delivery: which.
-        endpoint: with the schedule.
-        answer: what came of the attempt.
-        probe: whether the endpoint's breaker was open when it began: then a failure is no attempt.
-        chance: a random number from 0 up to 1, for the wait.
+        delivery: the delivery.
+        endpoint: its endpoint, with the retry schedule.
+        answer: the response, or the error.
+        probe: true if the endpoint's breaker was open at the start. Then a failure does not count as an attempt.
+        chance: a random number in [0, 1), for the backoff.
     """
     number = delivery.attempts + 1
     outcome, retry_s = "delivered", None
     if answer.error_class is None:
         pass
     elif is_gone(answer):
-        # Held by the endpoint that is disabled before this is written; due at once if somebody enabled it meanwhile.
+        # The endpoint is disabled before this is written, so the delivery is held. If it was enabled again meanwhile,
+        # the delivery is due at once.
         outcome, retry_s = "retry", 0.0
     elif probe:
         number, outcome = delivery.attempts, "probe"
     else:
-        # None where it was asked for again during an attempt whose end nobody recorded.
+        # Zero if a retry was requested during an attempt whose result was never recorded.
         failures = max(number - delivery.attempts_before, 1)
         outcome = "failed"
         if failures < endpoint.attempts:
@@ -79,6 +80,6 @@ def result_of(delivery: ClaimedDelivery, endpoint: Endpoint, answer: Answer, *, 
     )
 
 
-def crash_of(delivery: ClaimedDelivery, at: datetime.datetime) -> Result:
-    """The end of a delivery that was claimed again and again and never came to a result: it is not sent any more."""
+def crash_result(delivery: ClaimedDelivery, at: datetime.datetime) -> Result:
+    """Return the failed result of a delivery that was claimed repeatedly without a result. It is not sent again."""
     return Result(delivery.held, delivery.attempts + 1, at, None, 0, ErrorClass.CRASH, None, "failed", None)

@@ -1,4 +1,4 @@
-"""Test deliveries: whoever asks for one leaves a row, and finds what came of it there."""
+"""Make test deliveries. A request for one is a row, and its result is written to the same row."""
 
 from __future__ import annotations
 
@@ -19,84 +19,87 @@ from relay.store import Cell, StoreError
 
 _log = logging.getLogger("relay.delivery")
 
-# Hints may be lost; looking this often makes up for them.
+# Wakeups may be lost, so polling makes up for them.
 _POLL_S: Final = 1.0
-#: So many are on the wire at once, beside everything else that is.
-_MOST: Final = 16
+#: At most this many are in flight at once, in addition to deliveries.
+_MAX_IN_FLIGHT: Final = 16
 _TIMEOUT_S: Final = 2.0
 _TYPE: Final = "relay.ping"
 _PAYLOAD: Final = b"{}"
 
 
 class PingWorker(Service):
-    """Makes the test deliveries that are asked for: one attempt each, whatever the endpoint's limits or health, of 30 s
-    at most; two of an organization at once, over all processes.
+    """Make requested test deliveries: one attempt of at most 30 s, regardless of the endpoint's limits and health.
+
+    At most two per organization are in flight, across all processes.
 
     Args:
-        cell: where they are asked for.
-        directory: knows the endpoints, disabled ones too.
+        cell: the cell that holds the requests.
+        endpoint_cache: loads endpoints, including disabled ones.
         sender: makes the attempts.
-        timeout_s: of endpoints that have none of their own.
+        timeout_s: the timeout of endpoints that set none.
     """
 
-    def __init__(self, cell: Cell, directory: EndpointCache, sender: Sender, timeout_s: float) -> None:
+    def __init__(self, cell: Cell, endpoint_cache: EndpointCache, sender: Sender, timeout_s: float) -> None:
         self._cell = cell
-        self._directory = directory
+        self._endpoint_cache = endpoint_cache
         self._sender = sender
         self._timeout_s = timeout_s
-        self._asked = asyncio.Event()
-        # By the organization that each is for.
+        self._wakeup = asyncio.Event()
+        # The organization of each.
         self._sending: dict[asyncio.Task[None], UUID] = {}
 
     def poll(self) -> None:
-        """Somebody may have asked for one."""
-        self._asked.set()
+        """Wake the worker: a test delivery may have been requested."""
+        self._wakeup.set()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await super().__aexit__(kind, error, traceback)
-        # Whoever waits asks again: a test is not worth delaying the end.
+        # A test delivery is not worth delaying shutdown. The caller can request it again.
         for task in self._sending:
             task.cancel()
         if self._sending:
             await asyncio.wait([*self._sending])
 
     async def run(self) -> None:
-        """Take what is asked for, until cancelled."""
+        """Take requested test deliveries until cancelled."""
         while True:
-            self._asked.clear()
+            self._wakeup.clear()
             try:
                 await self._take()
             except StoreError as reason:
                 _log.info("pings_not_read", extra={"reason": str(reason)})
             try:
                 async with asyncio.timeout(_POLL_S):
-                    await self._asked.wait()
+                    await self._wakeup.wait()
             except TimeoutError:
                 continue
 
     async def _take(self) -> None:
-        free = _MOST - len(self._sending)
+        free = _MAX_IN_FLIGHT - len(self._sending)
         if free <= 0:
             return
-        here = list(self._sending.values())
-        rows = await self._cell.fetch("take_pings", free, self._timeout_s, LONGEST_TEST_S, here, timeout_s=_TIMEOUT_S)
+        organization_ids = list(self._sending.values())
+        rows = await self._cell.fetch(
+            "take_pings", free, self._timeout_s, LONGEST_TEST_S, organization_ids, timeout_s=_TIMEOUT_S
+        )
         for row in rows:
             task = asyncio.create_task(self._ping(row["organization_id"], row["id"], row["endpoint_id"]))
             self._sending[task] = row["organization_id"]
-            task.add_done_callback(self._sent)
+            task.add_done_callback(self._task_done)
 
-    def _sent(self, task: asyncio.Task[None]) -> None:
+    def _task_done(self, task: asyncio.Task[None]) -> None:
         del self._sending[task]
-        # Its organization, or another, may have been waiting for this.
+        # Another request, of any organization, may have been waiting for this to end.
         self.poll()
         if not task.cancelled() and task.exception() is not None:
             _log.error("ping_dropped", exc_info=task.exception())
 
     async def _ping(self, organization_id: UUID, id_: UUID, endpoint_id: UUID) -> None:
         try:
-            endpoint = await self._directory.find(self._cell, organization_id, endpoint_id)
+            endpoint = await self._endpoint_cache.find(self._cell, organization_id, endpoint_id)
             if endpoint is None or endpoint.target is None:
                 return
             target = msgspec.structs.replace(endpoint.target, timeout_s=min(endpoint.target.timeout_s, LONGEST_TEST_S))

@@ -1,4 +1,4 @@
-"""Writing results in batches: those that come while a flush is under way join the next."""
+"""Write results in batches. Results that arrive during a flush join the next one."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from relay.store import HotConnection, PartitionMissing, RowRefused, StoreError
 _log = logging.getLogger("relay.delivery")
 
 _BATCH: Final = 500
-# A connection that has gone silent is noticed by nothing else.
+# Nothing else detects a dead connection.
 _TIMEOUT_S: Final = 5.0
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 2.0
-# How long the results of a process that stops may take; what is not written by then is attempted again by another.
+# The time that shutdown waits for results. Deliveries whose results are not written by then are attempted again.
 _DRAIN_S: Final = 3.0
 _LARGEST_INT4: Final = 2**31 - 1
 
 
 class Result(NamedTuple):
-    """One attempt and what it does to its delivery: `outcome` is delivered, failed, retry or probe.
+    """One attempt and the outcome of its delivery: delivered, failed, retry or probe.
 
-    A retry to an endpoint that has been disabled is held; where that is gone, a job cancels it. `probe` is one that
-    failed: it was no attempt, so `number` is that of the last one, or 0.
+    A retry is held if its endpoint is disabled. If the endpoint is gone, a job cancels it. The outcome `probe` is a
+    failed probe, which does not count as an attempt, so `number` is that of the last attempt, or 0.
     """
 
     held: ClaimRef
@@ -44,11 +44,11 @@ class Result(NamedTuple):
 
 
 class Recorder:
-    """Keeps results until they are recorded, through an outage too; entering starts it, leaving drains it.
+    """Hold results until they are written, even during an outage. Entering starts it, leaving drains it.
 
     Args:
-        connection: its own.
-        recorded: called with what has just been written, or given up as unwritable.
+        connection: a connection of its own.
+        recorded: called with each batch of results once it is written, or known to be unwritable.
     """
 
     def __init__(self, connection: HotConnection, recorded: Callable[[Sequence[Result]], None]) -> None:
@@ -58,18 +58,18 @@ class Recorder:
         self._under_way: list[Result] = []
         self._arrived = asyncio.Event()
         self._stopping = False
-        #: Runs until this is left; it ends by itself only where there is a mistake in here.
+        #: Runs until exit. It ends earlier only because of a bug here.
         self.task: asyncio.Task[None] | None = None
-        #: Whether results cannot be written at the moment.
+        #: True while writing fails.
         self.failing = False
 
     @property
     def backlog(self) -> int:
-        """How many results are not written yet."""
+        """Return the number of results that are not written yet."""
         return len(self._waiting) + len(self._under_way)
 
     def add(self, result: Result) -> None:
-        """Record this with the next flush."""
+        """Write this result with the next flush."""
         self._waiting.append(result)
         self._arrived.set()
 
@@ -106,8 +106,8 @@ class Recorder:
             try:
                 await self._write(results)
             except StoreError as reason:
-                # Unknown or not done, it is sent again: an attempt is written once, and a token that is spent
-                # matches no row.
+                # Writing twice is harmless, so retry whether or not it committed: an attempt is inserted once, and
+                # a used token matches no row.
                 self.failing = True
                 _log.warning("results_wait_for_database", extra={"results": self.backlog, "reason": str(reason)})
                 await asyncio.sleep(pause_s)
@@ -119,29 +119,29 @@ class Recorder:
     async def _write(self, results: list[Result]) -> None:
         try:
             await self._connection.fetch("record_attempts", *_columns(results), timeout_s=_TIMEOUT_S)
-        except (RowRefused, PartitionMissing) as refused:
+        except (RowRefused, PartitionMissing) as rejected:
             if len(results) > 1:
                 middle = len(results) // 2
                 await self._write(results[:middle])
                 await self._write(results[middle:])
-            elif isinstance(refused, RowRefused):
-                await self._write_without_response(results[0], refused)
+            elif isinstance(rejected, RowRefused):
+                await self._write_without_response(results[0], rejected)
             else:
-                # Its day is gone, and its event with it: there is nothing to wait for.
-                _log.error("attempt_not_recorded", extra={**_facts(results[0]), "reason": str(refused)})
+                # The partition is gone and the event with it, so a retry cannot succeed.
+                _log.error("attempt_not_recorded", extra={**_fields(results[0]), "reason": str(rejected)})
 
-    async def _write_without_response(self, result: Result, refused: RowRefused) -> None:
-        facts = {**_facts(result), "sqlstate": refused.sqlstate}
-        _log.error("attempt_refused_by_database", extra=facts)
+    async def _write_without_response(self, result: Result, rejected: RowRefused) -> None:
+        fields = {**_fields(result), "sqlstate": rejected.sqlstate}
+        _log.error("attempt_refused_by_database", extra=fields)
         try:
-            bare = result._replace(response=None)
-            await self._connection.fetch("record_attempts", *_columns([bare]), timeout_s=_TIMEOUT_S)
+            without_response = result._replace(response=None)
+            await self._connection.fetch("record_attempts", *_columns([without_response]), timeout_s=_TIMEOUT_S)
         except RowRefused:
-            # Its lease runs out, and it is attempted again.
-            _log.error("attempt_not_recorded", extra=facts)
+            # The lease expires, and the delivery is attempted again.
+            _log.error("attempt_not_recorded", extra=fields)
 
 
-def _facts(result: Result) -> dict[str, object]:
+def _fields(result: Result) -> dict[str, object]:
     return {
         "event_id": str(result.held.event_id),
         "endpoint_id": str(result.held.endpoint_id),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from relay.delivery.capacity.circuit_breaker import Breaker, Tolerance
 from relay.delivery.capacity.concurrency import ConcurrencyLimiter, Slot
-from relay.delivery.capacity.endpoint_state import FIRST_SLOTS, MOST_SLOTS, AttemptEnding, Limits
+from relay.delivery.capacity.endpoint_state import FIRST_SLOTS, MOST_SLOTS, AttemptOutcome, Limits
 
 A, B = UUID(int=1), UUID(int=2)
 EVENT = UUID(int=3)
@@ -47,7 +47,7 @@ def claim_of(
     counts: Counter[tuple[UUID, str]] = Counter()
     for endpoint_id, due in backlog.items():
         each = limits[endpoint_id]
-        free, is_new, is_slow = known.get(endpoint_id, (each.first(budget.first), True, each.may_last))
+        free, is_new, is_slow = known.get(endpoint_id, (each.first(budget.first), True, each.may_be_slow))
         left = budget.left.get(each.organization_id, budget.untouched)
         for _ in range(min(due, free)):
             wants = {"slots": left.slots}
@@ -64,7 +64,7 @@ def claim_of(
     return taken
 
 
-def end(slots: ConcurrencyLimiter, taken: list[UUID], ending: AttemptEnding, now: float = 0.0) -> None:
+def end(slots: ConcurrencyLimiter, taken: list[UUID], ending: AttemptOutcome, now: float = 0.0) -> None:
     for endpoint_id in taken:
         release(slots, endpoint_id, ending, now)
 
@@ -72,7 +72,7 @@ def end(slots: ConcurrencyLimiter, taken: list[UUID], ending: AttemptEnding, now
 def release(
     slots: ConcurrencyLimiter,
     endpoint_id: UUID,
-    ending: AttemptEnding,
+    ending: AttemptOutcome,
     now: float = 0.0,
     event_id: UUID = EVENT,
     *,
@@ -88,7 +88,7 @@ def test_an_endpoint_starts_with_four_slots_and_doubles_with_successes_up_to_fif
     for _ in range(6):
         taken = claim(slots, backlog)
         sizes.append(len(taken))
-        end(slots, taken, AttemptEnding.DELIVERED)
+        end(slots, taken, AttemptOutcome.DELIVERED)
     assert sizes == [4, 8, 16, 32, 50, 50]
 
 
@@ -98,18 +98,18 @@ def test_failures_neither_add_nor_take_slots() -> None:
     for _ in range(3):
         taken = claim(slots, backlog)
         assert len(taken) == FIRST_SLOTS
-        end(slots, taken, AttemptEnding.FAILED)
+        end(slots, taken, AttemptOutcome.FAILED)
 
 
 def test_an_endpoint_whose_last_attempts_all_timed_out_has_one_slot_until_one_succeeds() -> None:
     slots = slots_of(1000)
     backlog = {A: 1000}
-    end(slots, claim(slots, backlog), AttemptEnding.TIMED_OUT)
+    end(slots, claim(slots, backlog), AttemptOutcome.TIMED_OUT)
     assert len(claim(slots, backlog)) == 1
-    end(slots, [A], AttemptEnding.FAILED)
+    end(slots, [A], AttemptOutcome.FAILED)
     taken = claim(slots, backlog)
     assert len(taken) == 1
-    end(slots, taken, AttemptEnding.DELIVERED)
+    end(slots, taken, AttemptOutcome.DELIVERED)
     assert len(claim(slots, backlog)) == FIRST_SLOTS
 
 
@@ -117,8 +117,8 @@ def test_a_success_among_timeouts_keeps_the_slots() -> None:
     slots = slots_of(1000)
     backlog = {A: 1000}
     taken = claim(slots, backlog)
-    end(slots, taken[:3], AttemptEnding.TIMED_OUT)
-    end(slots, taken[3:], AttemptEnding.DELIVERED)
+    end(slots, taken[:3], AttemptOutcome.TIMED_OUT)
+    end(slots, taken[3:], AttemptOutcome.DELIVERED)
     assert len(claim(slots, backlog)) == FIRST_SLOTS + 1
 
 
@@ -130,17 +130,17 @@ def test_a_full_endpoint_is_offered_nothing_and_wanted_again_once_a_slot_is_free
     assert claim(slots, backlog) == []
     wanted = [slots.wanted]
     for endpoint_id in (B, A):
-        release(slots, endpoint_id, AttemptEnding.DELIVERED, 0.0, EVENT)
+        release(slots, endpoint_id, AttemptOutcome.DELIVERED, 0.0, EVENT)
         wanted.append(slots.wanted)
     assert wanted == [False, False, True]
     assert claim(slots, backlog) == [A]
-    end(slots, [A, A, A, A, B], AttemptEnding.DELIVERED)
+    end(slots, [A, A, A, A, B], AttemptOutcome.DELIVERED)
     assert claim(slots, backlog) == []
     assert not slots.wanted
 
 
-def of_organization(number: int, *, may_last: bool = False, most: int = MOST_SLOTS) -> Limits:
-    return Limits(organization_id=UUID(int=10**6 + number), may_last=may_last, most=most)
+def of_organization(number: int, *, may_be_slow: bool = False, most: int = MOST_SLOTS) -> Limits:
+    return Limits(organization_id=UUID(int=10**6 + number), may_be_slow=may_be_slow, max_in_flight=most)
 
 
 def test_the_last_tenth_is_for_organizations_with_nothing_on_the_wire_one_slot_each() -> None:
@@ -164,7 +164,7 @@ def grown(slots: ConcurrencyLimiter, endpoint_ids: Iterable[UUID], limits: Limit
     """Let endpoints show that they answer, until each may have all its slots."""
     for endpoint_id in endpoint_ids:
         for _ in range(6):
-            end(slots, claim(slots, {endpoint_id: 1000}, now, limits), AttemptEnding.DELIVERED, now)
+            end(slots, claim(slots, {endpoint_id: 1000}, now, limits), AttemptOutcome.DELIVERED, now)
 
 
 def test_an_organization_alone_has_most_of_the_slots_and_gives_way_to_another() -> None:
@@ -181,9 +181,9 @@ def test_an_organization_alone_has_most_of_the_slots_and_gives_way_to_another() 
     grown_by = FIRST_SLOTS
     other: list[UUID] = [A] * FIRST_SLOTS
     for _ in range(20):
-        end(slots, flying[:20], AttemptEnding.DELIVERED)
+        end(slots, flying[:20], AttemptOutcome.DELIVERED)
         del flying[:20]
-        end(slots, other, AttemptEnding.DELIVERED)
+        end(slots, other, AttemptOutcome.DELIVERED)
         # The first takes nothing back while the other has more due than it was given.
         other = claim(slots, {A: 1000}, limits=of_organization(2))
         grown_by = len(other)
@@ -195,7 +195,7 @@ def test_one_endpoint_of_a_thousand_slots_leaves_room_for_others() -> None:
     slots = slots_of(1000)
     limits = of_organization(1, most=1000)
     for _ in range(20):
-        end(slots, claim(slots, {A: 5000}, limits=limits), AttemptEnding.DELIVERED)
+        end(slots, claim(slots, {A: 5000}, limits=limits), AttemptOutcome.DELIVERED)
     while claim(slots, {A: 5000}, limits=limits):
         pass
     assert slots.in_flight == 847
@@ -209,7 +209,7 @@ def test_new_endpoints_of_an_organization_share_their_first_slots() -> None:
     assert claim(slots, backlog) == []
     # Another organization has its own.
     assert claim(slots, {A: 10}, limits=of_organization(1)) == [A] * FIRST_SLOTS
-    release(slots, taken[0], AttemptEnding.DELIVERED)
+    release(slots, taken[0], AttemptOutcome.DELIVERED)
     assert slots.wanted
     # It is not new any more: two more for itself, and four new ones in its place.
     assert len(claim(slots, backlog)) == 2 + FIRST_SLOTS
@@ -217,18 +217,18 @@ def test_new_endpoints_of_an_organization_share_their_first_slots() -> None:
 
 def test_attempts_that_may_last_are_a_quarter_at_most_and_leave_room_in_that_too() -> None:
     slots = slots_of(1000)
-    limits = of_organization(1, may_last=True)
+    limits = of_organization(1, may_be_slow=True)
     now = 0.0
     for _ in range(60):
         hanging = {UUID(int=number): 5 for number in range(100, 600)}
         for endpoint_id in claim(slots, hanging, now, limits):
             slot = slots.start(endpoint_id, EVENT, now)
-            slots.outlast(slot)
+            slots.mark_slow(slot)
         now += 10.0
     # Two of three of the 250.
     assert slots.quotas.slow <= 167
     assert slots.in_flight <= 167
-    other = of_organization(2, may_last=True)
+    other = of_organization(2, may_be_slow=True)
     assert claim(slots, {A: 5}, now, other) == [A] * FIRST_SLOTS
     # Those that answer in time are not concerned.
     assert claim(slots, {B: 5}, now, of_organization(3)) == [B] * FIRST_SLOTS
@@ -236,24 +236,24 @@ def test_attempts_that_may_last_are_a_quarter_at_most_and_leave_room_in_that_too
 
 def test_an_endpoint_is_slow_while_its_attempts_last_and_until_one_ends_in_time() -> None:
     slots = slots_of(1000)
-    limits = of_organization(1, may_last=True)
-    end(slots, claim(slots, {A: 1}, limits=limits), AttemptEnding.DELIVERED)
+    limits = of_organization(1, may_be_slow=True)
+    end(slots, claim(slots, {A: 1}, limits=limits), AttemptOutcome.DELIVERED)
     assert claim(slots, {A: 3}, limits=limits) == [A] * 3
     assert slots.quotas.slow == 0
     late = slots.start(A, EVENT, 0.0)
-    slots.outlast(late)
+    slots.mark_slow(late)
     assert slots.quotas.slow == 3
-    release(slots, A, AttemptEnding.DELIVERED, 11.0)
+    release(slots, A, AttemptOutcome.DELIVERED, 11.0)
     assert slots.quotas.slow == 1
-    slots.release(late, AttemptEnding.TIMED_OUT, 30.0)
+    slots.release(late, AttemptOutcome.TIMED_OUT, 30.0)
     assert slots.quotas.slow == 0
-    release(slots, A, AttemptEnding.DELIVERED, 31.0)
+    release(slots, A, AttemptOutcome.DELIVERED, 31.0)
     assert (slots.quotas.slow, slots.in_flight, slots.quotas.holders) == (0, 0, {})
 
 
 def test_endpoints_that_may_hang_for_long_have_half_of_the_slots_however_quick_they_were() -> None:
     slots = slots_of(1000)
-    limits = of_organization(1, may_last=True)
+    limits = of_organization(1, may_be_slow=True)
     many = [UUID(int=number) for number in range(100, 140)]
     grown(slots, many, limits)
     while claim(slots, dict.fromkeys(many, 1000), limits=limits):
@@ -274,7 +274,7 @@ def test_an_endpoint_that_only_times_out_for_a_minute_is_worth_a_probe() -> None
     breaker = Breaker(None, None, 0.0)
     for _ in range(9):
         breaker.failed(EVENT, Tolerance(20, 30.0), 59.0, 0.0, probe=False, timed_out_since=0.0)
-    breaker.heard(60.0)
+    breaker.responded(60.0)
     breaker.failed(EVENT, Tolerance(20, 30.0), 100.0, 0.0, probe=False, timed_out_since=0.0)
     assert breaker.broken_at is None
 
@@ -285,7 +285,7 @@ def test_one_suspect_is_on_the_wire_at_a_time() -> None:
     claim(slots, {A: 1})
     slot = slots.start(A, EVENT, 0.0, suspect=True)
     assert not slots.budget(0.0).suspects  # type: ignore[union-attr]
-    slots.release(slot, AttemptEnding.FAILED, 1.0)
+    slots.release(slot, AttemptOutcome.FAILED, 1.0)
     assert slots.wanted
     assert slots.budget(0.0).suspects  # type: ignore[union-attr]
 
@@ -295,15 +295,15 @@ def test_without_free_slots_there_is_no_offer_and_any_slot_that_comes_free_is_wa
     assert claim(slots, {A: 10}) == [A] * 2
     assert claim(slots, {B: 10}, limits=of_organization(1)) == [B]
     assert slots.budget(0.0) is None
-    release(slots, A, AttemptEnding.FAILED, 0.0, EVENT)
+    release(slots, A, AttemptOutcome.FAILED, 0.0, EVENT)
     assert slots.wanted
 
 
 @given(
     st.integers(1, 200),
-    st.lists(st.tuples(st.sampled_from([A, B]), st.integers(0, 60), st.sampled_from(AttemptEnding)), max_size=60),
+    st.lists(st.tuples(st.sampled_from([A, B]), st.integers(0, 60), st.sampled_from(AttemptOutcome)), max_size=60),
 )
-def test_no_bound_is_ever_passed(total: int, steps: list[tuple[UUID, int, AttemptEnding]]) -> None:
+def test_no_bound_is_ever_passed(total: int, steps: list[tuple[UUID, int, AttemptOutcome]]) -> None:
     slots = slots_of(total)
     flying: list[UUID] = []
     for endpoint_id, due, ending in steps:
@@ -316,20 +316,20 @@ def test_no_bound_is_ever_passed(total: int, steps: list[tuple[UUID, int, Attemp
 
 @pytest.mark.parametrize(("most", "sizes"), [(2, [2, 2, 2]), (200, [4, 8, 16])])
 def test_an_endpoint_never_has_more_slots_than_it_allows(most: int, sizes: list[int]) -> None:
-    slots, limits = slots_of(1000), Limits(most=most)
+    slots, limits = slots_of(1000), Limits(max_in_flight=most)
     backlog = {A: 10_000}
     seen = []
     for _ in range(3):
         taken = claim(slots, backlog, limits=limits)
         seen.append(len(taken))
-        end(slots, taken, AttemptEnding.DELIVERED)
+        end(slots, taken, AttemptOutcome.DELIVERED)
     assert seen == sizes
 
 
 def test_an_endpoint_of_few_slots_is_wanted_again_after_its_first_claim() -> None:
     slots = slots_of(1000)
-    taken = claim(slots, {A: 10}, limits=Limits(most=2))
-    end(slots, taken, AttemptEnding.FAILED)
+    taken = claim(slots, {A: 10}, limits=Limits(max_in_flight=2))
+    end(slots, taken, AttemptOutcome.FAILED)
     assert slots.wanted
 
 
@@ -337,26 +337,26 @@ def test_slots_that_are_lowered_are_lowered_at_once() -> None:
     slots = slots_of(1000)
     backlog = {A: 100}
     for _ in range(2):
-        end(slots, claim(slots, backlog), AttemptEnding.DELIVERED)
-    assert len(claim(slots, {A: 1}, limits=Limits(version=1, most=3))) == 1
-    assert len(claim(slots, backlog, limits=Limits(version=1, most=3))) == 2
+        end(slots, claim(slots, backlog), AttemptOutcome.DELIVERED)
+    assert len(claim(slots, {A: 1}, limits=Limits(version=1, max_in_flight=3))) == 1
+    assert len(claim(slots, backlog, limits=Limits(version=1, max_in_flight=3))) == 2
 
 
 def test_an_endpoint_that_has_too_much_to_do_keeps_half_and_wins_it_back_one_by_one() -> None:
     slots = slots_of(1000)
     backlog = {A: 10_000}
     for _ in range(5):
-        end(slots, claim(slots, backlog), AttemptEnding.DELIVERED)
+        end(slots, claim(slots, backlog), AttemptOutcome.DELIVERED)
     taken = claim(slots, backlog)
     assert len(taken) == 50
     sizes = []
-    for ending in (AttemptEnding.OVERLOADED, AttemptEnding.OVERLOADED, AttemptEnding.DELIVERED):
+    for ending in (AttemptOutcome.OVERLOADED, AttemptOutcome.OVERLOADED, AttemptOutcome.DELIVERED):
         end(slots, [A], ending)
         sizes.append(slots._busy[A].allowed)
     assert sizes == [25, 12, 13]
-    end(slots, taken[3:], AttemptEnding.OVERLOADED)
+    end(slots, taken[3:], AttemptOutcome.OVERLOADED)
     assert len(claim(slots, backlog)) == 1
-    end(slots, [A], AttemptEnding.DELIVERED)
+    end(slots, [A], AttemptOutcome.DELIVERED)
     assert len(claim(slots, backlog)) == 2
 
 
@@ -364,9 +364,9 @@ def test_a_rate_lets_one_second_through_at_once_and_then_one_by_one() -> None:
     slots, limits = slots_of(1000), Limits(per_second=5)
     backlog = {A: 100}
     assert len(claim(slots, backlog, limits=limits)) == FIRST_SLOTS
-    end(slots, [A] * 4, AttemptEnding.DELIVERED)
+    end(slots, [A] * 4, AttemptOutcome.DELIVERED)
     assert claim(slots, backlog, limits=limits) == [A]
-    release(slots, A, AttemptEnding.DELIVERED, 0.0, EVENT)
+    release(slots, A, AttemptOutcome.DELIVERED, 0.0, EVENT)
     assert not slots.wanted
     assert claim(slots, backlog, limits=limits) == []
     assert slots.poll_in_s(0.0) == 0.2
@@ -375,7 +375,7 @@ def test_a_rate_lets_one_second_through_at_once_and_then_one_by_one() -> None:
     # Tokens of a high rate are waited for together.
     quick = slots_of(1000)
     while claim(quick, {B: 100}, limits=Limits(per_second=100)):
-        end(quick, [B] * quick.in_flight, AttemptEnding.DELIVERED)
+        end(quick, [B] * quick.in_flight, AttemptOutcome.DELIVERED)
     assert quick.poll_in_s(0.0) == 0.1
     assert quick.budget(0.1).free == [10]  # type: ignore[union-attr]
 
@@ -383,7 +383,7 @@ def test_a_rate_lets_one_second_through_at_once_and_then_one_by_one() -> None:
 def test_a_rate_without_a_backlog_is_not_looked_after() -> None:
     slots, limits = slots_of(1000), Limits(per_second=1)
     assert claim(slots, {A: 1}, limits=limits) == [A]
-    end(slots, [A], AttemptEnding.DELIVERED)
+    end(slots, [A], AttemptOutcome.DELIVERED)
     assert slots.poll_in_s(0.0) == 1.0
     assert claim(slots, {}, 1.0, limits) == []
     assert slots.poll_in_s(1.0) is None
@@ -393,7 +393,7 @@ def broken(slots: ConcurrencyLimiter) -> None:
     """Open the breaker of A, whose tolerance is five failures."""
     for number in range(5):
         claim(slots, {A: 1})
-        release(slots, A, AttemptEnding.FAILED, 0.0, UUID(int=number))
+        release(slots, A, AttemptOutcome.FAILED, 0.0, UUID(int=number))
 
 
 def test_a_broken_endpoint_gets_one_probe_at_a_time_until_one_succeeds() -> None:
@@ -404,12 +404,12 @@ def test_a_broken_endpoint_gets_one_probe_at_a_time_until_one_succeeds() -> None
     assert claim(slots, backlog, 0.9) == [B]
     assert claim(slots, backlog, 1.0) == [A]
     assert claim(slots, backlog, 50.0) == []
-    release(slots, A, AttemptEnding.FAILED, 50.0, EVENT, probe=True)
+    release(slots, A, AttemptOutcome.FAILED, 50.0, EVENT, probe=True)
     assert slots.wanted
     assert slots.poll_in_s(50.0) == 2.0
     assert claim(slots, backlog, 51.9) == []
     assert claim(slots, backlog, 52.0) == [A]
-    release(slots, A, AttemptEnding.DELIVERED, 52.0, EVENT, probe=True)
+    release(slots, A, AttemptOutcome.DELIVERED, 52.0, EVENT, probe=True)
     assert (slots.wanted, slots.broken, slots.poll_in_s(52.0)) == (True, 0, None)
     assert claim(slots, backlog, 52.0) == [A] * 5
 
@@ -428,7 +428,7 @@ def test_a_probe_that_could_not_be_sent_leaves_room_for_another() -> None:
     slots = slots_of(1000, Tolerance(5, 0.0))
     broken(slots)
     assert claim(slots, {A: 1}, 1.0) == [A]
-    release(slots, A, AttemptEnding.UNSENT, 1.0, EVENT, probe=True)
+    release(slots, A, AttemptOutcome.UNSENT, 1.0, EVENT, probe=True)
     assert claim(slots, {A: 1}, 1.0) == [A]
 
 
@@ -437,11 +437,11 @@ def test_a_breaker_that_was_open_before_we_came_is_taken_up_and_closed_when_some
     limits = Limits(version=3, failing_at=-40.0, broken_at=-10.0)
     assert claim(slots, {A: 9}, 0.0, limits) == [A]
     assert slots.is_broken(A)
-    release(slots, A, AttemptEnding.TIMED_OUT, 0.0, EVENT, probe=True)
+    release(slots, A, AttemptOutcome.TIMED_OUT, 0.0, EVENT, probe=True)
     # It has been open for ten seconds, so the next probe is farther off than a second.
     assert slots.poll_in_s(0.0) == 20.0
     assert claim(slots, {A: 1}, 20.0, limits) == [A]
-    release(slots, A, AttemptEnding.TIMED_OUT, 20.0, EVENT, probe=True)
+    release(slots, A, AttemptOutcome.TIMED_OUT, 20.0, EVENT, probe=True)
     assert claim(slots, {A: 1}, 60.0, Limits(version=4)) == [A]
     assert not slots.is_broken(A)
 
@@ -451,7 +451,7 @@ def test_what_is_remembered_is_bounded() -> None:
     for number in range(1_050):
         endpoint_id = UUID(int=number)
         claim(slots, {endpoint_id: 1})
-        release(slots, endpoint_id, AttemptEnding.TIMED_OUT, 0.0, EVENT)
+        release(slots, endpoint_id, AttemptOutcome.TIMED_OUT, 0.0, EVENT)
     budget = slots.budget(0.0)
     assert budget is not None
     assert len(budget.endpoint_ids) == 1_000

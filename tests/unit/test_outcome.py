@@ -7,10 +7,10 @@ from uuid import UUID
 
 import pytest
 
-from relay.delivery.capacity.endpoint_state import AttemptEnding, Limits
+from relay.delivery.capacity.endpoint_state import AttemptOutcome, Limits
 from relay.delivery.claims import ClaimedDelivery, ClaimRef
 from relay.delivery.endpoint_cache import Endpoint
-from relay.delivery.outcome import ending_of, result_of
+from relay.delivery.outcome import outcome_of, result_of
 from relay.delivery.transport.response import ErrorClass
 from relay.delivery.transport.sender import Answer
 
@@ -41,24 +41,24 @@ def answer(status: int, retry_after_s: float | None = None) -> Answer:
 @pytest.mark.parametrize(
     ("status", "ending"),
     [
-        (204, AttemptEnding.DELIVERED),
-        (301, AttemptEnding.FAILED),
-        (410, AttemptEnding.FAILED),
-        (429, AttemptEnding.OVERLOADED),
-        (500, AttemptEnding.FAILED),
-        (501, AttemptEnding.FAILED),
-        (502, AttemptEnding.OVERLOADED),
-        (503, AttemptEnding.OVERLOADED),
-        (504, AttemptEnding.OVERLOADED),
+        (204, AttemptOutcome.DELIVERED),
+        (301, AttemptOutcome.FAILED),
+        (410, AttemptOutcome.FAILED),
+        (429, AttemptOutcome.OVERLOADED),
+        (500, AttemptOutcome.FAILED),
+        (501, AttemptOutcome.FAILED),
+        (502, AttemptOutcome.OVERLOADED),
+        (503, AttemptOutcome.OVERLOADED),
+        (504, AttemptOutcome.OVERLOADED),
     ],
 )
-def test_four_statuses_say_that_a_receiver_has_too_much_to_do(status: int, ending: AttemptEnding) -> None:
-    assert ending_of(answer(status)) is ending
+def test_four_statuses_say_that_a_receiver_has_too_much_to_do(status: int, ending: AttemptOutcome) -> None:
+    assert outcome_of(answer(status)) is ending
 
 
 def test_no_answer_at_all_is_a_timeout_or_a_failure() -> None:
-    assert ending_of(Answer(NOW, 10.0, error_class=ErrorClass.TIMEOUT)) is AttemptEnding.TIMED_OUT
-    assert ending_of(Answer(NOW, 0.1, error_class=ErrorClass.CONNECT)) is AttemptEnding.FAILED
+    assert outcome_of(Answer(NOW, 10.0, error_class=ErrorClass.TIMEOUT)) is AttemptOutcome.TIMED_OUT
+    assert outcome_of(Answer(NOW, 0.1, error_class=ErrorClass.CONNECT)) is AttemptOutcome.FAILED
 
 
 @pytest.mark.parametrize(

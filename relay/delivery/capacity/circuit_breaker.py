@@ -1,4 +1,4 @@
-"""Whether an endpoint is worth more than a probe: its circuit breaker. Pure."""
+"""Limit a failing endpoint to probes: its circuit breaker. Pure."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from math import inf
 from typing import Final, NamedTuple
 from uuid import UUID
 
-#: So many events must have failed: a single one that an endpoint cannot take proves nothing about it.
+#: The number of different events that must have failed. One event that an endpoint rejects proves nothing.
 _EVENTS: Final = 5
-#: An endpoint that has let attempts time out for so long in all is worth no more than a probe, however few they were:
-#: with long time-outs many failures are a matter of hours.
+#: Attempts that time out for this long in total open the breaker, however few they were: with long timeouts, many
+#: failures take hours.
 _SILENT_S: Final = 60.0
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 60.0
-#: The largest part of a pause that is added to it at random.
+#: The largest random addition to a pause, as a fraction of it.
 _JITTER: Final = 0.2
 
 
 class Tolerance(NamedTuple):
-    """How many failures in a row open a breaker, and over how many seconds from the first to the last."""
+    """The number of consecutive failures that opens a breaker, and the seconds they must span."""
 
     failures: int
     window_s: float
@@ -27,19 +27,19 @@ class Tolerance(NamedTuple):
 class Breaker:
     """The failures of one endpoint since its last success.
 
-    Closed, it counts them, and opens when they are many, of several events, and have lasted, or when attempts have done
-    nothing but time out for a minute. Open, it lets one delivery through at a time, a probe, at growing distances; a
-    success closes it. All times are of one clock that never goes back.
+    A closed breaker counts failures. It opens when there are enough of them, of several events, over a long enough
+    time, or when attempts have only timed out for a minute. An open breaker admits one delivery at a time, a probe, at
+    growing intervals. A success closes it. All times are from one monotonic clock.
 
     Args:
-        failing_at: since when it has been failing, as far as is known from before.
-        broken_at: since when it has been open, as far as is known from before; its first probe is due at once.
+        failing_at: the start of the failures, if already known.
+        broken_at: when it opened, if already known. Its first probe is due at once.
         now: the time.
     """
 
     __slots__ = (
-        "_ended_at", "_events", "_failures", "_pause_s", "_silent_s", "broken_at", "failing_at", "noted", "probe_at",
-        "probing",
+        "_ended_at", "_events", "_failures", "_pause_s", "_silent_s", "broken_at", "failing_at", "persisted",
+        "probe_at", "probing",
     )  # fmt: skip
 
     def __init__(self, failing_at: float | None, broken_at: float | None, now: float) -> None:
@@ -47,29 +47,29 @@ class Breaker:
         self.broken_at = broken_at
         self._failures = 0
         self._events: set[UUID] = set()
-        # For how long attempts have been on the wire that timed out, since the last one that ended otherwise; and when
-        # an attempt last ended.
+        # The total time in flight of attempts that timed out, since the last one that did not, and the time of the last
+        # outcome.
         self._silent_s = 0.0
         self._ended_at = -inf
         self._pause_s = _FIRST_PAUSE_S if broken_at is None else _pause(now - broken_at)
-        #: When the next probe may begin, and whether one is under way.
+        #: When the next probe may start, and whether one is in flight.
         self.probe_at = now
         self.probing = False
-        #: Whether the endpoint's row says since when it fails, and since when it is open; kept by whoever writes it.
-        self.noted = failing_at is not None, broken_at is not None
+        #: Whether the endpoint's row holds `failing_at` and `broken_at`. Maintained by EndpointHealth, which writes it.
+        self.persisted = failing_at is not None, broken_at is not None
 
     @property
-    def calm(self) -> bool:
-        """Whether there is nothing to remember: the last attempt succeeded."""
+    def is_healthy(self) -> bool:
+        """Return whether the last attempt succeeded, so that there is nothing to remember."""
         return self.failing_at is None and self.broken_at is None
 
-    def heard(self, now: float) -> None:
-        """An attempt has ended otherwise than by a time-out."""
+    def responded(self, now: float) -> None:
+        """Record an attempt that ended without a timeout."""
         self._silent_s = 0.0
         self._ended_at = now
 
     def succeeded(self) -> None:
-        """An attempt was delivered, or somebody has set the endpoint up anew."""
+        """Close the breaker: an attempt succeeded, or the endpoint was changed."""
         self._silent_s = 0.0
         self.failing_at = None
         self.broken_at = None
@@ -87,18 +87,18 @@ class Breaker:
         probe: bool,
         timed_out_since: float | None = None,
     ) -> None:
-        """An attempt or a probe has failed.
+        """Record a failed attempt or probe, and open the breaker if that was one too many.
 
         Args:
-            event_id: whose.
+            event_id: the event of the attempt.
             tolerance: when to open.
             now: the time.
-            chance: a random number from 0 up to 1, for the distance to the next probe.
-            probe: whether it was one.
-            timed_out_since: when the attempt began, if it timed out.
+            chance: a random number in [0, 1), for the interval to the next probe.
+            probe: true for a probe.
+            timed_out_since: when the attempt started, if it timed out.
         """
         if timed_out_since is None:
-            self.heard(now)
+            self.responded(now)
         else:
             self._silent_s += now - max(timed_out_since, self._ended_at)
             self._ended_at = now
@@ -122,5 +122,5 @@ class Breaker:
 
 
 def _pause(broken_s: float) -> float:
-    """The pause that doubling has come to after so long."""
+    """Return the pause that doubling has reached after this time."""
     return min(max(broken_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)

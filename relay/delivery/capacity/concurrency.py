@@ -1,4 +1,4 @@
-"""How many deliveries may be on the wire at once, for each endpoint and for the process. Pure."""
+"""Limit the deliveries in flight, by endpoint and for the process. Pure."""
 
 from __future__ import annotations
 
@@ -9,29 +9,37 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 from relay.delivery.capacity.circuit_breaker import Breaker, Tolerance
-from relay.delivery.capacity.endpoint_state import FIRST_SLOTS, AttemptEnding, EndpointState, Limits
+from relay.delivery.capacity.endpoint_state import FIRST_SLOTS, AttemptOutcome, EndpointState, Limits
 from relay.delivery.capacity.organization_quota import EVERYTHING, LARGEST_PAYLOAD, Allotment, Quotas
 from relay.delivery.capacity.token_bucket import Bucket
 
-#: Idle endpoints that are remembered; each of them is a parameter of every claim.
+#: Idle endpoints that are remembered. Each is a parameter of every claim.
 _REMEMBERED: Final = 1_000
-#: Of those whose breaker is open more: one that is forgotten is probed by every lap.
+#: The limit is higher for those with an open breaker: a forgotten one would be probed in every pass.
 _BROKEN_REMEMBERED: Final = 5_000
-#: When a probe has been due for so long and nothing was, the endpoint may be disabled, gone, or another process's. What
-#: its row says is taken up again with the next delivery.
-_QUIET_S: Final = 600.0
+#: After a probe has been due for this long without a delivery, the endpoint is forgotten: it may be disabled, gone, or
+#: assigned to another process. Its state is read from its row again with its next delivery.
+_UNUSED_S: Final = 600.0
 _BATCH: Final = 100
-# Tokens are waited for this long at least, so that an endpoint of a high rate is not claimed for one by one.
+# The shortest wait for tokens, so that deliveries of an endpoint with a high rate are not claimed one by one.
 _MIN_POLL_S: Final = 0.1
 _NONE: Final[Mapping[UUID, Allotment]] = {}
 
 
 class ClaimBudget(NamedTuple):
-    """What one claim may take: `free` slots of the known endpoints, `first` of every other one, `batch` in all.
+    """The limits of one claim.
 
-    A known endpoint with `SHUT` slots has one where its row says that its breaker is closed, and else none.
-    Organizations may take what stands in `left`, every other one `untouched`; `bytes` are for all of them together.
-    `suspects` says whether deliveries may be taken that may be what kills their process.
+    Attributes:
+        batch: deliveries in total.
+        endpoint_ids: the known endpoints.
+        free: their free slots. `CLOSED` is one slot if the row shows a closed breaker, else none.
+        first: the slots of every other endpoint.
+        is_new: whether each known endpoint is still new.
+        is_slow: whether each known endpoint is slow.
+        left: what organizations with deliveries in flight may claim.
+        untouched: what every other organization may claim.
+        bytes: payload bytes for all organizations together.
+        suspects: whether to claim deliveries that may be what kills their process.
     """
 
     batch: int
@@ -47,17 +55,17 @@ class ClaimBudget(NamedTuple):
 
 
 class Slot:
-    """What one delivery on the wire holds.
+    """The slot of one delivery in flight.
 
     Args:
-        endpoint_id: where it is going.
+        endpoint_id: its endpoint.
         event_id: its event.
-        began_at: when it began.
-        probe: whether the breaker was open when it was taken.
+        began_at: when it started.
+        probe: whether the breaker was open when it was claimed.
         suspect: whether it may be what kills its process.
     """
 
-    __slots__ = ("began_at", "endpoint_id", "event_id", "outlasted", "probe", "suspect")
+    __slots__ = ("began_at", "endpoint_id", "event_id", "is_slow", "probe", "suspect")
 
     def __init__(
         self, endpoint_id: UUID, event_id: UUID, began_at: float, *, probe: bool = False, suspect: bool = False
@@ -67,23 +75,23 @@ class Slot:
         self.began_at = began_at
         self.probe = probe
         self.suspect = suspect
-        #: Whether it has been on the wire for longer than `SLOW_AFTER_S`.
-        self.outlasted = False
+        #: Whether it has been in flight for longer than `SLOW_AFTER_S`.
+        self.is_slow = False
 
 
 class ConcurrencyLimiter:
-    """Counts what is on the wire and says what may be claimed next.
+    """Count deliveries in flight, and compute what may be claimed next.
 
-    An endpoint starts with few slots and has one more after each success, so twice as many after each round of them;
-    one that says it has too much to do keeps half. What an endpoint's rate or its breaker does not let through is not
-    offered at all. Endpoints of one organization share what `Quotas` leaves it.
+    An endpoint starts with few slots and gains one with each success, so the number doubles with each round of
+    successes. A response that signals overload halves it. What an endpoint's rate limit or breaker excludes is not
+    claimed at all. The endpoints of an organization share its quota.
 
-    All times are of one clock that never goes back, in seconds.
+    All times are in seconds, from one monotonic clock.
 
     Args:
-        total: the process's slots.
+        total: the slots of the process.
         tolerance: when breakers open.
-        bytes_: of payloads that may be held.
+        bytes_: the payload bytes that the process may hold.
     """
 
     def __init__(self, total: int, tolerance: Tolerance, bytes_: int) -> None:
@@ -92,59 +100,59 @@ class ConcurrencyLimiter:
         self.quotas = Quotas(total, bytes_)
         self._busy: dict[UUID, EndpointState] = {}
         self._idle: OrderedDict[UUID, EndpointState] = OrderedDict()
-        # Idle ones whose breaker is open; and all whose breaker is open.
-        self._sick: OrderedDict[UUID, EndpointState] = OrderedDict()
+        # Idle endpoints with an open breaker, and the open breakers of all endpoints.
+        self._idle_broken: OrderedDict[UUID, EndpointState] = OrderedDict()
         self._broken: dict[UUID, Breaker] = {}
-        # Endpoints that may have more due than they had slots for, and whether the process or what it leaves an
-        # organization may have been too little.
-        self._waiting: set[UUID] = set()
+        # Endpoints that may have more deliveries due than they had slots, and whether the capacity of the process or of
+        # an organization may have been the limit.
+        self._slot_limited: set[UUID] = set()
         self._exhausted = False
-        # Endpoints that had fewer tokens than slots in the last offer, and those that may have more due than tokens.
-        self._short: set[UUID] = set()
-        self._dry: dict[UUID, Bucket] = {}
-        self._offered_at = -inf
+        # Endpoints with fewer tokens than slots in the last budget, and those that may have more due than tokens.
+        self._token_limited: set[UUID] = set()
+        self._out_of_tokens: dict[UUID, Bucket] = {}
+        self._budgeted_at = -inf
         self._suspects = 0
-        #: Whether slots have become free for something that waits for them.
+        #: Set when slots have become free for deliveries that wait for them.
         self.wanted = False
 
     @property
     def in_flight(self) -> int:
-        """How many deliveries are on the wire."""
+        """Return the number of deliveries in flight."""
         return self.quotas.in_flight
 
     @property
     def broken(self) -> int:
-        """How many endpoints have an open breaker."""
+        """Return the number of endpoints with an open breaker."""
         return len(self._broken)
 
     @property
     def probing(self) -> int:
-        """How many of them have a probe on the wire."""
+        """Return the number of endpoints with a probe in flight."""
         return sum(breaker.probing for breaker in self._broken.values())
 
     def is_broken(self, endpoint_id: UUID) -> bool:
-        """Whether what was taken of an endpoint is a probe."""
+        """Return whether the endpoint's breaker is open, so that its next delivery is a probe."""
         return endpoint_id in self._broken
 
     def budget(self, now: float) -> ClaimBudget | None:
-        """What the next claim may take, or None while every slot is taken, or all bytes."""
+        """Return the limits of the next claim; None while no slot or no bytes are free."""
         self.wanted = False
         quotas = self.quotas
         free = quotas.free
         self._exhausted = free <= 0
         if free <= 0:
             return None
-        self._offered_at = now
-        self._forget_quiet(now)
-        self._short.clear()
+        self._budgeted_at = now
+        self._forget_unused(now)
+        self._token_limited.clear()
         left = quotas.limited()
         if not all(each.slots and each.slow for each in left.values()):
             self._exhausted = True
         ids, slots, is_new, is_slow = [], [], [], []
-        for endpoints in (self._busy, self._idle, self._sick):
+        for endpoints in (self._busy, self._idle, self._idle_broken):
             for endpoint_id, endpoint in endpoints.items():
                 ids.append(endpoint_id)
-                slots.append(self._free(endpoint_id, endpoint, now))
+                slots.append(self._free_slots(endpoint_id, endpoint, now))
                 is_new.append(endpoint.is_new)
                 is_slow.append(endpoint.is_slow)
         return ClaimBudget(
@@ -160,58 +168,62 @@ class ConcurrencyLimiter:
             suspects=self._suspects == 0,
         )
 
-    def _forget_quiet(self, now: float) -> None:
-        quiet = [
-            endpoint_id for endpoint_id, endpoint in self._sick.items() if now - endpoint.breaker.probe_at > _QUIET_S
+    def _forget_unused(self, now: float) -> None:
+        unused = [
+            endpoint_id
+            for endpoint_id, endpoint in self._idle_broken.items()
+            if now - endpoint.breaker.probe_at > _UNUSED_S
         ]
-        for endpoint_id in quiet:
-            del self._sick[endpoint_id], self._broken[endpoint_id]
+        for endpoint_id in unused:
+            del self._idle_broken[endpoint_id], self._broken[endpoint_id]
 
-    def _free(self, endpoint_id: UUID, endpoint: EndpointState, now: float) -> int:
+    def _free_slots(self, endpoint_id: UUID, endpoint: EndpointState, now: float) -> int:
         free = endpoint.slots(now)
-        if endpoint.limits.may_last and free > 0:
-            # It answers quickly today; should it hang from now on, it holds its slots for its whole time-out.
+        if endpoint.limits.may_be_slow and free > 0:
+            # It responds quickly now. If it starts to hang, it will hold its slots for its whole timeout.
             quota = self.quotas.holders.get(endpoint.limits.organization_id)
-            if quota is not None and quota.lasting >= self._half:
+            if quota is not None and quota.may_be_slow >= self._half:
                 self._exhausted = True
                 return 0
         if endpoint.bucket is not None and free > (tokens := endpoint.bucket.tokens(now)):
-            self._short.add(endpoint_id)
+            self._token_limited.add(endpoint_id)
             return tokens
         return free
 
-    def reserve(self, offer: ClaimBudget, taken: Mapping[UUID, int], limits: Mapping[UUID, Limits], now: float) -> None:
-        """Note what a claim of `offer` has taken: how many of each endpoint, and what is known of those now."""
+    def reserve(
+        self, budget: ClaimBudget, taken: Mapping[UUID, int], limits: Mapping[UUID, Limits], now: float
+    ) -> None:
+        """Reserve slots for what a claim took: the number by endpoint, and the current limits of each."""
         for endpoint_id, count in taken.items():
             endpoint = self._busy.get(endpoint_id)
             if endpoint is None:
-                endpoint = self._begin(endpoint_id, limits[endpoint_id], now)
+                endpoint = self._activate(endpoint_id, limits[endpoint_id], now)
             elif endpoint.limits.version != limits[endpoint_id].version:
-                self._learn(endpoint_id, endpoint, limits[endpoint_id], now)
+                self._update_limits(endpoint_id, endpoint, limits[endpoint_id], now)
             endpoint.reserve(count)
             self.quotas.reserve(endpoint.limits.organization_id, count)
             self._count(endpoint)
-        self._note_shortage(offer, taken)
-        offered = dict(zip(offer.endpoint_ids, offer.free, strict=True))
-        for endpoint_id in taken.keys() - offered.keys():
-            offered[endpoint_id] = first = limits[endpoint_id].first(offer.first)
+        self._note_shortage(budget, taken)
+        budgeted = dict(zip(budget.endpoint_ids, budget.free, strict=True))
+        for endpoint_id in taken.keys() - budgeted.keys():
+            budgeted[endpoint_id] = first = limits[endpoint_id].first(budget.first)
             if first == limits[endpoint_id].per_second:
-                self._short.add(endpoint_id)
+                self._token_limited.add(endpoint_id)
         for endpoint_id in self._busy:
-            if taken.get(endpoint_id, 0) >= offered.get(endpoint_id, offer.first):
-                self._waiting.add(endpoint_id)
+            if taken.get(endpoint_id, 0) >= budgeted.get(endpoint_id, budget.first):
+                self._slot_limited.add(endpoint_id)
             else:
-                self._waiting.discard(endpoint_id)
-        self._dry = {
+                self._slot_limited.discard(endpoint_id)
+        self._out_of_tokens = {
             endpoint_id: endpoint.bucket
-            for endpoint_id in self._short
-            if taken.get(endpoint_id, 0) >= offered.get(endpoint_id, offer.first)
+            for endpoint_id in self._token_limited
+            if taken.get(endpoint_id, 0) >= budgeted.get(endpoint_id, budget.first)
             and (endpoint := self._busy.get(endpoint_id) or self._idle.get(endpoint_id)) is not None
             and endpoint.bucket is not None
         }
 
-    def _note_shortage(self, offer: ClaimBudget, taken: Mapping[UUID, int]) -> None:
-        """Find out who may have more due than `offer` left its organization."""
+    def _note_shortage(self, budget: ClaimBudget, taken: Mapping[UUID, int]) -> None:
+        """Record which organizations may have more due than their part of the budget."""
         slots, new, slow = Counter[UUID](), Counter[UUID](), Counter[UUID]()
         for endpoint_id, count in taken.items():
             endpoint = self._busy[endpoint_id]
@@ -222,41 +234,41 @@ class ConcurrencyLimiter:
             if endpoint.is_slow:
                 slow[organization_id] += count
         for organization_id, count in slots.items():
-            quota, left = self.quotas.holders[organization_id], offer.left.get(organization_id, offer.untouched)
-            quota.is_short = new[organization_id] >= left.new
+            quota, left = self.quotas.holders[organization_id], budget.left.get(organization_id, budget.untouched)
+            quota.is_new_limited = new[organization_id] >= left.new
             few = count >= left.slots or slow[organization_id] >= left.slow
             if few or (quota.bytes and self.quotas.left(quota).bytes < LARGEST_PAYLOAD):
                 self._exhausted = True
 
     def start(self, endpoint_id: UUID, event_id: UUID, now: float, *, suspect: bool = False) -> Slot:
-        """One of the deliveries that were taken begins."""
+        """Start one of the deliveries that slots are reserved for."""
         self._suspects += suspect
         return Slot(endpoint_id, event_id, now, probe=endpoint_id in self._broken, suspect=suspect)
 
-    def outlast(self, slot: Slot) -> None:
-        """A delivery has been on the wire for longer than `SLOW_AFTER_S`."""
-        slot.outlasted = True
+    def mark_slow(self, slot: Slot) -> None:
+        """Record that a delivery has been in flight for longer than `SLOW_AFTER_S`."""
+        slot.is_slow = True
         endpoint = self._busy[slot.endpoint_id]
-        endpoint.outlast()
+        endpoint.mark_slow()
         self._count(endpoint)
 
-    def release(self, slot: Slot, ending: AttemptEnding, now: float, *, chance: float = 0.0) -> Breaker:
-        """A delivery has left the wire.
+    def release(self, slot: Slot, outcome: AttemptOutcome, now: float, *, chance: float = 0.0) -> Breaker:
+        """Release the slot of a delivery.
 
         Args:
-            slot: what it held.
-            ending: how it ended.
+            slot: its slot.
+            outcome: the outcome of its attempt.
             now: the time.
-            chance: a random number from 0 up to 1, for the distance between probes.
+            chance: a random number in [0, 1), for the interval between probes.
 
         Returns:
-            The endpoint's breaker as it stands now.
+            The endpoint's breaker.
         """
         endpoint_id, probe = slot.endpoint_id, slot.probe
         endpoint = self._busy[endpoint_id]
         breaker = endpoint.breaker
         quota = self.quotas.holders[endpoint.limits.organization_id]
-        endpoint.end(ending, outlasted=slot.outlasted)
+        endpoint.end(outcome, was_slow=slot.is_slow)
         self._count(endpoint)
         self.quotas.release(endpoint.limits.organization_id)
         if slot.suspect:
@@ -264,54 +276,54 @@ class ConcurrencyLimiter:
             self.wanted = True
         if probe:
             breaker.probing = False
-        if ending is AttemptEnding.DELIVERED:
-            breaker.heard(now)
-            if not breaker.calm:
+        if outcome is AttemptOutcome.DELIVERED:
+            breaker.responded(now)
+            if not breaker.is_healthy:
                 breaker.succeeded()
-        elif ending is not AttemptEnding.UNSENT:
-            began_at = slot.began_at if ending is AttemptEnding.TIMED_OUT else None
+        elif outcome is not AttemptOutcome.UNSENT:
+            began_at = slot.began_at if outcome is AttemptOutcome.TIMED_OUT else None
             breaker.failed(slot.event_id, self._tolerance, now, chance, probe=probe, timed_out_since=began_at)
         if probe or (breaker.broken_at is not None) != (endpoint_id in self._broken):
             self._note_breaker(endpoint_id, breaker)
         if (
             self._exhausted
-            or quota.is_short
-            or (endpoint_id in self._waiting and self._may_take(endpoint_id, endpoint))
+            or quota.is_new_limited
+            or (endpoint_id in self._slot_limited and self._may_take(endpoint_id, endpoint))
         ):
             self.wanted = True
         if endpoint.in_flight == 0:
-            self._rest(endpoint_id, endpoint)
+            self._make_idle(endpoint_id, endpoint)
         return breaker
 
     def _count(self, endpoint: EndpointState) -> None:
-        """Bring what stands of an endpoint in its organization's quota up to date."""
+        """Update the contribution of an endpoint to its organization's quota."""
         before, counts = endpoint.counted, endpoint.counts
         if counts != before:
             endpoint.counted = counts
             self.quotas.count(endpoint.limits.organization_id, counts, before)
 
     def poll_in_s(self, now: float) -> float | None:
-        """How long until there may be something to take that no slot waits for: a token, or a probe that is due."""
-        waits = [max(_MIN_POLL_S, bucket.wait_s(now)) for bucket in self._dry.values()]
+        """Return the seconds until a token or a probe is due, which no released slot signals; None if none is."""
+        waits = [max(_MIN_POLL_S, bucket.wait_s(now)) for bucket in self._out_of_tokens.values()]
         waits += [
             max(0.0, breaker.probe_at - now)
             for breaker in self._broken.values()
-            if not breaker.probing and breaker.probe_at > self._offered_at
+            if not breaker.probing and breaker.probe_at > self._budgeted_at
         ]
         return min(waits, default=None)
 
-    def _begin(self, endpoint_id: UUID, limits: Limits, now: float) -> EndpointState:
-        known = self._idle.pop(endpoint_id, None) or self._sick.pop(endpoint_id, None)
+    def _activate(self, endpoint_id: UUID, limits: Limits, now: float) -> EndpointState:
+        known = self._idle.pop(endpoint_id, None) or self._idle_broken.pop(endpoint_id, None)
         endpoint = known or EndpointState(limits, now)
         self._busy[endpoint_id] = endpoint
         if endpoint.limits.version != limits.version:
-            self._learn(endpoint_id, endpoint, limits, now)
+            self._update_limits(endpoint_id, endpoint, limits, now)
         elif known is None and endpoint.breaker.broken_at is not None:
             self._broken[endpoint_id] = endpoint.breaker
         return endpoint
 
-    def _learn(self, endpoint_id: UUID, endpoint: EndpointState, limits: Limits, now: float) -> None:
-        endpoint.learn(limits, now)
+    def _update_limits(self, endpoint_id: UUID, endpoint: EndpointState, limits: Limits, now: float) -> None:
+        endpoint.update_limits(limits, now)
         self._count(endpoint)
         self._note_breaker(endpoint_id, endpoint.breaker)
 
@@ -323,21 +335,21 @@ class ConcurrencyLimiter:
         self.wanted = True
 
     def _may_take(self, endpoint_id: UUID, endpoint: EndpointState) -> bool:
-        if endpoint_id in self._dry or endpoint_id in self._broken:
+        if endpoint_id in self._out_of_tokens or endpoint_id in self._broken:
             return False
         if endpoint.in_flight == 0:
             return True
         return endpoint.in_flight < endpoint.allowed
 
-    def _rest(self, endpoint_id: UUID, endpoint: EndpointState) -> None:
+    def _make_idle(self, endpoint_id: UUID, endpoint: EndpointState) -> None:
         del self._busy[endpoint_id]
-        self._waiting.discard(endpoint_id)
+        self._slot_limited.discard(endpoint_id)
         if endpoint.breaker.broken_at is not None:
-            self._sick[endpoint_id] = endpoint
-            if len(self._sick) > _BROKEN_REMEMBERED:
-                forgotten, _ = self._sick.popitem(last=False)
+            self._idle_broken[endpoint_id] = endpoint
+            if len(self._idle_broken) > _BROKEN_REMEMBERED:
+                forgotten, _ = self._idle_broken.popitem(last=False)
                 del self._broken[forgotten]
-        elif not endpoint.ordinary:
+        elif not endpoint.is_default:
             self._idle[endpoint_id] = endpoint
             if len(self._idle) > _REMEMBERED:
                 self._idle.popitem(last=False)

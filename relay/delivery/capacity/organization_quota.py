@@ -1,27 +1,28 @@
-"""How much of a process one organization may hold: slots, new and slow endpoints, bytes of payloads. Pure."""
+"""Limit an organization's part of a process: slots, new and slow endpoints, payload bytes. Pure."""
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 from uuid import UUID
 
-#: The largest payload that is accepted. Whoever has less left waits, so what is claimed always fits.
+#: The largest payload that is accepted. An organization with less than this left waits, so every claim fits.
 LARGEST_PAYLOAD: Final = 256 * 1024
-#: An organization may hold this many times what it leaves free, so the more there are, the less each has, and some is
-#: always left for one that comes later. Alone it has 16 of 17 slots, and 2 of 3 for slow endpoints.
+#: An organization may hold at most this many times what it leaves free. So each gets less the more there are, and some
+#: capacity is always left for a newcomer. A single organization can hold 16 of 17 slots, and 2 of 3 slots for slow
+#: endpoints.
 _SLOTS_WEIGHT: Final = 16
 _SLOW_WEIGHT: Final = 2
-#: First slots of all new endpoints of an organization together, an eighth of the process's if that is within these.
+#: Bounds for the slots of all new endpoints of an organization together, otherwise an eighth of the process's slots.
 _FEWEST_NEW: Final = 4
 _MOST_NEW: Final = 16
-#: Free slots, and what an organization holds, when it need not be told from one that holds nothing.
+#: With this many free slots, an organization that holds at most this many slots and bytes is treated as holding none.
 _PLENTY: Final = 200
 _NEXT_TO_NOTHING: Final = 2
 _LITTLE: Final = 64 * 1024
 
 
 class Allotment(NamedTuple):
-    """What one organization may take: slots, how many of them for new and for slow endpoints, bytes of payloads."""
+    """What one organization may claim: slots, how many of them for new and for slow endpoints, and payload bytes."""
 
     slots: int
     new: int
@@ -29,48 +30,46 @@ class Allotment(NamedTuple):
     bytes: int
 
 
-#: What one organization may take whom nothing bounds: for claims that are counted by nobody.
+#: No limit, for claims that nothing counts.
 EVERYTHING: Final = Allotment(2**31 - 1, 2**31 - 1, 2**31 - 1, 2**62)
 
 
 class Counted(NamedTuple):
-    """What one endpoint adds to what its organization holds: slots while it is new, while it is slow, and while it may
-    become slow.
-    """
+    """The slots of one endpoint that count against its organization: while new, while slow, while possibly slow."""
 
     new: int = 0
     slow: int = 0
-    lasting: int = 0
+    may_be_slow: int = 0
 
 
 class Quota:
-    """What one organization holds."""
+    """The capacity that one organization holds."""
 
-    __slots__ = ("bytes", "in_flight", "is_short", "lasting", "new", "slow")
+    __slots__ = ("bytes", "in_flight", "is_new_limited", "may_be_slow", "new", "slow")
 
     def __init__(self) -> None:
         self.in_flight = 0
         self.new = 0
         self.slow = 0
-        self.lasting = 0
+        self.may_be_slow = 0
         self.bytes = 0
-        #: Whether its new endpoints may have more due than it had slots for.
-        self.is_short = False
+        #: Whether its new endpoints may have more deliveries due than it had slots for.
+        self.is_new_limited = False
 
 
 class Quotas:
-    """Shares a process among organizations; each sees only what the others leave.
+    """Divide the capacity of a process among organizations.
 
     The last tenth of the slots is for organizations with nothing in flight, one slot each.
 
     Args:
-        slots: of the process.
-        bytes_: of payloads that it may hold, at least four of the largest.
+        slots: the slots of the process.
+        bytes_: the payload bytes that it may hold, at least four times the largest payload.
     """
 
     def __init__(self, slots: int, bytes_: int) -> None:
         self._slots = slots
-        self._common = slots - slots // 10
+        self._shared_slots = slots - slots // 10
         self._slow = max(1, slots // 4)
         self._new = min(_MOST_NEW, max(_FEWEST_NEW, slots // 8))
         self._bytes = bytes_
@@ -83,35 +82,36 @@ class Quotas:
 
     @property
     def free(self) -> int:
-        """How many slots may be taken; those for organizations with nothing in flight once there are no others."""
+        """Return the number of free slots. The last tenth counts only once all others are reserved."""
         if self.bytes_free < LARGEST_PAYLOAD:
             return 0
-        common = self._common - self.in_flight
+        common = self._shared_slots - self.in_flight
         return common if common > 0 else self._slots - self.in_flight
 
     @property
     def bytes_free(self) -> int:
-        """How many bytes of payloads may be taken, all together."""
+        """Return the payload bytes that are free, for all organizations together."""
         return self._bytes - self.bytes
 
     def left(self, quota: Quota) -> Allotment:
-        """What an organization may take that holds something."""
+        """Return what an organization with deliveries in flight may claim."""
         bytes_ = min(self._quarter - quota.bytes, (self.bytes_free - quota.bytes) // 2)
         if bytes_ < LARGEST_PAYLOAD:
             return Allotment(0, 0, 0, 0)
         return Allotment(
-            _part(self._common - self.in_flight, quota.in_flight, _SLOTS_WEIGHT),
+            _part(self._shared_slots - self.in_flight, quota.in_flight, _SLOTS_WEIGHT),
             max(0, self._new - quota.new),
             _part(self._slow - self.slow, quota.slow, _SLOW_WEIGHT),
             bytes_,
         )
 
     def limited(self) -> dict[UUID, Allotment]:
-        """What organizations may take that hold something.
+        """Return what each organization with deliveries in flight may claim.
 
-        While there is plenty those are left out that hold next to nothing: hundreds of them would make claims slow.
+        While many slots are free, organizations that hold almost nothing are omitted: hundreds of them would make
+        claims slow.
         """
-        if self._common - self.in_flight < _PLENTY:
+        if self._shared_slots - self.in_flight < _PLENTY:
             return {organization_id: self.left(quota) for organization_id, quota in self.holders.items()}
         return {
             organization_id: self.left(quota)
@@ -120,36 +120,36 @@ class Quotas:
         }
 
     def first(self) -> Allotment:
-        """What an organization may take that holds nothing: at least one slot."""
+        """Return what an organization with nothing in flight may claim: at least one slot."""
         return Allotment(
-            max(1, _part(self._common - self.in_flight, 0, _SLOTS_WEIGHT)),
+            max(1, _part(self._shared_slots - self.in_flight, 0, _SLOTS_WEIGHT)),
             self._new,
             max(1, _part(self._slow - self.slow, 0, _SLOW_WEIGHT)),
             min(self._quarter, max(LARGEST_PAYLOAD, self.bytes_free // 2)),
         )
 
     def of(self, organization_id: UUID) -> Quota:
-        """What this organization holds, to be added to."""
+        """Return the quota of an organization, created if missing."""
         quota = self.holders.get(organization_id)
         if quota is None:
             quota = self.holders[organization_id] = Quota()
         return quota
 
     def reserve(self, organization_id: UUID, count: int) -> None:
-        """So many slots more are an organization's."""
+        """Reserve slots for an organization."""
         self.of(organization_id).in_flight += count
         self.in_flight += count
 
     def count(self, organization_id: UUID, counts: Counted, before: Counted) -> None:
-        """One endpoint adds this now, where it added that."""
+        """Replace the contribution of one endpoint."""
         quota = self.holders[organization_id]
         quota.new += counts.new - before.new
         quota.slow += counts.slow - before.slow
-        quota.lasting += counts.lasting - before.lasting
+        quota.may_be_slow += counts.may_be_slow - before.may_be_slow
         self.slow += counts.slow - before.slow
 
     def release(self, organization_id: UUID) -> None:
-        """One slot less is."""
+        """Release one slot of an organization."""
         quota = self.holders[organization_id]
         quota.in_flight -= 1
         self.in_flight -= 1
@@ -157,7 +157,7 @@ class Quotas:
             del self.holders[organization_id]
 
     def reserve_payload(self, organization_id: UUID, event_id: UUID, payload: bytes) -> bytes:
-        """Hold a payload; all deliveries of its event that are in flight share the one that is given back here."""
+        """Reserve a payload's bytes and return the copy that all deliveries of its event in flight share."""
         key = organization_id, event_id
         held = self._payloads.get(key)
         if held is not None:
@@ -169,7 +169,7 @@ class Quotas:
         return payload
 
     def release_payload(self, organization_id: UUID, event_id: UUID) -> None:
-        """One delivery less holds its event's payload."""
+        """Release one delivery's reference to its event's payload."""
         key = organization_id, event_id
         payload, count = self._payloads[key]
         if count > 1:
@@ -181,5 +181,5 @@ class Quotas:
 
 
 def _part(free: int, held: int, weight: int) -> int:
-    """How many more may be held, so that what is held is at most `weight` times what is then free."""
+    """Return how many more may be held so that the total stays at most `weight` times what is then free."""
     return max(0, (weight * free - held) // (weight + 1))

@@ -1,14 +1,14 @@
-"""How many deliveries a second an endpoint asks for at most. Pure."""
+"""Limit the rate of deliveries to an endpoint. Pure."""
 
 from __future__ import annotations
 
 
 class Bucket:
-    """A token bucket: one token a delivery, as many at once as one second brings.
+    """A token bucket with one token per delivery and a burst of one second.
 
     Args:
-        per_second: how many tokens a second brings, at least 1.
-        now: the time, in seconds of any clock that never goes back.
+        per_second: tokens added per second, at least 1.
+        now: the time, in seconds of a monotonic clock.
     """
 
     __slots__ = ("_at", "_tokens", "per_second")
@@ -19,16 +19,16 @@ class Bucket:
         self._at = now
 
     def tokens(self, now: float) -> int:
-        """How many deliveries may begin now."""
+        """Return the number of deliveries that may start now."""
         self._tokens = min(float(self.per_second), self._tokens + (now - self._at) * self.per_second)
         self._at = now
-        # A timer that rings when a token is due must find it, whatever the sum of fractions is.
+        # A timer that fires when a token is due must find it, despite rounding.
         return int(self._tokens + 1e-6)
 
     def spend(self, count: int) -> None:
-        """So many have begun. More than there were tokens put the next ones off."""
+        """Spend a token per started delivery. A negative balance delays the next ones."""
         self._tokens -= count
 
     def wait_s(self, now: float) -> float:
-        """How long until there is a token; 0 while there is one."""
+        """Return the seconds until there is a token, 0 if there is one."""
         return 0.0 if self.tokens(now) else (1.0 - self._tokens) / self.per_second

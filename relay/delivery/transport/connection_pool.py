@@ -1,4 +1,4 @@
-"""The pooled HTTP client, set up for requests to strangers."""
+"""Pool HTTP connections to untrusted receivers."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from relay.delivery.transport.route import Route
 from relay.delivery.transport.shortage import Shortage
 from relay.delivery.transport.ssrf_guard import SsrfGuard
 
-# Node closes idle connections after 5 s, gunicorn after 2 s: one that is kept longer is more often dead than alive,
-# unless the receiver says how long it keeps it. Then it is ours to end it first.
+# Node closes idle connections after 5 s, gunicorn after 2 s, so one that is kept longer is usually dead. If the
+# receiver states how long it keeps a connection, that applies instead, less a margin.
 _KEEP_S: Final = 4.0
 _KEEP_AT_MOST_S: Final = 60.0
 _KEEP_MARGIN_S: Final = 1.0
@@ -33,16 +33,16 @@ _SWEEP_S: Final = 1.0
 # Each costs memory, with TLS some 50 KB.
 _MOST_IDLE: Final = 4_096
 _KEEP_ALIVE: Final = re.compile(r"(?:^|[,;\s])timeout\s*=\s*\"?([0-9]{1,6})", re.IGNORECASE | re.ASCII)
-# Connecting has no time limit of its own: that of the attempt holds for all of it.
+# Connecting has no timeout of its own: that of the attempt covers it.
 _NO_LIMIT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
-# What comes before the request is out waits, this much of it.
+# The limit of bytes buffered before the request is sent.
 _READ_AHEAD_BYTES: Final = 2048
-# A body up to this goes out in one piece with its head; a larger one is not copied.
+# A body up to this size is sent in one write with its head. A larger one is not copied.
 _COPIED_BYTES: Final = 16_384
 
 
 class Reply(NamedTuple):
-    """The head of a response, its body as far as it has come, and the connection until that is given back."""
+    """The head of a response, its body as far as received, and the connection until it is released."""
 
     status: int
     headers: Mapping[str, str]
@@ -50,31 +50,31 @@ class Reply(NamedTuple):
     connection: Connection
 
 
-class Unheard(Exception):
-    """A kept connection died before a byte of the response had come: the receiver had closed it."""
+class StaleConnection(Exception):
+    """Raised when the receiver closed a kept connection before a byte of the response was received."""
 
 
 class _Connection(ResponseHandler):
-    """A connection that knows how far its exchange has come, and takes nothing that was not asked for."""
+    """A connection that tracks its exchange and rejects bytes that belong to no request."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._read_bufsize = _READ_AHEAD_BYTES
-        #: Whether it was kept from an earlier exchange, and how long at most, while it is idle.
+        #: Whether it was kept from an earlier exchange, and until when it may stay idle.
         self.is_kept = False
         self.keep_until = inf
-        #: Whether a byte of the response has come.
-        self.heard = False
+        #: Whether a byte of the response has been received.
+        self.has_received = False
         self._responses: ResponseParser | None = None
         self._interim = 0
-        self._answered = False
+        self._has_response = False
 
     def begin(self) -> None:
-        """Begin an exchange; what a receiver said before it was asked is the start of its response."""
+        """Start an exchange. Bytes received before the request count as the start of the response."""
         self.keep_until = inf
-        self.heard = False
+        self.has_received = False
         self._interim = 0
-        self._answered = False
+        self._has_response = False
         if self._responses is None:
             self._responses = ResponseParser(self, self._loop)
             self._parser = self._responses  # type: ignore[assignment]
@@ -84,30 +84,30 @@ class _Connection(ResponseHandler):
 
     @property
     def is_at_rest(self) -> bool:
-        """Whether nothing has come that was not asked for."""
+        """Return whether nothing was received after the response."""
         return self._responses is not None and self._responses.is_at_rest
 
     def is_connected(self) -> bool:
-        """Return whether it can be used, as aiohttp's pool asks before it does."""
+        """Return whether it can be used. aiohttp's pool calls this before reuse."""
         return super().is_connected() and self._loop.time() < self.keep_until
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes of the response, or none when reading goes on after a pause."""
+        """Receive bytes of the response, or none when reading resumes after a pause."""
         if data:
-            self.heard = True
-            if self._answered and (self._payload is None or self._payload.is_eof()):
-                # Nothing was asked: it would be kept without end, and be taken for the response to the next request.
+            self.has_received = True
+            if self._has_response and (self._payload is None or self._payload.is_eof()):
+                # There is no request: it would be buffered without limit and mistaken for the next response.
                 self.abort()
                 return
         super().data_received(data)
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
-        """Take the head of an interim response or of the response; aiohttp calls it within `data_received`."""
-        if self._answered or self.is_eof():
+        """Receive the head of a response or an interim response. aiohttp calls it within `data_received`."""
+        if self._has_response or self.is_eof():
             self.force_close()
             return
-        self._answered = not is_interim(data[0].code)
-        if not self._answered:
+        self._has_response = not is_interim(data[0].code)
+        if not self._has_response:
             self._interim += 1
             if self._interim > MAX_INTERIM:
                 if self.transport is not None:
@@ -117,28 +117,28 @@ class _Connection(ResponseHandler):
         super().feed_data(data, size)
 
 
-class Wire:
-    """Posts through aiohttp's connector: its pool, TLS and parser, without its session.
+class ConnectionPool:
+    """Post through aiohttp's connector, with its pool, TLS and parser but without its session.
 
-    A session merges headers, jars cookies, follows redirects and starts a task and a timer for each request, which
-    took more than half of the CPU time of a delivery, and none of which a webhook has a use for. There is no limit of
-    connections to a host: slots bound what is on the wire.
+    A session merges headers, stores cookies, follows redirects, and starts a task and a timer per request. That took
+    more than half of the CPU time of a delivery, and a webhook needs none of it. Connections per host are not limited:
+    slots limit what is in flight.
 
     Args:
-        guard: makes the sockets.
-        most: connections that may be open at once, kept ones included.
-        resolver: knows the addresses of names; None: the system's.
+        guard: creates the sockets.
+        max_connections: open connections, including kept ones, at most.
+        resolver: resolves host names. None: a new one.
     """
 
-    def __init__(self, guard: SsrfGuard, most: float, resolver: Resolver | None = None) -> None:
+    def __init__(self, guard: SsrfGuard, max_connections: float, resolver: Resolver | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        self._most = most
+        self._max_connections = max_connections
         resolver = resolver or Resolver()
         self._pool = self._connector(guard, resolver, keep=True)
-        # Keeps no connection, so never meets a dead one.
+        # Keeps no connections, so it never finds a dead one.
         self._fresh = self._connector(guard, resolver, keep=False)
         self._busy = 0
-        # Kept connections, the one that has been idle longest first.
+        # Kept connections, longest idle first.
         self._idle: OrderedDict[_Connection, None] = OrderedDict()
         self._sweeping: asyncio.TimerHandle | None = None
 
@@ -146,24 +146,24 @@ class Wire:
         connector = aiohttp.TCPConnector(
             limit=0,
             limit_per_host=0,
-            # How long each is really kept is decided here; see `_sweep`.
+            # The actual keep time differs by connection. See `_sweep`.
             keepalive_timeout=_KEEP_AT_MOST_S if keep else None,
             force_close=not keep,
             use_dns_cache=False,
             resolver=resolver,
             socket_factory=guard,
         )
-        # A test breaks when this private name no longer has an effect.
+        # A test fails if this private name stops having an effect.
         connector._factory = functools.partial(_Connection, self._loop)  # type: ignore[assignment]
         return connector
 
     @property
     def idle(self) -> int:
-        """How many connections are kept for the next request."""
+        """Return the number of connections kept for the next request."""
         return len(self._idle)
 
     async def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         if self._sweeping is not None:
             self._sweeping.cancel()
         self._idle.clear()
@@ -171,21 +171,21 @@ class Wire:
         await self._fresh.close()
 
     async def post(self, route: Route, message: Message, *, fresh: bool = False) -> Reply:
-        """Post, and wait for the head of the response, as long as the caller does.
+        """Post a message and wait for the head of the response. The caller sets the timeout.
 
         Args:
-            route: where to.
-            message: what.
-            fresh: whether on a new connection that is not kept.
+            route: the route to the endpoint.
+            message: the message.
+            fresh: use a new connection and do not keep it.
 
         Raises:
-            Unheard: the receiver had closed a kept connection.
-            Shortage: there are too many connections.
-            Exception: there is no response.
+            StaleConnection: the receiver had closed a kept connection.
+            Shortage: too many connections are open.
+            Exception: there was no response.
         """
-        if self._busy >= self._most:
+        if self._busy >= self._max_connections:
             raise Shortage("connections")
-        if self._busy + len(self._idle) >= self._most or len(self._idle) >= _MOST_IDLE:
+        if self._busy + len(self._idle) >= self._max_connections or len(self._idle) >= _MOST_IDLE:
             self.end_idle(1)
         self._busy += 1
         try:
@@ -209,16 +209,16 @@ class Wire:
             while is_interim(head.code):
                 head, content = await connection.read()
         except BaseException as error:
-            # What of the request has not been taken is not worth waiting for.
+            # Do not wait for the rest of the request to be sent.
             connection.abort()
             held.close()
-            if connection.is_kept and not connection.heard and _is_broken(error):
-                raise Unheard from error
+            if connection.is_kept and not connection.has_received and _is_broken(error):
+                raise StaleConnection from error
             raise
         return Reply(head.code, head.headers, content, held)
 
-    def give_back(self, reply: Reply) -> None:
-        """Keep the connection of a response, or close it: there is more to come, or our body was not taken."""
+    def release(self, reply: Reply) -> None:
+        """Keep the connection of a response, or close it if the response or the sent request is incomplete."""
         self._busy -= 1
         held = reply.connection
         connection, transport = cast(_Connection, held.protocol), held.transport
@@ -233,7 +233,7 @@ class Wire:
             self._keep(held, connection, reply.headers.get("Keep-Alive"))
 
     def _keep(self, held: Connection, connection: _Connection, keep_alive: str | None) -> None:
-        keep_s = _KEEP_S if keep_alive is None else kept_s(keep_alive)
+        keep_s = _KEEP_S if keep_alive is None else keep_alive_s(keep_alive)
         connection.is_kept = True
         connection.keep_until = self._loop.time() + keep_s
         held.release()
@@ -244,14 +244,14 @@ class Wire:
             self._sweeping = self._loop.call_later(_SWEEP_S, self._sweep)
 
     def _sweep(self) -> None:
-        """Close the connections whose time is over, which aiohttp's pool then passes over."""
+        """Close the connections whose keep time has passed. aiohttp's pool then skips them."""
         for connection in [connection for connection in self._idle if not connection.is_connected()]:
             del self._idle[connection]
             connection.close()
         self._sweeping = self._loop.call_later(_SWEEP_S, self._sweep) if self._idle else None
 
     def end_idle(self, count: int) -> None:
-        """Close up to so many kept connections, those that have been idle longest."""
+        """Close at most `count` kept connections, longest idle first."""
         for _ in range(min(count, len(self._idle))):
             connection, _ = self._idle.popitem(last=False)
             connection.close()
@@ -265,17 +265,17 @@ def _write(transport: asyncio.Transport, head: bytes, body: Sequence[bytes]) -> 
 
 
 def _is_broken(error: BaseException) -> bool:
-    """Return whether this says that a connection has ended. uvloop raises RuntimeError where a transport is closing."""
+    """Return whether this error means a closed connection. uvloop raises RuntimeError if a transport is closing."""
     return isinstance(error, (aiohttp.ClientConnectionError, OSError, RuntimeError)) and not isinstance(
         error, TimeoutError
     )
 
 
 @functools.lru_cache(maxsize=256)
-def kept_s(keep_alive: str) -> float:
-    """Return how long to keep a connection whose receiver says `Keep-Alive: timeout=` (RFC 2068, section 19.7.1.1)."""
-    said = _KEEP_ALIVE.search(keep_alive)
-    if said is None:
+def keep_alive_s(keep_alive: str) -> float:
+    """Return how long to keep a connection after `Keep-Alive: timeout=` (RFC 2068, section 19.7.1.1)."""
+    match = _KEEP_ALIVE.search(keep_alive)
+    if match is None:
         return _KEEP_S
-    seconds = float(said[1])
+    seconds = float(match[1])
     return min(max(seconds - _KEEP_MARGIN_S, seconds / 2), _KEEP_AT_MOST_S)

@@ -1,4 +1,4 @@
-"""The request of one attempt: signed headers and body, in the bytes that are sent."""
+"""Build the request of one attempt: signed headers and body, as the bytes that are sent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EPOCH: Final = datetime.datetime(1970, 1, 1)
 _ENDS_LINE: Final = re.compile(r"[\r\n\0]")
 _VISIBLE: Final = frozenset(range(0x21, 0x7F)) - {ord("%")}
 
-#: Names, in lower case, that an endpoint's own headers cannot have: ours, and those that HTTP needs for itself.
+#: Header names, in lower case, that an endpoint cannot set: those of relay, and those of HTTP itself.
 RESERVED: Final = frozenset(
     (
         "content-type", "user-agent", "webhook-id", "webhook-timestamp", "webhook-signature", "x-event-id",
@@ -34,7 +34,7 @@ Key = bytes | Ed25519PrivateKey
 
 
 class SigningKeys(NamedTuple):
-    """What signs an endpoint's requests: its secret, and the one before it until then."""
+    """The keys that sign an endpoint's requests: the current one, and the previous one until `old_until`."""
 
     present: Key
     old: Key | None = None
@@ -42,14 +42,14 @@ class SigningKeys(NamedTuple):
 
 
 class Target(Struct, frozen=True, eq=False):
-    """What the requests to one version of an endpoint have in common.
+    """The constant parts of requests to one version of an endpoint.
 
     Args:
-        url: as it was configured, and as it is sent.
-        keys: what signs.
-        headers: the endpoint's own.
-        timeout_s: of one attempt, up to the head of its response.
-        organization_id: whose endpoint it is, which its look-ups and connections count for.
+        url: the URL, sent as configured.
+        keys: the signing keys.
+        headers: the endpoint's own headers.
+        timeout_s: the timeout of one attempt, up to the head of its response.
+        organization_id: the organization that its lookups count against.
     """
 
     url: str
@@ -81,19 +81,19 @@ def message_of(
     keys: SigningKeys,
     traceparent: str | None = None,
 ) -> Message:
-    """Return what one attempt sends, signed as Standard Webhooks asks. The payload stands in it byte for byte.
+    """Return the message of one attempt, signed as Standard Webhooks requires. It contains the payload byte for byte.
 
     Args:
-        event_id: also the message's id, the same in all attempts.
+        event_id: the event's id, which is also the message id in all attempts.
         type_: the event's type.
-        payload: the event's, which is not copied.
-        number: the attempt's, from 1.
-        at: the attempt's time.
-        keys: the endpoint's.
-        traceparent: where the attempt belongs in a trace.
+        payload: the event's payload, which is not copied.
+        number: the number of the attempt, from 1.
+        at: the time of the attempt.
+        keys: the endpoint's keys.
+        traceparent: the trace context of the attempt.
 
     Raises:
-        ValueError: a header would end its line.
+        ValueError: a header contains a line break.
     """
     id_ = str(event_id)
     timestamp_s = int(at.timestamp())
@@ -114,15 +114,15 @@ def header_line(name: str, value: str) -> str:
     """Return a header as it is sent.
 
     Raises:
-        ValueError: it would end its line, or is empty.
+        ValueError: it contains a line break or a null, or its name is invalid.
     """
     if not name or _ENDS_LINE.search(name) or _ENDS_LINE.search(value) or ":" in name:
-        raise ValueError("a header cannot hold a line break or a null")
+        raise ValueError("a header must not contain a line break or a null")
     return f"{name}: {value}\r\n"
 
 
 def _start_of_body(event: int, id_: str, type_: str) -> bytes:
-    # The event's time, as `created_at` reads it from the id.
+    # The event's time, derived from the id like `created_at`.
     seconds, milliseconds = divmod(event >> 80, 1000)
     micros = milliseconds * 1000 + ((event >> 64) & 0xFFF) * 1000 // 4096
     return b'{"event_id":"%b","type":%b,"timestamp":"%b.%06dZ","data":' % (

@@ -1,4 +1,4 @@
-"""Names to addresses, in threads of our own, of which each organization has a share."""
+"""Resolve host names in dedicated threads, with a limit for each organization."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from relay.delivery.transport.shortage import Shortage
 
-# Look-ups that may hang at once. The loop's own pool has four threads with uvloop: four dead name servers of one tenant
-# would stop the names of all others.
+# Concurrent lookups. uvloop's own pool has four threads, so four dead name servers of one organization would block the
+# lookups of all others.
 _LOOKUPS: Final = 64
 _LOOKUPS_OF_ONE: Final = 8
-# The last of them are for organizations that have none under way: eight with dead name servers would take all.
+# The last of them are for organizations with no lookup running: eight with dead name servers would take all.
 _RESERVE: Final = 16
-# A name with a thousand addresses is not an invitation to try a thousand hosts.
+# A name with a thousand addresses must not cause a thousand connection attempts.
 _ADDRESSES: Final = 8
 _REMEMBERED_S: Final = 10.0
 _NAMES: Final = 4_096
 _NAMES_OF_ONE: Final = 512
-_NOBODY: Final = UUID(int=0)
+_NO_ORGANIZATION: Final = UUID(int=0)
 
 Address = tuple[socket.AddressFamily, int, str]
 LookUp = Callable[[str], list[Address]]
 
 
 class Pace(NamedTuple):
-    """How long look-ups may take.
+    """The time limits of lookups.
 
     Args:
-        patience_s: how long a name may wait for a thread before its delivery goes back to the queue.
-        hung_s: a look-up that fails after this long has hung, and its name is left alone for a while.
-        first_rest_s: for how long; each time in a row it is twice that.
-        longest_rest_s: and never longer.
+        patience_s: the longest wait for a thread, after which the delivery is put off.
+        hung_s: a lookup that fails after this time counts as hung, and its name is not looked up for a while.
+        first_rest_s: the first such pause. It doubles each time in a row.
+        longest_rest_s: the longest such pause.
     """
 
     patience_s: float = 5.0
@@ -51,44 +51,44 @@ class Pace(NamedTuple):
 PACE: Final = Pace()
 
 
-class Asker(NamedTuple):
-    """For whom a name is looked up, and the time limit of the attempt, which does not run while it waits for us."""
+class LookupOwner(NamedTuple):
+    """The organization of a lookup, and the timeout of its attempt, which is paused while it waits for a thread."""
 
     organization_id: UUID
     limit: asyncio.Timeout
 
 
-#: Set in the task of an attempt: aiohttp's connector passes on a host and a port alone, but within that task.
-asking: ContextVar[Asker | None] = ContextVar("asking", default=None)
+#: Set in the task of an attempt. aiohttp's connector calls the resolver in that task, with only a host and a port.
+lookup_owner: ContextVar[LookupOwner | None] = ContextVar("lookup_owner", default=None)
 
 
-class Hung(OSError):
-    """The name servers of a name did not answer lately, so they are not asked.
+class LookupHung(OSError):
+    """Raised for a name whose name servers did not respond recently, so that they are not asked again yet.
 
     Args:
-        rest_s: how long they are left alone from now.
+        rest_s: the time until they are asked again.
     """
 
     def __init__(self, rest_s: float) -> None:
-        super().__init__(socket.EAI_AGAIN, "its name servers did not answer")
+        super().__init__(socket.EAI_AGAIN, "the name servers of the host did not respond")
         self.rest_s = rest_s
 
 
-class _LookUp:
-    """A name that is asked for or is going to be, and who waits for it."""
+class _Lookup:
+    """A lookup that is running or queued, and the futures that wait for it."""
 
-    __slots__ = ("askers", "begun", "begun_at", "host", "waiting")
+    __slots__ = ("host", "organization_ids", "started", "started_at", "waiting")
 
     def __init__(self, host: str) -> None:
         self.host = host
-        self.askers: set[UUID] = set()
+        self.organization_ids: set[UUID] = set()
         self.waiting: set[asyncio.Future[list[Address]]] = set()
-        self.begun = asyncio.Event()
-        self.begun_at = 0.0
+        self.started = asyncio.Event()
+        self.started_at = 0.0
 
 
 class _Name:
-    """What is remembered of a name: its addresses, or that asking for it hung."""
+    """The cached result for a name: its addresses, or none if its lookup hung."""
 
     __slots__ = ("addresses", "organization_id", "rest_s", "until")
 
@@ -100,35 +100,35 @@ class _Name:
 
 
 class Resolver(AbstractResolver):
-    """Asks the system's resolver, each look-up in a thread of its own that does not hold up the end of the process.
+    """Call the system's resolver, each lookup in a daemon thread of its own, which does not delay process exit.
 
-    Organizations take turns, with at most eight look-ups each. The system's resolver and not an asynchronous one,
-    because it alone obeys nsswitch.conf: /etc/hosts, mDNS, and what containers and VPNs set up.
+    Organizations take turns, with at most eight lookups each. It uses the system's resolver because no asynchronous one
+    obeys nsswitch.conf: /etc/hosts, mDNS, and what containers and VPNs set up.
 
     Args:
-        look_up: asks for a name, in a thread; None: `ask_system`.
-        pace: how long that may take.
-        begun: told, as a look-up begins, how many its organization has under way then.
+        look_up: looks up a name in a thread. None: `ask_system`.
+        pace: the time limits.
+        on_start: called when a lookup starts, with the number that its organization is then running.
     """
 
     def __init__(
-        self, look_up: LookUp | None = None, pace: Pace = PACE, begun: Callable[[int], None] | None = None
+        self, look_up: LookUp | None = None, pace: Pace = PACE, on_start: Callable[[int], None] | None = None
     ) -> None:
         self._look_up = look_up or ask_system
         self._pace = pace
-        self._begun = begun
+        self._on_start = on_start
         self._loop = asyncio.get_running_loop()
-        self._running: dict[str, _LookUp] = {}
+        self._running: dict[str, _Lookup] = {}
         self._running_of: dict[UUID, int] = {}
-        self._queued: dict[str, _LookUp] = {}
-        # By organization, in the order of their turns.
-        self._queue: OrderedDict[UUID, OrderedDict[str, _LookUp]] = OrderedDict()
+        self._queued: dict[str, _Lookup] = {}
+        # By organization, in round-robin order.
+        self._queue: OrderedDict[UUID, OrderedDict[str, _Lookup]] = OrderedDict()
         self._known: OrderedDict[str, _Name] = OrderedDict()
         self._known_of: dict[UUID, OrderedDict[str, None]] = {}
 
     @property
     def waiting(self) -> int:
-        """How many names wait for a thread."""
+        """Return the number of names that wait for a thread."""
         return len(self._queued)
 
     async def resolve(
@@ -137,15 +137,15 @@ class Resolver(AbstractResolver):
         """Return the first addresses of a name.
 
         Raises:
-            OSError: there are none.
-            Hung: they were asked for in vain a moment ago.
-            Shortage: no thread became free, or this process cannot ask.
+            OSError: the name has no addresses.
+            LookupHung: a recent lookup of the name hung.
+            Shortage: no thread became free, or the process ran out of a resource.
         """
-        asker = asking.get()
-        organization_id = _NOBODY if asker is None else asker.organization_id
+        owner = lookup_owner.get()
+        organization_id = _NO_ORGANIZATION if owner is None else owner.organization_id
         addresses = self._remembered(host)
         if addresses is None:
-            addresses = await self._ask(host, organization_id, None if asker is None else asker.limit)
+            addresses = await self._ask(host, organization_id, None if owner is None else owner.limit)
         return [
             ResolveResult(
                 hostname=host,
@@ -160,70 +160,70 @@ class Resolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Do nothing: threads that still wait for an answer are left to it."""
+        """Do nothing: threads that are still waiting end by themselves."""
 
     def _remembered(self, host: str) -> list[Address] | None:
         name = self._known.get(host)
         if name is None or (left_s := name.until - self._loop.time()) <= 0:
             return None
         if not name.addresses:
-            raise Hung(left_s)
-        # Each connection begins with the next address.
+            raise LookupHung(left_s)
+        # Each connection starts with the next address.
         name.addresses.append(name.addresses.pop(0))
         return name.addresses
 
     async def _ask(self, host: str, organization_id: UUID, limit: asyncio.Timeout | None) -> list[Address]:
         look_up = self._running.get(host)
         if look_up is None:
-            look_up = self._enter(host, organization_id)
+            look_up = self._enqueue(host, organization_id)
         found: asyncio.Future[list[Address]] = self._loop.create_future()
         look_up.waiting.add(found)
         try:
-            if not look_up.begun.is_set():
+            if not look_up.started.is_set():
                 await self._wait_for_thread(look_up, limit)
             return await found
         finally:
             look_up.waiting.discard(found)
-            if not look_up.waiting and not look_up.begun.is_set():
-                self._leave(look_up)
+            if not look_up.waiting and not look_up.started.is_set():
+                self._dequeue(look_up)
 
-    async def _wait_for_thread(self, look_up: _LookUp, limit: asyncio.Timeout | None) -> None:
+    async def _wait_for_thread(self, look_up: _Lookup, limit: asyncio.Timeout | None) -> None:
         left_s = None
         if limit is not None and (ends_at := limit.when()) is not None:
             left_s = ends_at - self._loop.time()
             limit.reschedule(None)
         try:
             async with asyncio.timeout(self._pace.patience_s):
-                await look_up.begun.wait()
+                await look_up.started.wait()
         except TimeoutError:
             raise Shortage("look-ups", self._pace.patience_s, is_general=False) from None
         finally:
             if limit is not None and left_s is not None:
                 limit.reschedule(self._loop.time() + left_s)
 
-    def _enter(self, host: str, organization_id: UUID) -> _LookUp:
-        """Put a name in its organization's queue, and in that of each other that asks for it: the first turn counts."""
-        look_up = self._queued.setdefault(host, _LookUp(host))
-        look_up.askers.add(organization_id)
+    def _enqueue(self, host: str, organization_id: UUID) -> _Lookup:
+        """Queue a name for this organization. A name in several queues is looked up at the first turn."""
+        look_up = self._queued.setdefault(host, _Lookup(host))
+        look_up.organization_ids.add(organization_id)
         self._queue.setdefault(organization_id, OrderedDict())[host] = look_up
-        self._begin_next()
+        self._start_next()
         return look_up
 
-    def _leave(self, look_up: _LookUp) -> None:
+    def _dequeue(self, look_up: _Lookup) -> None:
         del self._queued[look_up.host]
-        for organization_id in look_up.askers:
+        for organization_id in look_up.organization_ids:
             names = self._queue[organization_id]
             del names[look_up.host]
             if not names:
                 del self._queue[organization_id]
 
-    def _begin_next(self) -> None:
+    def _start_next(self) -> None:
         while (organization_id := self._next_turn()) is not None:
             look_up = next(iter(self._queue[organization_id].values()))
-            self._leave(look_up)
+            self._dequeue(look_up)
             if organization_id in self._queue:
                 self._queue.move_to_end(organization_id)
-            self._begin(look_up, organization_id)
+            self._start_thread(look_up, organization_id)
 
     def _next_turn(self) -> UUID | None:
         free = _LOOKUPS - len(self._running)
@@ -232,13 +232,13 @@ class Resolver(AbstractResolver):
         most = 1 if free <= _RESERVE else _LOOKUPS_OF_ONE
         return next((key for key in self._queue if self._running_of.get(key, 0) < most), None)
 
-    def _begin(self, look_up: _LookUp, organization_id: UUID) -> None:
+    def _start_thread(self, look_up: _Lookup, organization_id: UUID) -> None:
         self._running[look_up.host] = look_up
         self._running_of[organization_id] = self._running_of.get(organization_id, 0) + 1
-        look_up.begun_at = self._loop.time()
-        look_up.begun.set()
-        if self._begun is not None:
-            self._begun(self._running_of[organization_id])
+        look_up.started_at = self._loop.time()
+        look_up.started.set()
+        if self._on_start is not None:
+            self._on_start(self._running_of[organization_id])
 
         def ask() -> None:
             found: list[Address] | Exception
@@ -247,17 +247,17 @@ class Resolver(AbstractResolver):
             except Exception as error:
                 found = error
             try:
-                self._loop.call_soon_threadsafe(self._settle, look_up, organization_id, found)
+                self._loop.call_soon_threadsafe(self._finish, look_up, organization_id, found)
             except RuntimeError:
-                # The loop has ended meanwhile.
+                # The event loop has been closed.
                 return
 
         try:
             threading.Thread(target=ask, name="resolver", daemon=True).start()
         except RuntimeError:
-            self._loop.call_soon(self._settle, look_up, organization_id, Shortage("threads"))
+            self._loop.call_soon(self._finish, look_up, organization_id, Shortage("threads"))
 
-    def _settle(self, look_up: _LookUp, organization_id: UUID, found: list[Address] | Exception) -> None:
+    def _finish(self, look_up: _Lookup, organization_id: UUID, found: list[Address] | Exception) -> None:
         host, now = look_up.host, self._loop.time()
         del self._running[host]
         self._running_of[organization_id] -= 1
@@ -265,12 +265,12 @@ class Resolver(AbstractResolver):
             del self._running_of[organization_id]
         if isinstance(found, list):
             self._remember(host, _Name(organization_id, found, now + _REMEMBERED_S))
-        elif isinstance(found, OSError) and now - look_up.begun_at >= self._pace.hung_s:
+        elif isinstance(found, OSError) and now - look_up.started_at >= self._pace.hung_s:
             before = self._known.get(host)
             rest_s = self._pace.first_rest_s if before is None or not before.rest_s else before.rest_s * 2
             rest_s = min(rest_s, self._pace.longest_rest_s)
             self._remember(host, _Name(organization_id, [], now + rest_s, rest_s))
-            found = Hung(rest_s)
+            found = LookupHung(rest_s)
         else:
             self._forget(host)
         for waiting in look_up.waiting:
@@ -280,43 +280,43 @@ class Resolver(AbstractResolver):
                 waiting.set_result(found)
             else:
                 waiting.set_exception(found)
-        self._begin_next()
+        self._start_next()
 
     def _remember(self, host: str, name: _Name) -> None:
         self._forget(host)
-        own = self._known_of.setdefault(name.organization_id, OrderedDict())
-        if len(own) >= _NAMES_OF_ONE:
-            self._forget(next(iter(own)))
+        of_organization = self._known_of.setdefault(name.organization_id, OrderedDict())
+        if len(of_organization) >= _NAMES_OF_ONE:
+            self._forget(next(iter(of_organization)))
         elif len(self._known) >= _NAMES:
             self._forget(next(iter(self._known)))
         self._known[host] = name
-        self._known_of.setdefault(name.organization_id, own)[host] = None
+        self._known_of.setdefault(name.organization_id, of_organization)[host] = None
 
     def _forget(self, host: str) -> None:
         name = self._known.pop(host, None)
         if name is None:
             return
-        own = self._known_of[name.organization_id]
-        del own[host]
-        if not own:
+        of_organization = self._known_of[name.organization_id]
+        del of_organization[host]
+        if not of_organization:
             del self._known_of[name.organization_id]
 
 
 def ask_system(host: str) -> list[Address]:
-    """Return the first addresses of a name as the system knows them; called in a thread.
+    """Return the first addresses of a name from the system's resolver. Called in a thread.
 
     Raises:
-        OSError: there are none.
-        Shortage: this process has no descriptor to ask with.
+        OSError: the name has no addresses.
+        Shortage: the process has no descriptor left for the lookup.
     """
     try:
         infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
     except OSError as error:
-        # The C library says of its own lack of a descriptor that the name is unknown.
+        # Without a free descriptor the C library reports that the name is unknown.
         _check_descriptors()
         raise error
     except ValueError as error:
-        # A name that cannot even be encoded, for instance.
+        # For example, a name that cannot be encoded.
         raise OSError(None, type(error).__name__) from error
     found: list[Address] = []
     for kind, _, protocol, _, address in infos[:_ADDRESSES]:

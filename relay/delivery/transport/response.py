@@ -1,4 +1,4 @@
-"""What an answer, or the lack of one, means for a delivery."""
+"""Classify responses and errors of attempts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Final
 
 import aiohttp
 
-from relay.delivery.transport.resolver import Hung
+from relay.delivery.transport.resolver import LookupHung
 from relay.delivery.transport.ssrf_guard import Blocked
 
-#: A receiver may put off the next attempt this long.
+#: The longest delay that a receiver can ask for.
 LONGEST_RETRY_AFTER_S: Final = 3600.0
 _SECONDS: Final = re.compile(r"[0-9]+", re.ASCII)
 
@@ -29,15 +29,14 @@ class ErrorClass(StrEnum):
     BLOCKED = "blocked"
     PROTOCOL = "protocol"
     HTTP = "http"
-    #: Not of an answer: the attempts before this one each ended with their process.
+    #: No attempt was made: the earlier ones each ended with their process.
     CRASH = "crash"
 
 
 def error_class(error: BaseException) -> ErrorClass:
-    """The class of what aiohttp raised instead of giving an answer.
+    """Return the class of an error that aiohttp raised.
 
-    `connect` is a connection that could not be made or broke, `protocol` an answer that is not HTTP, or a URL that
-    cannot be asked.
+    `connect` means that the connection failed or broke, `protocol` that the response is not HTTP or the URL is invalid.
     """
     match error:
         case asyncio.TimeoutError():
@@ -48,7 +47,7 @@ def error_class(error: BaseException) -> ErrorClass:
             return ErrorClass.TLS
         case aiohttp.ClientConnectorError(os_error=Blocked()):
             return ErrorClass.BLOCKED
-        # ServerDisconnectedError and resets; uvloop raises RuntimeError where a transport is closing.
+        # ServerDisconnectedError and resets. uvloop raises RuntimeError if a transport is closing.
         case aiohttp.ClientConnectionError() | OSError() | RuntimeError():
             return ErrorClass.CONNECT
         case _:
@@ -56,7 +55,7 @@ def error_class(error: BaseException) -> ErrorClass:
 
 
 def detail(error: BaseException) -> bytes | None:
-    """Return what the owner of an endpoint should know beyond the class of an error, stored in place of a response."""
+    """Return details of an error for the owner of the endpoint, stored in place of a response."""
     match error:
         case aiohttp.ClientConnectorError(os_error=Blocked(address=str(address))):
             return f"{address} is not an address that webhooks may reach.".encode()
@@ -65,20 +64,20 @@ def detail(error: BaseException) -> bytes | None:
 
 
 def rest_s(error: BaseException) -> float | None:
-    """Return how long to put off the next attempt after an error: a name whose servers hang is not asked at once."""
+    """Return the delay before the next attempt after an error: until a name whose servers hang is looked up again."""
     match error:
-        case aiohttp.ClientConnectorDNSError(os_error=Hung(rest_s=float(left_s))):
+        case aiohttp.ClientConnectorDNSError(os_error=LookupHung(rest_s=float(left_s))):
             return left_s
         case _:
             return None
 
 
 def retry_after_s(value: str, now: datetime.datetime) -> float | None:
-    """How long a `Retry-After` (RFC 9110, section 10.2.3) asks to wait, an hour at most; None where it is malformed."""
+    """Return the delay in a `Retry-After` (RFC 9110, section 10.2.3), at most an hour. None: it is malformed."""
     value = value.strip()
     if _SECONDS.fullmatch(value):
         digits = value.lstrip("0") or "0"
-        # Python refuses to convert thousands of digits.
+        # Python does not convert thousands of digits.
         return LONGEST_RETRY_AFTER_S if len(digits) > 4 else min(float(digits), LONGEST_RETRY_AFTER_S)
     if not value.isascii() or len(value) > 64:
         return None

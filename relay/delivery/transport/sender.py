@@ -1,4 +1,4 @@
-"""One attempt: sign, post, say what came of it."""
+"""Make one attempt: sign, post, read the response."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
-from relay.delivery.transport.connection_pool import Unheard, Wire
+from relay.delivery.transport.connection_pool import ConnectionPool, StaleConnection
 from relay.delivery.transport.request import Target, message_of
-from relay.delivery.transport.resolver import Asker, Resolver, asking
+from relay.delivery.transport.resolver import LookupOwner, Resolver, lookup_owner
 from relay.delivery.transport.response import ErrorClass, detail, error_class, rest_s, retry_after_s
 from relay.delivery.transport.route import route_to
 from relay.delivery.transport.shortage import Shortage, most_connections, shortage_in
@@ -26,18 +26,18 @@ from relay.delivery.transport.ssrf_guard import SsrfGuard
 
 _log = logging.getLogger("relay.delivery")
 
-#: As much of an answer is read and kept.
+#: The part of a response body that is read and stored.
 RESPONSE_BYTES: Final = 1024
-# How long the first KiB of a body may take after its head has come, which has already decided the attempt.
+# The time limit for the first KiB of a body. Its head has already decided the attempt.
 _BODY_WAIT_S: Final = 0.5
 _EXPECTED: Final = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError, RuntimeError)
-# As many as endpoints are remembered.
+# As many as the endpoint cache holds.
 _ROUTES: Final = 10_000
 _ENDED_FOR_SHORTAGE: Final = 100
 
 
 class Post(NamedTuple):
-    """What one attempt sends, and where."""
+    """The request of one attempt."""
 
     target: Target
     event_id: UUID
@@ -48,9 +48,9 @@ class Post(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What came of an attempt; without `error_class` it was delivered.
+    """The response to an attempt, or its error. Without an `error_class` it was delivered.
 
-    `response` is the first KiB of the body, or what there is to say instead where no response came.
+    `response` is the first KiB of the body, or details of the error if there was no response.
     """
 
     at: datetime.datetime
@@ -62,15 +62,15 @@ class Answer(NamedTuple):
 
 
 class Sender:
-    """Posts deliveries.
+    """Send deliveries through a connection pool.
 
     Args:
-        guard: decides which addresses may be reached.
-        now: the clock that attempts are stamped with.
-        resolver: knows the addresses of names; None: the system's.
+        guard: permits or blocks each address.
+        now: the clock for the time of attempts.
+        resolver: creates the resolver of host names.
     """
 
-    _wire: Wire
+    _connection_pool: ConnectionPool
 
     def __init__(
         self, guard: SsrfGuard, *, now: Callable[[], datetime.datetime], resolver: Callable[[], Resolver] = Resolver
@@ -81,49 +81,49 @@ class Sender:
         self._route = lru_cache(maxsize=_ROUTES)(route_to)
 
     async def __aenter__(self) -> Self:
-        self._wire = Wire(self._guard, most_connections(), self._resolver())
+        self._connection_pool = ConnectionPool(self._guard, most_connections(), self._resolver())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._wire.close()
+        await self._connection_pool.close()
 
     async def send(self, post: Post) -> Answer:
-        """Make one attempt. A receiver can do nothing that raises here.
+        """Make one attempt. Nothing that a receiver does raises here.
 
         Raises:
-            Shortage: nothing was sent, for lack of something of ours.
+            Shortage: nothing was sent because the process ran out of a resource.
         """
-        at, begun, target = self._now(), time.perf_counter(), post.target
+        at, started, target = self._now(), time.perf_counter(), post.target
         try:
             route = self._route(target)
             message = message_of(post.event_id, post.type, post.payload, post.number, at, target.keys, post.traceparent)
             async with asyncio.timeout(target.timeout_s) as limit:
-                asking.set(Asker(target.organization_id, limit))
+                lookup_owner.set(LookupOwner(target.organization_id, limit))
                 try:
-                    reply = await self._wire.post(route, message)
-                except Unheard:
-                    reply = await self._wire.post(route, message, fresh=True)
+                    reply = await self._connection_pool.post(route, message)
+                except StaleConnection:
+                    reply = await self._connection_pool.post(route, message, fresh=True)
         except Shortage:
             raise
         except Exception as error:
-            return self._failed(error, at, time.perf_counter() - begun)
-        latency_s = time.perf_counter() - begun
+            return self._failed(error, at, time.perf_counter() - started)
+        latency_s = time.perf_counter() - started
         try:
-            read = await _first_kib(reply.content)
+            body = await _first_kib(reply.content)
         finally:
-            self._wire.give_back(reply)
+            self._connection_pool.release(reply)
         if 200 <= reply.status <= 299:
-            return Answer(at, latency_s, reply.status, None, read)
-        put_off = reply.headers.get("Retry-After")
-        wait_s = None if put_off is None else retry_after_s(put_off, at)
-        return Answer(at, latency_s, reply.status, ErrorClass.HTTP, read, wait_s)
+            return Answer(at, latency_s, reply.status, None, body)
+        retry_after = reply.headers.get("Retry-After")
+        wait_s = None if retry_after is None else retry_after_s(retry_after, at)
+        return Answer(at, latency_s, reply.status, ErrorClass.HTTP, body, wait_s)
 
     def _failed(self, error: Exception, at: datetime.datetime, latency_s: float) -> Answer:
         if (shortage := shortage_in(error)) is not None:
-            # They are worth less than what cannot be sent.
-            self._wire.end_idle(_ENDED_FOR_SHORTAGE)
+            # Sending is worth more than keeping idle connections.
+            self._connection_pool.end_idle(_ENDED_FOR_SHORTAGE)
             raise shortage from error
         if not isinstance(error, _EXPECTED):
             _log.warning("attempt_raised", extra={"error": type(error).__name__}, exc_info=error)
@@ -134,21 +134,21 @@ async def _first_kib(content: StreamReader) -> bytes:
     if content is EMPTY_PAYLOAD:
         return b""
     try:
-        # Most responses are short and have come with their head.
-        read = content.read_nowait(RESPONSE_BYTES)
-        if not content.at_eof() and len(read) < RESPONSE_BYTES:
-            read = await _wait_for_more(content, bytearray(read))
+        # Most responses are short and arrive with their head.
+        body = content.read_nowait(RESPONSE_BYTES)
+        if not content.at_eof() and len(body) < RESPONSE_BYTES:
+            body = await _wait_for_more(content, bytearray(body))
     except (aiohttp.ClientError, OSError):
-        read = b""
-    return read
+        body = b""
+    return body
 
 
-async def _wait_for_more(content: StreamReader, read: bytearray) -> bytes:
+async def _wait_for_more(content: StreamReader, body: bytearray) -> bytes:
     try:
         async with asyncio.timeout(_BODY_WAIT_S):
-            while len(read) < RESPONSE_BYTES and not content.at_eof():
-                read += await content.read(RESPONSE_BYTES - len(read))
+            while len(body) < RESPONSE_BYTES and not content.at_eof():
+                body += await content.read(RESPONSE_BYTES - len(body))
     except (aiohttp.ClientError, OSError):
-        # TimeoutError is an OSError. What has come is worth keeping.
+        # TimeoutError is an OSError. Keep what was received.
         pass
-    return bytes(read)
+    return bytes(body)

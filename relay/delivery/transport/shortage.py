@@ -1,4 +1,4 @@
-"""What this process lacks when it cannot even try: never the receiver's fault, so never an attempt."""
+"""Detect local resource shortages. They are not the receiver's fault, so they do not count as attempts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 import aiohttp
 
 # Descriptors of the process and of the machine, buffers, memory, and local ports.
-_OURS: Final = {
+_RESOURCES: Final = {
     errno.EMFILE: "descriptors",
     errno.ENFILE: "descriptors",
     errno.ENOBUFS: "buffers",
@@ -18,17 +18,17 @@ _OURS: Final = {
     errno.EADDRNOTAVAIL: "ports",
 }
 _PAUSE_S: Final = 1.0
-# Descriptors for all but receivers: PostgreSQL, look-ups, logs, the ops port.
+# Descriptors for everything except receivers: PostgreSQL, lookups, logs, the ops port.
 _OTHER_DESCRIPTORS: Final = 256
 
 
 class Shortage(Exception):
-    """Nothing was sent, because something of ours ran out.
+    """Raised when nothing was sent because the process ran out of a resource.
 
     Args:
-        lacking: what ran out, in a word.
-        pause_s: how long to leave the delivery alone.
-        is_general: whether deliveries of other organizations lack it too.
+        lacking: the resource, in one word.
+        pause_s: the time until the delivery is due again.
+        is_general: whether deliveries of other organizations are affected too.
     """
 
     def __init__(self, lacking: str, pause_s: float = _PAUSE_S, *, is_general: bool = True) -> None:
@@ -39,23 +39,23 @@ class Shortage(Exception):
 
 
 def shortage_in(error: BaseException) -> Shortage | None:
-    """Return the shortage of ours that made an attempt fail; None where the receiver or its network did."""
+    """Return the local shortage that made an attempt fail. None: the receiver or its network did."""
     if isinstance(error, MemoryError):
         return Shortage("memory")
     if isinstance(error, aiohttp.ClientConnectorError):
         code = error.os_error.errno
-        # A machine without IPv6 says the same of every address of it, and that does not pass.
+        # A machine without IPv6 raises this for every IPv6 address, and that is not temporary.
         if code == errno.EADDRNOTAVAIL and ":" in (error.host or ""):
             return None
     elif isinstance(error, OSError):
         code = error.errno
     else:
         return None
-    lacking = None if code is None else _OURS.get(code)
+    lacking = None if code is None else _RESOURCES.get(code)
     return None if lacking is None else Shortage(lacking)
 
 
 def most_connections() -> float:
-    """Return how many connections to receivers the limit of descriptors allows, as it stands now."""
+    """Return the number of connections to receivers that the current descriptor limit allows."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return inf if soft == resource.RLIM_INFINITY else max(soft - _OTHER_DESCRIPTORS, soft // 2)

@@ -1,4 +1,4 @@
-"""The guard against requests into our own networks (SSRF): it sees each address right before it is connected to."""
+"""Block requests into internal networks (SSRF) by checking each address right before connecting to it."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from relay.values.addresses import Network, is_permitted
 
 
 class Blocked(OSError):
-    """The guard rejects an address.
+    """Raised when the guard rejects an address.
 
     Args:
-        address: the one that was about to be connected to.
+        address: the address.
     """
 
     def __init__(self, address: str) -> None:
-        # One text for all addresses: aiohttp passes on a single exception where all of them say the same.
+        # One text for all addresses: aiohttp raises a single exception if all of them have the same text.
         super().__init__(errno.EACCES, "the address is not one that webhooks may reach")
         self.address = address
 
 
 class SsrfGuard:
-    """A socket factory for aiohttp that makes sockets for permitted addresses only.
+    """A socket factory for aiohttp that creates sockets for permitted addresses only.
 
-    It stands here and not in the resolver, which is never asked for a URL that holds an address, and there is no moment
-    between the check and the connection in which a name could come to mean something else.
+    The resolver would be the wrong place: it is not called for a URL that contains an address, and a name could resolve
+    differently between the check and the connection.
 
     Args:
-        allowed: networks that may be reached though they are not public.
+        allowed: networks that are permitted although they are not public.
     """
 
     def __init__(self, allowed: Sequence[Network]) -> None:
         allowed = tuple(allowed)
-        # Judging an address takes 5 microseconds, a tenth of a delivery over a kept connection.
+        # Checking an address takes 5 microseconds, a tenth of a delivery over a kept connection.
         self._permits = lru_cache(maxsize=4096)(lambda text: _permits(text, allowed))
 
     def permits(self, sockaddr: Sequence[Any]) -> bool:
@@ -51,7 +51,7 @@ class SsrfGuard:
         """Return a socket for this address.
 
         Raises:
-            Blocked: it may not be reached.
+            Blocked: the address is not permitted.
         """
         family, type_, protocol, _, sockaddr = addr_info
         if not self.permits(sockaddr):

@@ -394,7 +394,7 @@ async def test_a_success_in_between_keeps_an_endpoint(cell: Cell, books: Books, 
 async def test_since_when_an_endpoint_fails_is_noted_once_it_has_lasted(
     cell: Cell, books: Books, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relay.delivery.endpoint_health._NOTED_AFTER_S", 0.8)
+    monkeypatch.setattr("relay.delivery.endpoint_health._WRITE_AFTER_S", 0.8)
     organization_id, endpoint_id = await books.endpoint(receiver.url)
     receiver.script = reply(500)
     await books.accept(organization_id)
@@ -415,7 +415,7 @@ async def test_what_is_not_noted_yet_is_noted_at_a_stop(cell: Cell, books: Books
     assert endpoint is not None
     now = asyncio.get_running_loop().time()
     breaker = Breaker(now - 90.0, now - 5.0, now)
-    breaker.noted = False, False
+    breaker.persisted = False, False
     async with EndpointHealth(cell, 432_000.0, lambda: datetime.datetime.now(datetime.UTC), Metrics()) as health:
         health.attempted(endpoint, breaker, now)
     row = await endpoint_row(books, endpoint_id)

@@ -17,7 +17,7 @@ import asyncpg
 import pytest
 
 from relay.delivery.transport.request import SigningKeys, Target
-from relay.delivery.transport.resolver import Address, Asker, Hung, Pace, Resolver, asking
+from relay.delivery.transport.resolver import Address, LookupHung, LookupOwner, Pace, Resolver, lookup_owner
 from relay.delivery.transport.response import ErrorClass
 from relay.delivery.transport.sender import Answer, Post, Sender
 from relay.delivery.transport.shortage import Shortage
@@ -71,7 +71,7 @@ def names() -> Iterator[Names]:
 
 async def resolve(resolver: Resolver, organization: int, host: str, limit_s: float | None = None) -> list[str]:
     async with asyncio.timeout(limit_s) as limit:
-        asking.set(Asker(UUID(int=organization), limit))
+        lookup_owner.set(LookupOwner(UUID(int=organization), limit))
         return [found["host"] for found in await resolver.resolve(host, 80)]
 
 
@@ -93,7 +93,7 @@ async def ended(tasks: list[asyncio.Task[Any]]) -> None:
 
 async def test_an_organization_has_eight_lookups_at_once_and_others_are_not_held_up(names: Names) -> None:
     under_way: list[int] = []
-    resolver = Resolver(names.look_up, PATIENT, begun=under_way.append)
+    resolver = Resolver(names.look_up, PATIENT, on_start=under_way.append)
     hanging = [resolving(resolver, 1, f"slow{number}.one") for number in range(500)]
     await asked(names, 8)
     assert under_way == [1, 2, 3, 4, 5, 6, 7, 8]
@@ -180,12 +180,12 @@ async def test_a_name_that_hung_is_left_alone_twice_as_long_each_time() -> None:
     names.let_go()
     resolver = Resolver(names.look_up, Pace(hung_s=0.0, first_rest_s=30.0, longest_rest_s=100.0))
     for rest_s in (30.0, 60.0, 100.0, 100.0):
-        with pytest.raises(Hung) as hung:
+        with pytest.raises(LookupHung) as hung:
             await resolve(resolver, 1, "slow.one")
         assert hung.value.rest_s == rest_s
         before = len(names.asked)
         # Another organization is told the same.
-        with pytest.raises(Hung) as again:
+        with pytest.raises(LookupHung) as again:
             await resolve(resolver, 2, "slow.one")
         assert 0 < again.value.rest_s <= rest_s
         assert len(names.asked) == before

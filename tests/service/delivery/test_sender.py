@@ -51,7 +51,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 
 def connector(sender: Sender) -> aiohttp.BaseConnector:
-    return sender._wire._pool
+    return sender._connection_pool._pool
 
 
 async def attempt(

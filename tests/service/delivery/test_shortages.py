@@ -95,17 +95,17 @@ async def test_kept_connections_are_ended_where_descriptors_are_short(receiver: 
     guard.error = None
     async with sender_with(guard) as sender:
         assert (await attempt(sender, receiver.url)).error_class is None
-        assert sender._wire.idle == 1
+        assert sender._connection_pool.idle == 1
         guard.error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         async with Receiver() as other:
             with pytest.raises(Shortage):
                 await attempt(sender, other.url)
-        assert sender._wire.idle == 0
+        assert sender._connection_pool.idle == 0
 
 
 async def test_at_the_limit_of_connections_a_delivery_waits_for_a_moment_and_is_not_counted(receiver: Receiver) -> None:
     async with sender_with(SsrfGuard((ipaddress.ip_network("127.0.0.0/8"),))) as sender:
-        sender._wire._most = 0
+        sender._connection_pool._max_connections = 0
         with pytest.raises(Shortage):
             await attempt(sender, receiver.url)
 

@@ -16,7 +16,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.delivery.transport.connection_pool import _Connection, kept_s
+from relay.delivery.transport.connection_pool import _Connection, keep_alive_s
 from relay.delivery.transport.request import SigningKeys, Target
 from relay.delivery.transport.response import ErrorClass
 from relay.delivery.transport.response_reader import is_interim
@@ -348,7 +348,7 @@ async def test_a_connection_whose_request_was_not_taken_is_broken_off(sender: Se
         made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         return made
 
-    sender._wire._pool._socket_factory = narrow
+    sender._connection_pool._pool._socket_factory = narrow
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         listening.bind(("127.0.0.1", 0))
@@ -362,7 +362,7 @@ async def test_a_connection_whose_request_was_not_taken_is_broken_off(sender: Se
                 if answered:
                     await loop.sock_sendall(receiving, b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
                 assert (await attempting).error_class is (None if answered else ErrorClass.TIMEOUT)
-                assert sender._wire.idle == 0
+                assert sender._connection_pool.idle == 0
                 # What was not taken is not waited for: only what the kernel holds still comes.
                 came = 0
                 with contextlib.suppress(ConnectionResetError):
@@ -394,7 +394,7 @@ def script_of(*headers: bytes) -> Script:
     ],
 )
 def test_a_connection_is_kept_as_long_as_its_receiver_says_within_bounds(said: str, kept: float) -> None:
-    assert kept_s(said) == kept
+    assert keep_alive_s(said) == kept
 
 
 async def test_a_connection_that_its_receiver_ends_at_once_is_not_used_again(
@@ -411,11 +411,11 @@ async def test_connections_are_kept_for_one_that_says_so_and_closed_when_their_t
 ) -> None:
     receiver.script = script_of(b"Keep-Alive: timeout=30")
     assert (await attempt(sender, receiver.url)).error_class is None
-    (kept,) = sender._wire._idle
+    (kept,) = sender._connection_pool._idle
     assert 28 < kept.keep_until - asyncio.get_running_loop().time() <= 29
     kept.keep_until = 0.0
     async with asyncio.timeout(10):
-        while sender._wire.idle:
+        while sender._connection_pool.idle:
             await asyncio.sleep(0.01)
     assert kept.transport is None
     assert (await attempt(sender, receiver.url)).error_class is None
@@ -423,10 +423,10 @@ async def test_connections_are_kept_for_one_that_says_so_and_closed_when_their_t
 
 
 async def test_kept_connections_give_way_to_new_ones_at_the_limit(sender: Sender) -> None:
-    sender._wire._most = 3
+    sender._connection_pool._max_connections = 3
     receivers = [Receiver() for _ in range(5)]
     for receiver in receivers:
         async with receiver:
             assert (await attempt(sender, receiver.url)).error_class is None
-            assert sender._wire.idle <= 3
-    assert sender._wire._busy == 0
+            assert sender._connection_pool.idle <= 3
+    assert sender._connection_pool._busy == 0
