@@ -1,30 +1,30 @@
 -- name: claim_due
--- Take due deliveries, fairly over endpoints. A loose index scan steps from endpoint to endpoint in the order (bucket,
--- endpoint), beginning after the last one that was taken and ending with bucket $6, and looks at nothing but the first
--- due time of each; then each endpoint that has something due gives at most its free slots, and nothing while it is
--- disabled or gone. So an endpoint with a backlog of a million rows costs as much as one with a single row. The lease
--- takes the place of a held lock: no transaction outlives this statement.
--- Endpoints in $8 have their free slots in $9, 0 included, and one in place of -1 where their breaker has been closed
--- by somebody else; every other one has $12, or fewer where it allows fewer, or one while its breaker is open.
--- `is_new`: it has not shown yet that it answers; `is_slow`: its attempts last long, or may.
--- Organizations in $13 have left what $14 to $17 say, every other one what $18 to $21 say: slots, slots for new
--- endpoints, slots for slow ones, bytes of payloads; $22 is what all have left together. Endpoints of an organization
--- that has less left than the batch come after all others, in an order of chance: so they stand in nobody's way, and
--- none of them is always the last. A large payload counts and comes once for all deliveries of its event, with the
--- first.
--- A delivery that was claimed five times without a result may be what kills its claimers: $23 says whether such are
--- taken. A claim in $24 was lost before we heard of it: its rows are free. So are rows of buckets in $25 whose tokens
--- are not between $26 and $27: they were a dead process's.
--- Each row also says how many endpoints were visited and how many rows were looked at, and where to go on: after the
--- last of those where they are $2, else after the last endpoint. A claim that takes nothing is one row that says only
--- this. `claims`: how often before without a result. `ran_out`: the lease of whoever had it. One that reaches further
--- than leases do is left from a clock that was ahead, and has run out. Without a type its event is gone.
+-- Claim due deliveries, fairly across endpoints. A loose index scan steps from endpoint to endpoint in the order
+-- (bucket, endpoint), from after the last one taken up to bucket $6, and reads only the first due time of each. Then
+-- each endpoint with something due gives at most its free slots, or nothing if it is disabled or gone. So an endpoint
+-- with a backlog of a million rows costs as much as one with a single row. The lease replaces a held lock: no
+-- transaction outlives this statement.
+-- Endpoints in $8 have the free slots in $9, possibly 0. The value -1 stands for one slot if their breaker has been
+-- closed in the row, else none. Every other endpoint has $12 slots, or fewer if its own limits are lower, or one while
+-- its breaker is open. `is_new`: it is not known yet whether it responds. `is_slow`: its attempts are slow, or may be.
+-- Organizations in $13 have the capacity in $14 to $17, every other one that in $18 to $21: slots, slots for new
+-- endpoints, slots for slow ones, payload bytes. $22 is the capacity in bytes of all together. Endpoints of an
+-- organization with less capacity than the batch come last, in random order, so that they delay no others and none of
+-- them is always last. A large payload is counted and returned once for all deliveries of its event, with the first.
+-- A delivery that was claimed five times without a result may be what kills its processes. $23 says whether to claim
+-- such deliveries. A claim with a token in $24 has failed, but may have committed: its rows are free. So are rows of
+-- buckets in $25 whose tokens are not between $26 and $27: they belonged to a process that died.
+-- Each row also contains the number of endpoints visited and of rows locked, and where to continue: after the last
+-- locked row if $2 were locked, else after the last endpoint. A claim that takes nothing returns one row with only
+-- these. `claims`: earlier claims without a result. `ran_out`: the lease of an earlier claim expired. A lease that ends
+-- too late to be valid was written while the clock was ahead, and counts as expired. If the type is null, the event is
+-- gone.
 -- $1 claim_token uuid, $2 batch int, $3 lease_s float8, $4 after_bucket int2, $5 after_endpoint_id uuid,
 -- $6 last_bucket int2, $7 endpoints visited at most int, $8 known_endpoint_id uuid[], $9 free_slots int[],
 -- $10 is_new bool[], $11 is_slow bool[], $12 first_slots int, $13 organization_id uuid[], $14 slots int[],
 -- $15 new_slots int[], $16 slow_slots int[], $17 bytes int8[], $18 slots int, $19 new_slots int, $20 slow_slots int,
 -- $21 bytes int8, $22 bytes in all int8, $23 suspects bool, $24 lost_token uuid[], $25 orphaned_bucket int2[],
--- $26 first_token uuid, $27 last_token uuid, $28 timeout_s of endpoints that say none float8
+-- $26 first_token uuid, $27 last_token uuid, $28 default timeout_s float8
 -- gives: organization_id uuid, epoch int4, xid int8, event_id uuid, endpoint_id uuid, bucket int2, attempts int4,
 -- attempts_before int4, claims int2, version int4, type text, payload bytea, due_at timestamptz, ran_out bool,
 -- traceparent text, visits int4, locked int8, last_bucket int2, last_endpoint_id uuid
@@ -226,10 +226,10 @@ left join (select * from locked order by bucket desc, endpoint_id desc limit 1) 
 left join claimed as c on true;
 
 -- name: unpark
--- Let claims meet again what was parked and is due, up to $1 deliveries. What waits for its next attempt longer than a
--- minute stands in bucket -2 - bucket, where no claim looks: else each would walk over every endpoint whose next
--- attempt is hours away. An index that nothing else pays for gives them in order of time. Whoever holds a row at this
--- moment sets its bucket back, or ends it.
+-- Move up to $1 parked deliveries that are due back to where claims find them. A delivery whose next attempt is more
+-- than a minute away is stored under bucket -2 - bucket, which claims do not scan: else each claim would visit every
+-- endpoint whose next attempt is hours away. A partial index, which costs other rows nothing, returns them in order of
+-- time. A row that is locked at this moment is skipped: its transaction resets its bucket or ends it.
 -- $1 batch int
 -- gives: unparked int8
 with due as materialized (
@@ -252,7 +252,7 @@ select count(*) as unparked
 from unparked;
 
 -- name: lose_claims
--- End what was claimed of events that are gone: opened again at the moment in which retention dropped their day.
+-- End claimed deliveries whose events are gone: they were opened again while retention dropped their partition.
 -- $1 organization_id uuid[], $2 epoch int[], $3 xid int8[], $4 event_id uuid[], $5 endpoint_id uuid[],
 -- $6 claim_token uuid[]
 with held as materialized (
@@ -266,8 +266,7 @@ where o.organization_id = h.organization_id and o.epoch = h.epoch and o.xid = h.
     and o.event_id = h.event_id and o.endpoint_id = h.endpoint_id and o.claim_token = h.claim_token;
 
 -- name: endpoints_of_claim
--- What a claim must know of endpoints beyond their rows. Ages instead of times, so that no clock but PostgreSQL's is
--- asked.
+-- Read the endpoints of a claim. Ages instead of times, so that only PostgreSQL's clock counts.
 -- $1 organization_id uuid[], $2 endpoint_id uuid[]
 -- gives: organization_id uuid, id uuid, version int4, enabled bool, url text, secret_seal bytea, signature text,
 -- old_secret_seal bytea, old_secret_until timestamptz, headers_seal bytea, timeout_s float8, retry_schedule float8[],
@@ -293,8 +292,8 @@ from unnest($1::uuid[], $2::uuid[]) as w (organization_id, id)
 inner join relay.endpoints as e on e.organization_id = w.organization_id and e.id = w.id;
 
 -- name: renew_leases
--- Keep what is in flight, so that a lease may be shorter than a timeout. What somebody else holds is being recorded or
--- acknowledged at this moment: to wait for it would be a deadlock.
+-- Renew the leases of deliveries in flight, so that a lease may be shorter than a timeout. Locked rows are being
+-- recorded or acknowledged, and are skipped: waiting for them would deadlock.
 -- $1 organization_id uuid[], $2 epoch int[], $3 xid int8[], $4 event_id uuid[], $5 endpoint_id uuid[],
 -- $6 claim_token uuid[], $7 lease_s float8
 with held as materialized (
@@ -317,7 +316,8 @@ where o.organization_id = k.organization_id and o.epoch = k.epoch and o.xid = k.
     and o.event_id = k.event_id and o.endpoint_id = k.endpoint_id;
 
 -- name: release_claims
--- Give back what will not be attempted: a process that stops leaves no lease behind, and its claim is not counted.
+-- Release claims that will not be attempted, so that a process that stops leaves no lease behind. The claim is not
+-- counted.
 -- $1 organization_id uuid[], $2 epoch int[], $3 xid int8[], $4 event_id uuid[], $5 endpoint_id uuid[],
 -- $6 claim_token uuid[]
 with held as materialized (
@@ -332,8 +332,8 @@ where o.organization_id = h.organization_id and o.epoch = h.epoch and o.xid = h.
     and o.event_id = h.event_id and o.endpoint_id = h.endpoint_id and o.claim_token = h.claim_token;
 
 -- name: put_off_claims
--- Give back what could not be sent for lack of something of ours, and let it rest so long: else it would be claimed
--- again at once, for as long as the lack lasts. It was no attempt, and its claim is not counted.
+-- Release claims that could not be sent because the process ran out of a resource, due again after a pause: else they
+-- would be claimed again at once, for as long as the shortage lasts. It was no attempt, and the claim is not counted.
 -- $1 organization_id uuid[], $2 epoch int[], $3 xid int8[], $4 event_id uuid[], $5 endpoint_id uuid[],
 -- $6 claim_token uuid[], $7 pause_s float8[]
 with held as materialized (
@@ -355,14 +355,14 @@ where o.organization_id = h.organization_id and o.epoch = h.epoch and o.xid = h.
     and o.event_id = h.event_id and o.endpoint_id = h.endpoint_id and o.claim_token = h.claim_token;
 
 -- name: record_attempts
--- Write a batch of results: the attempts always, and their effect only where the claim is still ours. A delivery that
--- ended leaves `open` for `deliveries`; one that is tried again waits for `retry_s`, parked where that is long (see
--- `unpark`), or for its endpoint where that has been disabled, or is left to the job that cancels where that is gone. A
--- failed probe is no attempt: its delivery is as it was. An attempt that was on the wire while its event was
--- acknowledged finds no row of its claim: it is recorded and changes nothing. One that was asked for again while it was
--- on the wire (`attempts_before` counts this attempt already) is due at once if it was not delivered: what would have
--- been its end begins its new schedule. Rows are locked in the order of the primary key, as `acknowledge` does: else
--- the two would deadlock.
+-- Record a batch of results. Attempts are always inserted, but take effect only if the claim token still matches. A
+-- delivery that ended moves from `open` to `deliveries`. One to be retried is due after `retry_s`, parked if that is
+-- long (see `unpark`). It is held if its endpoint is disabled, and left to the cancelling job if its endpoint is gone.
+-- A failed probe is no attempt and leaves its delivery unchanged. If the event was acknowledged during the attempt, no
+-- row matches the token: the attempt is recorded and changes nothing. If a retry was requested during the attempt
+-- (`attempts_before` includes it already), a delivery that did not succeed is due at once: what would have been its
+-- last failure starts its new schedule. Rows are locked in primary key order, as in `acknowledge`, because the two
+-- would deadlock otherwise.
 -- $1 organization_id uuid[], $2 epoch int[], $3 xid int8[], $4 event_id uuid[], $5 endpoint_id uuid[],
 -- $6 claim_token uuid[], $7 number int[], $8 at timestamptz[], $9 status_code int[], $10 latency_ms int[],
 -- $11 error_class text[], $12 response bytea[], $13 outcome text[]: delivered, failed, retry or probe,
@@ -403,7 +403,7 @@ ours as materialized (
     inner join relay.open as o
         on o.organization_id = r.organization_id and o.epoch = r.epoch and o.xid = r.xid
         and o.event_id = r.event_id and o.endpoint_id = r.endpoint_id and o.claim_token = r.claim_token
-    -- Not looked up for those that are delivered: a null is found without looking.
+    -- Skipped for delivered ones: the join on null reads nothing.
     left join relay.endpoints as e
         on e.organization_id = r.organization_id
         and e.id = case when r.outcome <> 'delivered' then r.endpoint_id end

@@ -1,6 +1,6 @@
 -- name: note_health
--- Write down since when an endpoint fails and since when its breaker is open, so that another process goes on from
--- there; null takes it back.
+-- Record since when an endpoint has been failing and its breaker open, so that another process continues from there.
+-- Null clears it.
 -- $1 organization_id uuid, $2 endpoint_id uuid, $3 failing_s float8, $4 broken_s float8
 update relay.endpoints
 set
@@ -10,9 +10,9 @@ set
 where organization_id = $1::uuid and id = $2::uuid and enabled;
 
 -- name: disable_endpoint
--- Disable an endpoint that we have given up, while it still has the URL that was judged: with a job that holds its
--- deliveries, and an event that tells the organization, pushed to its other endpoints. Said twice it is done once. Null
--- where the epoch does not stand for the server below: nothing was done.
+-- Disable an endpoint if it still has the URL that failed. Create a job that holds its deliveries and an event that
+-- notifies the organization, delivered to its other endpoints. A second call has no effect. Null if the epoch is not
+-- that of the current server: nothing was done.
 -- $1 organization_id uuid, $2 endpoint_id uuid, $3 url text, $4 reason text, $5 at timestamptz, $6 job_id uuid,
 -- $7 event_id uuid, $8 payload bytea, $9 type text
 -- gives: disabled int8

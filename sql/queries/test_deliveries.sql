@@ -1,8 +1,8 @@
 -- name: ask_ping
--- Ask the delivery processes for a test delivery to an endpoint, in one of the organization's two seats: so no more are
--- under way at once, over all processes. A seat is taken for $4 seconds at most, whatever became of the test in it; one
--- taken in the future is left from a clock that was ahead. `is_full`: both are taken. Neither asked nor full: another
--- request was faster. No row when there is no such endpoint.
+-- Request a test delivery to an endpoint, in one of the organization's two seats, so that at most two are in flight
+-- across all processes. A seat is taken for at most $4 seconds, whatever happens to its test. A seat taken in the
+-- future was written while the clock was ahead, and is free. `is_full`: both seats are taken. Neither asked nor full:
+-- another request was faster. No row if there is no such endpoint.
 -- $1 organization_id uuid, $2 endpoint_id uuid, $3 ping_id uuid, $4 seat_s float8
 -- gives: timeout_s float8, asked bool, is_full bool
 with found as materialized (
@@ -46,7 +46,7 @@ select f.timeout_s, exists (select from asked) as asked, not exists (select from
 from found as f;
 
 -- name: take_ping_answers
--- Those of the pings that a process waits for which have been answered; taken, because nobody else will read them.
+-- Return and delete the results of those test deliveries that a process waits for. Nothing else reads them.
 -- $1 organization_id uuid[], $2 ping_id uuid[]
 -- gives: id uuid, number int4, at timestamptz, status_code int4, latency_ms int4, error_class text, response bytea
 delete from relay.pings as p
@@ -55,7 +55,7 @@ where p.organization_id = w.organization_id and p.id = w.id and p.at is not null
 returning p.id, 1 as number, p.at, p.status_code, p.latency_ms, p.error_class, p.response;
 
 -- name: drop_ping
--- A ping that nobody waits for any more. One that is on the wire goes when it has ended.
+-- Delete a test delivery that is no longer waited for. One that is in flight is deleted when it has ended.
 -- $1 organization_id uuid, $2 ping_id uuid
 with left_alone as (
     update relay.pings as p
@@ -66,11 +66,11 @@ delete from relay.pings as p
 where p.organization_id = $1::uuid and p.id = $2::uuid and (p.at is not null or p.leased_until <= now());
 
 -- name: take_pings
--- Take test deliveries that have been asked for, each for as long as its endpoint may take to answer and a little more,
--- at most two of an organization at once: one of each first, and what the previous release asked for, which has no
--- seat, by that rule too. What nobody waits for any more is thrown away.
--- $1 most int, $2 timeout_s float8 of endpoints without their own, $3 longest_s float8,
--- $4 organization_id uuid[]: of each that is on the wire here
+-- Take requested test deliveries, each leased for its endpoint's timeout and a little more. At most two per
+-- organization are in flight, the first of each organization before any second. Requests of the previous release have
+-- no seat but count too. Requests older than ten minutes are deleted.
+-- $1 most int, $2 default timeout_s float8, $3 longest_s float8,
+-- $4 organization_id uuid[] of each test in flight here
 -- gives: organization_id uuid, id uuid, endpoint_id uuid
 with stale as (
     delete from relay.pings
@@ -123,7 +123,7 @@ where p.organization_id = n.organization_id and p.id = n.id
 returning p.organization_id, p.id, p.endpoint_id;
 
 -- name: answer_ping
--- Say what came of a test delivery. Whoever asked may have left: then the row goes, and its seat is free.
+-- Record the result of a test delivery. If it is no longer waited for, its row is deleted, which frees its seat.
 -- $1 organization_id uuid, $2 id uuid, $3 at timestamptz, $4 status_code int, $5 latency_ms int, $6 error_class text,
 -- $7 response bytea
 with left_alone as (
