@@ -1,1 +1,1 @@
-"""Endpoints: what an organization configures as its webhook destinations. Imported by http and cli."""
+"""Endpoints: the webhook destinations of an organization. Imported by http and cli."""

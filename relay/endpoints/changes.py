@@ -1,4 +1,4 @@
-"""What requests say of endpoints."""
+"""The changes of an endpoint that a request asks for."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Scheme = Literal["v1", "v1a"]
 
 @dataclass(frozen=True, slots=True)
 class EndpointChanges:
-    """What a request says of an endpoint; None where it says nothing.
+    """The endpoint members of a request. None: the request does not set the member.
 
     Args:
-        given: the names of the members that it names, to tell a null that resets a limit from none.
-        url: checked.
-        description: for people.
-        event_types: which types the endpoint takes, exact or with a star at the end; none means all.
-        event_prefixes: what stands before the stars.
-        enabled: whether events are sent.
+        given: the names of the members in the request, to tell a null that resets a limit from an absent member.
+        url: a validated URL.
+        description: a text for people.
+        event_types: the filters, exact or with a star at the end. An empty list matches all types.
+        event_prefixes: the parts before the stars.
+        enabled: False holds deliveries.
         headers: additional headers of each request.
-        rate_limit_per_second: attempts a second.
-        max_in_flight: attempts on the wire at once.
-        timeout_s: how long the receiver may take.
+        rate_limit_per_second: the limit of attempts per second.
+        max_in_flight: the limit of concurrent attempts.
+        timeout_s: the time limit of an attempt.
         retry_schedule: the waits between attempts, in seconds.
     """
 
@@ -44,7 +44,10 @@ class EndpointChanges:
 
 
 class CatchUp(NamedTuple):
-    """Which events from before are sent too, and how a repeat of the request is known."""
+    """A request to deliver events older than the endpoint.
+
+    `since` is the earliest time. `once` identifies a repeat of the request.
+    """
 
     since: datetime.datetime
     once: IdempotencyKey | None

@@ -1,4 +1,4 @@
-"""Asking for test deliveries: an API process asks in a table, and a delivery process answers there."""
+"""The client of test deliveries: an API process writes a request to a table, a delivery process writes the result."""
 
 from __future__ import annotations
 
@@ -14,93 +14,94 @@ from relay.store import Cell, Row, StoreError
 
 _log = logging.getLogger("relay.delivery")
 
-# How long after the endpoint's timeout an answer is still waited for.
+# The wait for a result beyond the endpoint's timeout.
 _MARGIN_S: Final = 5.0
-# How long a test can be under way: it is taken up while somebody waits for it, and then has its time.
-_SEAT_S: Final = 2 * (LONGEST_TEST_S + _MARGIN_S)
-# How often another request may be faster.
+# The longest life of a test: it starts while a caller waits for it, and then has its full time.
+_SLOT_S: Final = 2 * (LONGEST_TEST_S + _MARGIN_S)
+# Attempts before concurrent requests make this one fail.
 _TRIES: Final = 3
-_LOOK_EVERY_S: Final = 0.1
+_POLL_S: Final = 0.1
 _AFTER_ERROR_S: Final = 1.0
 
 
 class PingClient(Service):
-    """The pings that this process waits for. One look every 100 ms for all of them together: however many callers
-    wait, the database is asked ten times a second.
+    """A service that requests pings and waits for their results.
+
+    One query every 100 ms serves all callers: their number does not add load on the database.
 
     Args:
-        cell: where they are asked.
-        timeout_s: that of endpoints without one of their own.
+        cell: the cell of the endpoints.
+        timeout_s: the timeout of endpoints that have none.
     """
 
     def __init__(self, cell: Cell, timeout_s: float) -> None:
         self._cell = cell
         self._timeout_s = timeout_s
         self._waiting: dict[UUID, tuple[UUID, asyncio.Future[Row]]] = {}
-        self._somebody_waits = asyncio.Event()
+        self._has_callers = asyncio.Event()
         self._stopping = False
 
     async def ping(self, organization_id: UUID, endpoint_id: UUID) -> Row | None:
-        """Have a test delivery made; None when the organization has no such endpoint.
+        """Request a test delivery and wait for its result.
 
         Returns:
-            The attempt as a row of `take_ping_answers`.
+            The attempt as a row of `take_ping_answers`, or None if the endpoint does not exist.
 
         Raises:
-            ApiError: `too_many_requests_waiting` when the organization has two under way, `no_delivery_process` when
-                nobody answers, `shutting_down`.
-            StoreError: it could not be asked for.
+            ApiError: `too_many_requests_waiting` if two tests of the organization are running, `no_delivery_process` if
+                no process responds in time, `shutting_down`.
+            StoreError: the request could not be written.
         """
         if self._stopping:
             raise ApiError("shutting_down")
         ping_id = self._cell.clock.new()
-        answer: asyncio.Future[Row] = asyncio.get_running_loop().create_future()
-        self._waiting[ping_id] = organization_id, answer
+        result: asyncio.Future[Row] = asyncio.get_running_loop().create_future()
+        self._waiting[ping_id] = organization_id, result
         try:
-            asked = await self._ask(organization_id, endpoint_id, ping_id)
-            if asked is None:
+            request = await self._request(organization_id, endpoint_id, ping_id)
+            if request is None:
                 return None
-            self._somebody_waits.set()
+            self._has_callers.set()
             await self._wake()
-            async with asyncio.timeout(min(asked["timeout_s"] or self._timeout_s, LONGEST_TEST_S) + _MARGIN_S):
-                return await answer
+            async with asyncio.timeout(min(request["timeout_s"] or self._timeout_s, LONGEST_TEST_S) + _MARGIN_S):
+                return await result
         except TimeoutError:
             raise ApiError("no_delivery_process") from None
         finally:
             del self._waiting[ping_id]
-            if not answer.done() or answer.cancelled() or answer.exception() is not None:
+            if not result.done() or result.cancelled() or result.exception() is not None:
                 await self._drop(organization_id, ping_id)
 
     def stop(self) -> None:
-        """From now on nobody waits: those who do are told so."""
+        """Fail the waiting callers with `shutting_down`, and reject new ones."""
         self._stopping = True
-        for _, answer in self._waiting.values():
-            if not answer.done():
-                answer.set_exception(ApiError("shutting_down"))
+        for _, result in self._waiting.values():
+            if not result.done():
+                result.set_exception(ApiError("shutting_down"))
 
     async def run(self) -> None:
-        """Look for answers while somebody waits for one."""
+        """Poll for results while there are callers."""
         while True:
             if not self._waiting:
-                self._somebody_waits.clear()
-                await self._somebody_waits.wait()
-            await asyncio.sleep(_LOOK_EVERY_S)
+                self._has_callers.clear()
+                await self._has_callers.wait()
+            await asyncio.sleep(_POLL_S)
             try:
-                await self._look()
+                await self._poll()
             except StoreError as error:
                 _log.warning("pings_not_read", extra={"reason": str(error)})
                 await asyncio.sleep(_AFTER_ERROR_S)
 
-    async def _ask(self, organization_id: UUID, endpoint_id: UUID, ping_id: UUID) -> Row | None:
+    async def _request(self, organization_id: UUID, endpoint_id: UUID, ping_id: UUID) -> Row | None:
         for _ in range(_TRIES):
-            row = await self._cell.fetch_row("ask_ping", organization_id, endpoint_id, ping_id, _SEAT_S)
+            row = await self._cell.fetch_row("ask_ping", organization_id, endpoint_id, ping_id, _SLOT_S)
             if row is None or row["asked"]:
                 return row
             if row["is_full"]:
                 break
         raise ApiError("too_many_requests_waiting", retry_after_s=1)
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         organizations = [organization_id for organization_id, _ in self._waiting.values()]
         for row in await self._cell.fetch("take_ping_answers", organizations, list(self._waiting)):
             waiting = self._waiting.get(row["id"])
@@ -111,12 +112,12 @@ class PingClient(Service):
         try:
             await self._cell.fetch("wake", self._cell.channel("ping"), timeout_s=1.0)
         except StoreError:
-            # They look by themselves once a second.
+            # Delivery processes poll once a second anyway.
             return
 
     async def _drop(self, organization_id: UUID, ping_id: UUID) -> None:
         try:
             await self._cell.fetch("drop_ping", organization_id, ping_id, timeout_s=1.0)
         except StoreError:
-            # Delivery processes drop what is old.
+            # Delivery processes drop old requests.
             return

@@ -1,4 +1,4 @@
-"""Moving what endpoints keep secret under another secret key."""
+"""Re-encryption of endpoint secrets under another secret key."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from uuid import UUID
 from relay.store import Cell, Row
 from relay.values.encryption import CannotOpen, Resealed, Vault
 
-# A batch is decrypted in a few milliseconds, and its rows are locked for as long as one statement takes.
+# A batch is decrypted within a few milliseconds. Its rows are locked for the duration of one statement.
 _BATCH: Final = 200
 _SEALS: Final = ("secret_seal", "old_secret_seal", "headers_seal")
-_NOWHERE: Final = UUID(int=0)
+_NIL: Final = UUID(int=0)
 
 
 class _Moved(NamedTuple):
-    """One endpoint's seals, as they were read and as they shall be."""
+    """The seals of an endpoint before and after re-encryption."""
 
     row: Row
     seals: tuple[bytes | None, ...]
@@ -24,23 +24,23 @@ class _Moved(NamedTuple):
 
 
 async def reseal(cell: Cell, vault: Vault) -> Resealed:
-    """Move the secrets and header values of all endpoints under the first secret key, in short batches.
+    """Re-encrypt the secrets and header values of all endpoints with the first secret key, in short batches.
 
     Raises:
-        StoreError: the database does not answer. Doing it again goes on where this ended.
+        StoreError: the database does not respond. A second run continues where this one stopped.
     """
     done = Resealed(0, 0, 0)
-    after = _NOWHERE, _NOWHERE
+    after = _NIL, _NIL
     while True:
         rows = await cell.fetch("seals_page", *after, _BATCH)
         batch = [_moved(row, vault) for row in rows]
         unopened = sum(seals.unopened for _, seals in batch)
         count = sum(seals.seals for _, seals in batch)
         moves = [moved for moved, _ in batch if moved.moved]
-        won = await _replace(cell, moves) if moves else set()
-        done = done.and_(Resealed(sum(move.moved for move in moves if move.row["id"] in won), 0, 0))
-        if len(won) < len(moves):
-            # Somebody changed an endpoint meanwhile: the batch is read again, which finds the rest of it moved.
+        replaced = await _replace(cell, moves) if moves else set()
+        done = done.and_(Resealed(sum(move.moved for move in moves if move.row["id"] in replaced), 0, 0))
+        if len(replaced) < len(moves):
+            # An endpoint changed concurrently. The batch is read again, and its other endpoints need no change then.
             continue
         done = done.and_(Resealed(0, count, unopened))
         if len(rows) < _BATCH:

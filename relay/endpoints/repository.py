@@ -1,4 +1,4 @@
-"""The organization's endpoints: where its events are pushed to."""
+"""The repository of an organization's endpoints."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from relay.values import cursor, ed25519, signature, uuid7
 from relay.values.cursor import Position
 from relay.values.encryption import Vault
 
-#: What the filters of an organization's endpoints may take together.
+#: The size limit of all filters of an organization's endpoints.
 MAX_FILTER_BYTES: Final = 256 * 1024
-# A job to catch up ends with the events of this long after its creation: what was accepted by a process that did not
-# see the endpoint yet is among them.
+# A catch-up job includes events accepted this long after its creation, because other processes may have accepted them
+# before they saw the endpoint.
 _CATCH_UP_AFTER: Final = datetime.timedelta(seconds=2)
-# No id is older.
+# The earliest time that an event id can hold.
 _EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
 class Written(NamedTuple):
-    """An endpoint as a row of `endpoint_by_id`, the job that catches up, and whether this is the answer to a repeat."""
+    """A row of `endpoint_by_id`, the catch-up job, and whether this is the response to a repeated request."""
 
     endpoint: Row
     job_id: UUID | None
@@ -35,22 +35,22 @@ class Written(NamedTuple):
 
 
 class Rotated(NamedTuple):
-    """A new secret: the symmetric one as text or the public key, and when the one before it ends."""
+    """A new secret: the symmetric secret as text or the public key, and the expiry of the previous secret."""
 
     secret: str | None
     public_key: str | None
     previous_expires_at: datetime.datetime
 
 
-class _Answer(msgspec.Struct):
-    """What is kept of an answer: the ids in it. Not the secret, which is opened from its seal again."""
+class _StoredResponse(msgspec.Struct):
+    """The stored part of a response: its ids. The secret is decrypted again instead of being stored twice."""
 
     endpoint_id: UUID
     job_id: UUID
 
 
 class _Job(NamedTuple):
-    """The parameters of a job that catches up."""
+    """The parameters of a catch-up job."""
 
     job_id: UUID | None
     since: UUID | None
@@ -60,14 +60,14 @@ class _Job(NamedTuple):
 class EndpointRepository:
     """The endpoints of one cell's organizations.
 
-    Every method raises StoreError when the database does not answer.
+    Every method raises StoreError if the database does not respond.
 
     Args:
-        cell: where they are.
-        vault: seals secrets and header values.
-        most: how many endpoints an organization may have, by tier; what is beyond that stays.
-        due: called when something may have become due.
-        changed: called with an organization when it got an endpoint or lost one.
+        cell: the cell.
+        vault: encrypts secrets and header values.
+        most: the limit of endpoints per organization, by tier. Endpoints beyond a lowered limit stay.
+        due: called if deliveries may have become due.
+        changed: called with an organization that gained or lost an endpoint.
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class EndpointRepository:
         self._changed = changed
 
     def now(self) -> datetime.datetime:
-        """The time as PostgreSQL has it."""
+        """Return the time by PostgreSQL's clock."""
         return uuid7.created_at(self._cell.clock.new())
 
     async def page(self, organization_id: UUID, after: str | None, limit: int) -> tuple[Sequence[Row], str | None]:
-        """Endpoints, newest first, as many as 8 MiB hold, and the cursor after them.
+        """Return a page of endpoints, newest first and at most 8 MiB, and the cursor of the next page.
 
         Raises:
             ApiError: `invalid_cursor`.
@@ -105,21 +105,21 @@ class EndpointRepository:
         return rows, cursor.write(Position(0, 0, rows[-1]["id"]), query)
 
     async def read(self, organization_id: UUID, endpoint_id: UUID) -> Row | None:
-        """One endpoint, or None when the organization has no such."""
+        """Return an endpoint, or None if it does not exist."""
         return await self._cell.fetch_row("endpoint_by_id", organization_id, endpoint_id)
 
     async def create(
         self, organization_id: UUID, tier: str, members: EndpointChanges, scheme: Scheme, catch_up: CatchUp | None
     ) -> tuple[Written, str | None]:
-        """Make an endpoint of an organization that has this tier.
+        """Create an endpoint of an organization that has this tier.
 
         Returns:
-            It, and its symmetric secret as text; a private key is shown to nobody.
+            The endpoint and its symmetric secret as text. A private key is never shown.
 
         Raises:
-            ApiError: `too_many_endpoints`, `too_many_filters`, `idempotency_key_reused`, or `endpoint_not_found` where
-                the request is the repeat of one whose endpoint has been deleted.
-            CannotOpen: a repeat, and the secret was sealed under a key that is not given.
+            ApiError: `too_many_endpoints`, `too_many_filters`, `idempotency_key_reused`, or `endpoint_not_found` if
+                this is a repeated request whose endpoint has been deleted.
+            CannotOpen: this is a repeated request and the key of the secret is missing.
         """
         endpoint_id = self._cell.clock.new()
         secret = signature.new_secret()
@@ -143,7 +143,7 @@ class EndpointRepository:
             self._vault.seal(secret, endpoint_id.bytes),
             ed25519.public_key(secret) if scheme == "v1a" else None,
             *job,
-            *self._kept(catch_up, endpoint_id, job.job_id),
+            *self._response_to_store(catch_up, endpoint_id, job.job_id),
             self._most[tier],
             MAX_FILTER_BYTES,
         )
@@ -164,10 +164,10 @@ class EndpointRepository:
     async def change(
         self, organization_id: UUID, endpoint_id: UUID, members: EndpointChanges, catch_up: CatchUp | None
     ) -> Written | None:
-        """Change what is given of an endpoint; None when the organization has no such.
+        """Change the given members of an endpoint. Return None if it does not exist.
 
         Raises:
-            ApiError: `too_many_filters`, `idempotency_key_reused`, or `endpoint_not_found` as `create`.
+            ApiError: `too_many_filters`, `idempotency_key_reused`, or `endpoint_not_found` as in `create`.
         """
         job = self._job(catch_up)
         row = await self._cell.fetch_row(
@@ -187,7 +187,7 @@ class EndpointRepository:
             members.retry_schedule,
             self._cell.clock.new(),
             *job,
-            *self._kept(catch_up, endpoint_id, job.job_id),
+            *self._response_to_store(catch_up, endpoint_id, job.job_id),
             MAX_FILTER_BYTES,
         )
         if row is None:
@@ -200,13 +200,13 @@ class EndpointRepository:
         return Written(row, job.job_id, replayed=False)
 
     async def delete(self, organization_id: UUID, endpoint_id: UUID) -> bool:
-        """Delete an endpoint; False when the organization has no such."""
+        """Delete an endpoint. Return False if it does not exist."""
         row = await self._cell.fetch_row("delete_endpoint", organization_id, endpoint_id, self._cell.clock.new())
         self._changed(organization_id)
         return row is not None
 
     async def rotate(self, organization_id: UUID, endpoint_id: UUID) -> Rotated | None:
-        """Give an endpoint a new secret beside the one it has; None when the organization has no such endpoint."""
+        """Give an endpoint a new secret. The present one stays valid for a day. Return None if it does not exist."""
         secret = signature.new_secret()
         row = await self._cell.fetch_row(
             "rotate_secret",
@@ -221,15 +221,16 @@ class EndpointRepository:
         return Rotated(shown, row["public_key"], row["old_secret_until"])
 
     async def set_default(self, organization_id: UUID, tier: str, url: str) -> tuple[UUID, bytes]:
-        """Point the organization's default endpoint at a URL; its secret stays when it has one. One that relay disabled
-        is enabled with another URL.
+        """Set the URL of the organization's default endpoint. An existing secret stays.
+
+        A different URL enables an endpoint that relay disabled.
 
         Returns:
             The endpoint's id and its signing secret.
 
         Raises:
             ApiError: `too_many_endpoints`.
-            CannotOpen: the secret there is was sealed under a key that is not given.
+            CannotOpen: the key of the existing secret is missing.
         """
         endpoint_id = self._cell.clock.new()
         seal = self._vault.seal(signature.new_secret(), endpoint_id.bytes)
@@ -248,16 +249,16 @@ class EndpointRepository:
         self._changed(organization_id)
         if row["is_released"]:
             self._due()
-        kept: UUID = row["id"]
-        return kept, self._vault.open(row["secret_seal"], kept.bytes)
+        default_id: UUID = row["id"]
+        return default_id, self._vault.open(row["secret_seal"], default_id.bytes)
 
     def _too_many_endpoints(self, tier: str) -> ApiError:
         most = self._most[tier]
-        sentence = f"Your organization has {most} endpoints or more, and its tier allows no further; delete one first."
+        sentence = f"Your organization has reached its limit of {most} endpoints. Delete one first."
         return ApiError("too_many_endpoints", sentence=sentence)
 
     def _headers(self, members: EndpointChanges, endpoint_id: UUID) -> tuple[Sequence[str] | None, bytes | None]:
-        """Names to show, and the seal of names and values."""
+        """Return the header names, and the seal of names and values."""
         if members.headers is None:
             return None, None
         seal = self._vault.seal(msgspec.json.encode(members.headers), endpoint_id.bytes) if members.headers else None
@@ -270,21 +271,21 @@ class EndpointRepository:
         until = uuid7.floor(uuid7.created_at(job_id) + _CATCH_UP_AFTER)
         return _Job(job_id, uuid7.floor(max(catch_up.since, _EPOCH)), until)
 
-    def _kept(
+    def _response_to_store(
         self, catch_up: CatchUp | None, endpoint_id: UUID, job_id: UUID | None
     ) -> tuple[str | None, bytes | None, bytes | None, float | None]:
-        """The parameters of an answer to keep."""
+        """Return the parameters of a response to store."""
         if catch_up is None or catch_up.once is None or job_id is None:
             return None, None, None, None
         key, digest, window_s = catch_up.once
-        return key, digest, msgspec.json.encode(_Answer(endpoint_id, job_id)), window_s
+        return key, digest, msgspec.json.encode(_StoredResponse(endpoint_id, job_id)), window_s
 
     async def _repeated(self, organization_id: UUID, catch_up: CatchUp | None) -> Written | None:
-        """The answer to a repeat, or None when the request is none. The endpoint is shown as it now is."""
+        """Return the response to a repeated request, with the endpoint's present state. None: not a repeat."""
         kept = await stored_response(self._cell, organization_id, None if catch_up is None else catch_up.once)
         if kept is None:
             return None
-        answer = msgspec.json.decode(kept, type=_Answer)
+        answer = msgspec.json.decode(kept, type=_StoredResponse)
         row = await self.read(organization_id, answer.endpoint_id)
         if row is None:
             raise ApiError("endpoint_not_found")

@@ -1,4 +1,4 @@
-"""URLs that webhooks are sent to (contract, section 2)."""
+"""Validation of webhook URLs: absolute, http or https, without user, password or fragment, to an allowed host."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from relay.values.addresses import Network, host_problem
 
 MAX_URL_CHARACTERS: Final = 2048
 _AFTER_BRACKET: Final = re.compile(r"(:[0-9]*)?", re.ASCII)
-# Python's urlsplit drops CR, LF and tab silently, so they are looked for first. Readers of URLs disagree on where the
-# host ends at a backslash.
-_REFUSED: Final = re.compile(r"[\x00-\x20\x7f-\x9f\ud800-\udfff\\]")
+# Python's urlsplit drops CR, LF and tab silently, so they are rejected first. URL parsers disagree on where the host
+# ends at a backslash.
+_FORBIDDEN: Final = re.compile(r"[\x00-\x20\x7f-\x9f\ud800-\udfff\\]")
 
 
 def check_webhook_url(url: str, allowed: Sequence[Network], field: str = "url") -> None:
-    """Refuse what is not an absolute http or https URL, and what leads where webhooks may not go.
+    """Reject a URL that is not an absolute http or https URL, or whose host webhooks must not reach.
 
     Args:
-        url: as it came.
-        allowed: networks that webhooks may reach though they are not public.
-        field: the member that it came in.
+        url: the URL from the request.
+        allowed: the networks that webhooks may reach although they are not public.
+        field: the request member that holds the URL.
 
     Raises:
         ApiError: `invalid_url`.
@@ -35,25 +35,27 @@ def check_webhook_url(url: str, allowed: Sequence[Network], field: str = "url") 
 
 def _problem(url: str, allowed: Sequence[Network]) -> str | None:
     if len(url) > MAX_URL_CHARACTERS:
-        return "At most 2,048 characters."
-    if _REFUSED.search(url):
-        return "No spaces, control characters or backslashes."
+        return "The URL must have at most 2,048 characters."
+    if _FORBIDDEN.search(url):
+        return "The URL must not contain spaces, control characters or backslashes."
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        return "Not a URL."
+        return "The URL is invalid."
     if parts.scheme not in ("http", "https"):
-        return "An absolute URL that begins with http:// or https://."
+        return "The URL must begin with http:// or https://."
     if not parts.hostname:
-        return "The URL names no host."
-    # Python takes what stands between the bracket and the port for nothing.
+        return "The URL must contain a host."
+    # Python ignores text between the bracket and the port.
     if "]" in parts.netloc and not _AFTER_BRACKET.fullmatch(parts.netloc.rpartition("]")[2]):
-        return "Not a URL."
+        return "The URL is invalid."
     if port == 0:
-        return "A port from 1 to 65535."
+        return "The port must be from 1 to 65535."
     if "@" in parts.netloc:
-        return "No user or password: the URL is shown to whoever may read endpoints. Use `headers` for secrets."
+        return (
+            "The URL must not contain a user or password, because reading an endpoint shows it. Use `headers` instead."
+        )
     if "#" in url:
-        return "No fragment: it would not be sent."
+        return "The URL must not contain a fragment, because HTTP does not send it."
     return host_problem(parts.hostname, allowed)

@@ -1,4 +1,4 @@
-"""What the members of an endpoint may be, beyond their types."""
+"""Validation of an endpoint's members, beyond their types."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Final
 
 from relay.errors import invalid
 
-#: Characters that no name, description or header may have.
+#: Characters that are invalid in names, descriptions and headers.
 CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # RFC 9110, sections 5.6.2 and 5.5: tokens, and visible ASCII with spaces and tabs inside.
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")
 _HEADER_VALUE: Final = re.compile(r"[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?|")
 _HEADER_VALUE_CHARACTERS: Final = 1024
-# Of one connection (RFC 9110, section 7.6.1), of the message as we frame it, and ours.
+# Headers of one connection (RFC 9110, section 7.6.1), of the message framing, and headers that relay sets.
 _OURS: Final = frozenset(
     (
         "connection",
@@ -39,7 +39,7 @@ _OUR_PREFIXES: Final = ("proxy-", "webhook-")
 
 
 def filters_of(event_types: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The filters as they came, each once, and what stands before the stars of those that have one.
+    """Return the filters without duplicates, and the prefixes of those that end with a star.
 
     Raises:
         ApiError: `invalid_request`.
@@ -47,43 +47,45 @@ def filters_of(event_types: Sequence[str]) -> tuple[list[str], list[str]]:
     filters: dict[str, None] = {}
     for place, text in enumerate(event_types):
         if CONTROL.search(text):
-            raise invalid(f"event_types[{place}]", "No control characters.")
+            raise invalid(f"event_types[{place}]", "A type must not contain control characters.")
         if text in ("*", ".*"):
             raise invalid(
-                f"event_types[{place}]", "A type, or a prefix such as `order.*`; leave the list empty for all."
+                f"event_types[{place}]",
+                "A filter must be a type or a prefix such as `order.*`. For all types leave the list empty.",
             )
         filters[text] = None
     return list(filters), [text[:-1] for text in filters if text.endswith(".*")]
 
 
 def check_headers(headers: Mapping[str, str]) -> None:
-    """Refuse headers that would change how a request is framed or signed. A value never stands in the complaint.
+    """Reject headers that would change the framing or the signature of a request. No error contains a value.
 
     Raises:
         ApiError: `invalid_request`.
     """
     seen: set[str] = set()
     for name, value in headers.items():
-        # A name is shown only where it is one.
+        # An error contains the name only if it is valid.
         if _HEADER_NAME.fullmatch(name) is None:
-            raise invalid("headers", "A name is 1 to 100 of the letters, digits and !#$%&'*+-.^_`|~ of RFC 9110.")
+            raise invalid("headers", "A name must be 1 to 100 letters, digits or !#$%&'*+-.^_`|~ (RFC 9110).")
         lowered = name.lower()
         if lowered in _OURS or lowered.startswith(_OUR_PREFIXES):
-            raise invalid(f"headers.{name}", "This header is not yours to set.")
+            raise invalid(f"headers.{name}", "This header is reserved.")
         if lowered in seen:
-            raise invalid(f"headers.{name}", "Given twice: names are the same without regard to case.")
+            raise invalid(f"headers.{name}", "This header is given twice. Header names are case-insensitive.")
         seen.add(lowered)
         if len(value) > _HEADER_VALUE_CHARACTERS or _HEADER_VALUE.fullmatch(value) is None:
             raise invalid(
-                f"headers.{name}", "At most 1,024 visible ASCII characters; spaces and tabs between them are fine."
+                f"headers.{name}",
+                "A value must be at most 1,024 visible ASCII characters, with spaces and tabs only between them.",
             )
 
 
 def check_catch_up(since: datetime.datetime, now: datetime.datetime) -> None:
-    """Refuse a time that has not come.
+    """Reject a time in the future.
 
     Raises:
         ApiError: `invalid_request`.
     """
     if since > now:
-        raise invalid("catch_up_since", "A time that has passed.")
+        raise invalid("catch_up_since", "The time must be in the past.")

@@ -1,9 +1,9 @@
 -- name: set_default_endpoint
--- Point the organization's default endpoint at a URL, making it with its secret the first time; the secret stays when
--- the URL changes. One that relay disabled is enabled with another URL, which nobody has judged, and a job releases
--- what is held; one that its owner disabled stays so. Events that were accepted before and still wait for an
--- acknowledgement keep waiting for one. No row when it would be one endpoint too many: the organization is locked, so
--- that requests that race pass no limit.
+-- Set the URL of the organization's default endpoint, creating the endpoint with its secret the first time. The secret
+-- stays when the URL changes. A different URL enables an endpoint that relay disabled, and a job releases its held
+-- deliveries. An endpoint that its owner disabled stays disabled. Events accepted earlier that wait for an
+-- acknowledgement keep waiting. No row: the endpoint would exceed the limit. The organization is locked, so that
+-- concurrent requests cannot exceed the limit.
 -- $1 organization_id uuid, $2 endpoint_id uuid, $3 bucket int2, $4 url text, $5 secret_seal bytea,
 -- $6 most endpoints int, $7 switch_job_id uuid
 -- gives: id uuid, secret_seal bytea, is_released bool
@@ -51,9 +51,9 @@ select c.id, c.secret_seal, exists (select from released) as is_released
 from changed as c;
 
 -- name: create_endpoint
--- A new endpoint, perhaps with a job that catches up and the answer to a repeat. No row when the organization has as
--- many already as it may, or too many bytes of filters with these, or when the Idempotency-Key was used before:
--- `answer_kept` tells. The organization is locked, so that requests that race pass no limit.
+-- Create an endpoint, with a catch-up job and a stored response if requested. No row: the organization has reached its
+-- limit of endpoints or would exceed its limit of filter bytes, or the Idempotency-Key was used before, see
+-- `answer_kept`. The organization is locked, so that concurrent requests cannot exceed a limit.
 -- $1 organization_id uuid, $2 endpoint_id uuid, $3 bucket int2, $4 url text, $5 description text,
 -- $6 event_types text[], $7 event_prefixes text[], $8 enabled bool, $9 header_names text[], $10 headers_seal bytea,
 -- $11 rate_limit_per_second int, $12 max_in_flight int, $13 timeout_s float8, $14 retry_schedule float8[],
@@ -109,12 +109,12 @@ select *
 from made;
 
 -- name: change_endpoint
--- Change what was given of an endpoint. Disabling and enabling leave its deliveries to a job, which is made here so
--- that neither is without the other; enabling also forgets what was wrong with it. Another URL has not been judged: it
--- enables an endpoint that relay disabled, unless the request says otherwise. No row when there is no such endpoint,
--- when its filters would be longer than they are and too long for the organization, which is locked first then, or when
--- the Idempotency-Key was used before: `answer_kept` tells. `coalesce` where null is no value, else $3 tells a null
--- that was given from none.
+-- Change the given members of an endpoint. Disabling or enabling leaves its deliveries to a job, which this statement
+-- creates, so that neither exists without the other. Enabling also resets its health. A different URL enables an
+-- endpoint that relay disabled, unless the request says otherwise. No row: the endpoint does not exist, its filters
+-- grow beyond the organization's limit, or the Idempotency-Key was used before, see `answer_kept`. When filters change,
+-- the organization is locked first. `coalesce` serves members that cannot be null. For the others $3 tells a given null
+-- from an absent member.
 -- $1 organization_id uuid, $2 endpoint_id uuid, $3 members text[] that were given, $4 url text, $5 description text,
 -- $6 event_types text[], $7 event_prefixes text[], $8 enabled bool, $9 header_names text[], $10 headers_seal bytea,
 -- $11 rate_limit_per_second int, $12 max_in_flight int, $13 timeout_s float8, $14 retry_schedule float8[],
@@ -207,7 +207,7 @@ select *
 from changed;
 
 -- name: endpoint_by_id
--- One endpoint, without its secrets.
+-- Return an endpoint without its secrets.
 -- $1 organization_id uuid, $2 endpoint_id uuid
 -- gives: id uuid, url text, description text, event_types text[], header_names text[],
 -- enabled bool, rate_limit_per_second int4, max_in_flight int4, timeout_s float8, retry_schedule float8[],
@@ -221,9 +221,9 @@ from relay.endpoints
 where organization_id = $1::uuid and id = $2::uuid;
 
 -- name: endpoints_page
--- An organization's endpoints before an id, newest first, without their secrets; as many as are 8 MiB together as JSON.
--- `more`: there are others after them. JSON escapes in a list what its text form does, and takes three bytes more for
--- each member.
+-- Return an organization's endpoints before an id, newest first, without their secrets, up to 8 MiB as JSON. `more`:
+-- further endpoints follow. In a list, JSON escapes the same characters as the text form of an array, and takes three
+-- more bytes for each member.
 -- $1 organization_id uuid, $2 before uuid, $3 limit int
 -- gives: id uuid, url text, description text, event_types text[], header_names text[],
 -- enabled bool, rate_limit_per_second int4, max_in_flight int4, timeout_s float8, retry_schedule float8[],
@@ -264,7 +264,7 @@ from kept as k
 order by k.id desc;
 
 -- name: secret_of_endpoint
--- The sealed secret of an endpoint that was just made, for the answer to a repeat.
+-- Return the sealed secret of an endpoint, for the response to a repeated request that created it.
 -- $1 organization_id uuid, $2 endpoint_id uuid
 -- gives: secret_seal bytea
 select secret_seal
@@ -272,8 +272,8 @@ from relay.endpoints
 where organization_id = $1::uuid and id = $2::uuid;
 
 -- name: delete_endpoint
--- Delete an endpoint; the job made with it cancels what is open for it. The organization, which counts its endpoints,
--- is locked first, as those lock it that make and change them.
+-- Delete an endpoint and create the job that cancels its open deliveries. The organization, which counts its endpoints,
+-- is locked first, as in the statements that create and change endpoints.
 -- $1 organization_id uuid, $2 endpoint_id uuid, $3 job_id uuid
 -- gives: id uuid
 with organization as materialized (
@@ -297,7 +297,7 @@ select id
 from gone;
 
 -- name: rotate_secret
--- Give an endpoint a new secret. The one before it signs too for a day; the one before that no longer.
+-- Give an endpoint a new secret. The previous secret signs for one more day, the one before it no longer.
 -- $1 organization_id uuid, $2 endpoint_id uuid, $3 secret_seal bytea, $4 public_key text, which v1a keeps
 -- gives: id uuid, signature text, public_key text, old_secret_until timestamptz
 update relay.endpoints
@@ -311,7 +311,7 @@ where organization_id = $1::uuid and id = $2::uuid
 returning id, signature, public_key, old_secret_until;
 
 -- name: seals_page
--- Sealed values after an endpoint, in the order of the primary key; an old secret only while it signs.
+-- Return the sealed values after an endpoint, in primary key order. An old secret is included only while it signs.
 -- $1 after organization_id uuid, $2 after endpoint_id uuid, $3 limit int
 -- gives: organization_id uuid, id uuid, secret_seal bytea, old_secret_seal bytea, headers_seal bytea
 select
@@ -326,8 +326,8 @@ order by organization_id, id
 limit $3::int;
 
 -- name: replace_seals
--- Put new seals in the place of those that were read; gives the endpoints where nobody was faster. What is sealed stays
--- what it was, so the version does too.
+-- Replace seals that have not changed since they were read, and return those endpoints. The plaintext stays the same,
+-- so the version does too.
 -- $1 organization_id uuid[], $2 endpoint_id uuid[], $3 read secret_seal bytea[], $4 read headers_seal bytea[],
 -- $5 new secret_seal bytea[], $6 new old_secret_seal bytea[], $7 new headers_seal bytea[]
 -- gives: id uuid
