@@ -1,4 +1,4 @@
-"""One batch of each kind of job, and where the job stands after it."""
+"""The batch of each kind of job, and the state of the job after it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from relay.jobs.redelivery import mark_acknowledged
 from relay.store import Cell, Row
 from relay.values.uuid7 import COMMITTED_WITHIN_S, bucket, shifted
 
-#: Deliveries that a batch opens at most: so far live traffic of the same endpoint waits behind a job.
+#: A batch opens at most this many deliveries. Live traffic of the same endpoint queues behind one batch at most.
 OPENED: Final = 100
 _CHANGED: Final = 1000
-# How long until a job looks again that has nothing to do yet.
-_LOOK_AGAIN_S: Final = 0.5
+# The wait of a job that has nothing to do yet.
+_IDLE_S: Final = 0.5
 
 
 class Job(NamedTuple):
-    """A job as it was taken, and how far it has come."""
+    """A claimed job and its progress."""
 
     organization_id: UUID
     id: UUID
@@ -38,7 +38,7 @@ class Job(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """What a batch has opened and is due, in columns."""
+    """The due deliveries that a batch has opened, as columns."""
 
     epoch: Sequence[int]
     xid: Sequence[int]
@@ -47,16 +47,16 @@ class Opened(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a batch has done.
+    """The outcome of a batch.
 
     Args:
-        job: where it stands now.
-        status: of the job.
-        handled: with how many deliveries something was done.
-        opened: what is to be attempted before the next batch.
-        is_due: whether those who deliver should look.
-        rest_s: how long there is nothing to do.
-        cancelled: how many deliveries it ended.
+        job: the job with its new progress.
+        status: the job's status.
+        handled: the number of deliveries that the batch handled.
+        opened: the deliveries to be attempted before the next batch.
+        is_due: True if delivery processes must be woken.
+        rest_s: the wait before the next batch.
+        cancelled: the number of deliveries that the batch cancelled.
     """
 
     job: Job
@@ -69,12 +69,12 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """Runs batches; each is one statement that also moves the job on.
+    """A runner of batches. Each batch is one statement that also records the progress of the job.
 
     Args:
-        cell: where the jobs are.
-        lease_s: for how long a job is ours after each.
-        settled_s: how long after a change of an endpoint a flush may still not have seen it.
+        cell: the cell of the jobs.
+        lease_s: the job's lease, renewed by each batch.
+        settled_s: for this long after an endpoint has changed, a flush may still use its previous state.
     """
 
     def __init__(self, cell: Cell, *, lease_s: float, settled_s: float) -> None:
@@ -83,10 +83,10 @@ class Batches:
         self._settled_s = settled_s
 
     async def run(self, job: Job) -> Batch | None:
-        """One batch; None when the job is no longer ours or was stopped.
+        """Run one batch. None: the lease is lost or the job was stopped.
 
         Raises:
-            StoreError: the database does not answer, or refuses.
+            StoreError: the database does not respond or rejects the statement.
         """
         match job.kind:
             case "retry" | "replay":
@@ -135,7 +135,7 @@ class Batches:
             shifted(job.since, -COMMITTED_WITHIN_S),
             shifted(job.until, COMMITTED_WITHIN_S),
         )
-        assert bounds is not None  # noqa: S101 - it always gives one
+        assert bounds is not None  # noqa: S101 - the statement always returns a row
         row = await self._cell.fetch_row(
             "catch_up_batch",
             *(job.organization_id, job.id, job.claim_token),
@@ -151,17 +151,17 @@ class Batches:
         await self._mark_acknowledged(job, row)
         moved = job._replace(at_epoch=row["at_epoch"], at_xid=row["at_xid"], at_event_id=row["at_event_id"])
         idle = row["at_end"] and not row["handled"]
-        return _opening(moved, row, rest_s=_LOOK_AGAIN_S if idle else 0.0)
+        return _opening(moved, row, rest_s=_IDLE_S if idle else 0.0)
 
     async def _mark_acknowledged(self, job: Job, row: Row) -> None:
-        """Look once more at what was opened: its event may have been acknowledged at the same moment."""
+        """Mark the opened deliveries whose event was acknowledged concurrently."""
         if row["reopened"]:
             await mark_acknowledged(self._cell, job.organization_id, row["reopened"])
 
 
 def _endpoint_of(job: Job) -> UUID:
     if job.endpoint_id is None:
-        raise ValueError(f"a job of kind {job.kind} without an endpoint")
+        raise ValueError(f"a job of kind {job.kind} has no endpoint")
     return job.endpoint_id
 
 
@@ -175,4 +175,4 @@ def _change(job: Job, row: Row | None, *, is_due: bool) -> Batch | None:
     if row is None:
         return None
     handled = row["handled"]
-    return Batch(job, row["status"], handled, None, is_due and handled > 0, 0.0 if handled else _LOOK_AGAIN_S)
+    return Batch(job, row["status"], handled, None, is_due and handled > 0, 0.0 if handled else _IDLE_S)

@@ -1,4 +1,4 @@
-"""Jobs as the API knows them: begun, listed, stopped. What works at them is `relay.jobs.runner`."""
+"""The API's operations on jobs: create, list, read and stop. `relay.jobs.runner` runs them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from relay.store.idempotency import IdempotencyKey, stored_response
 from relay.values import cursor
 from relay.values.cursor import Position
 
-#: What a request counts of what matches before it answers; the job goes on counting as it walks.
+#: The limit of matching deliveries that a request counts before it responds. The job counts the rest as it runs.
 _COUNTED: Final = 100_000
 _COUNT_S: Final = 3.0
 _FIRST: Final = UUID(int=0)
@@ -28,15 +28,15 @@ EndedStatus = Literal["delivered", "failed", "cancelled"]
 
 
 class JobRequest(NamedTuple):
-    """Which ended deliveries a job opens again.
+    """The selection of ended deliveries that a job reopens.
 
     Args:
-        kind: how the job is called.
-        endpoint_id: of which endpoint; None for all.
-        statuses: in which states.
-        error_class: how the last attempt failed; None for any or none.
-        since: the least id of their events; None is open.
-        until: the first id beyond them; None is open.
+        kind: the job's kind.
+        endpoint_id: None for every endpoint.
+        statuses: the statuses to select.
+        error_class: the error class of the last attempt; None to include every delivery.
+        since: the least event id; None is unbounded.
+        until: the first event id after the range; None is unbounded.
     """
 
     kind: Literal["retry", "replay"]
@@ -48,7 +48,7 @@ class JobRequest(NamedTuple):
 
 
 class Begun(Struct, frozen=True):
-    """A job, and how many deliveries match as far as they have been counted."""
+    """A new job and the number of matching deliveries counted so far."""
 
     job_id: UUID
     matched: int
@@ -57,11 +57,14 @@ class Begun(Struct, frozen=True):
 async def begin_job(
     cell: Cell, organization_id: UUID, wanted: JobRequest, once: IdempotencyKey | None
 ) -> tuple[Begun, bool]:
-    """Begin a job; whether it was begun by an earlier request with the same key comes second.
+    """Create a job.
+
+    Returns:
+        The job, and True if an earlier request with the same key created it.
 
     Raises:
-        ApiError: `idempotency_key_reused`, or `endpoint_not_found` when a replay's endpoint is not the organization's.
-        StoreError: the database does not answer.
+        ApiError: `idempotency_key_reused`, or `endpoint_not_found` if a replay's endpoint is not the organization's.
+        StoreError: the database does not respond.
     """
     for _ in range(_TRIES):
         kept = await stored_response(cell, organization_id, once)
@@ -90,11 +93,11 @@ async def begin_job(
         )
         if row is not None and row["created"]:
             return begun, False
-    raise DatabaseUnavailable("other transactions kept winning")
+    raise DatabaseUnavailable("concurrent requests kept taking the Idempotency-Key")
 
 
 async def _count(cell: Cell, organization_id: UUID, wanted: JobRequest) -> int:
-    """How many match, in short steps: exact up to `_COUNTED`, and as far as the time allows."""
+    """Count matching deliveries in short steps, up to `_COUNTED` and for at most `_COUNT_S`."""
     place = (wanted.since or _FIRST, _FIRST)
     matched = 0
     ends_at = time.monotonic() + _COUNT_S
@@ -108,7 +111,7 @@ async def _count(cell: Cell, organization_id: UUID, wanted: JobRequest) -> int:
             list(wanted.statuses),
             wanted.error_class,
         )
-        assert row is not None  # noqa: S101 - it always gives one
+        assert row is not None  # noqa: S101 - the statement always returns a row
         matched += row["matched"]
         if row["event_id"] is None:
             break
@@ -118,18 +121,18 @@ async def _count(cell: Cell, organization_id: UUID, wanted: JobRequest) -> int:
 
 @dataclass(frozen=True, slots=True)
 class JobsPage:
-    """Jobs as rows of `jobs_page`, and the cursor after them."""
+    """A page of rows from `jobs_page` and the cursor of the next page."""
 
     jobs: Sequence[Row]
     next_cursor: str | None
 
 
 async def list_jobs(cell: Cell, organization_id: UUID, limit: int, after: str | None) -> JobsPage:
-    """A page of an organization's jobs, newest first.
+    """Return a page of an organization's jobs, newest first.
 
     Raises:
         ApiError: `invalid_cursor`.
-        StoreError: the database does not answer.
+        StoreError: the database does not respond.
     """
     query = ("jobs", str(organization_id))
     start = cursor.LAST if after is None else cursor.read(after, query)
@@ -137,18 +140,18 @@ async def list_jobs(cell: Cell, organization_id: UUID, limit: int, after: str | 
         raise ApiError("invalid_cursor")
     rows = await cell.fetch("jobs_page", organization_id, start.event_id, limit)
     jobs = [row for row in rows if not row["walked"]]
-    # Either the page is full, or the walk was cut off at the last row, or there are no more.
+    # A page without a `walked` row and below the limit is the last one.
     if not rows or len(jobs) == len(rows) < limit:
         return JobsPage(jobs, None)
     return JobsPage(jobs, cursor.write(Position(0, 0, rows[-1]["id"]), query))
 
 
 async def read_job(cell: Cell, organization_id: UUID, job_id: UUID | None) -> Row:
-    """One job as a row of `job_by_id`.
+    """Return a job as a row of `job_by_id`.
 
     Raises:
         ApiError: `job_not_found`.
-        StoreError: the database does not answer.
+        StoreError: the database does not respond.
     """
     row = None if job_id is None else await cell.fetch_row("job_by_id", organization_id, job_id)
     if row is None:
@@ -157,11 +160,11 @@ async def read_job(cell: Cell, organization_id: UUID, job_id: UUID | None) -> Ro
 
 
 async def stop_job(cell: Cell, organization_id: UUID, job_id: UUID | None) -> None:
-    """Stop a job at its next batch; one that has ended stays as it is.
+    """Stop a job at its next batch. A job that has ended does not change.
 
     Raises:
         ApiError: `job_not_found`.
-        StoreError: the database does not answer.
+        StoreError: the database does not respond.
     """
     row = None if job_id is None else await cell.fetch_row("stop_job", organization_id, job_id)
     if row is None or not row["known"]:

@@ -1,4 +1,4 @@
-"""Sending one event again: retry of a delivery, replay of an event."""
+"""Retry of one delivery and replay of one event."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from relay.values import uuid7
 
 _log = logging.getLogger("relay.upkeep")
 
-# How often somebody else may get in between.
+# Attempts before concurrent transactions make the request fail.
 _TRIES: Final = 5
 
 
 class Reopened(Struct, frozen=True):
-    """A delivery as it is once it was asked for again."""
+    """The state of a delivery after a retry or a replay."""
 
     endpoint_id: UUID
     status: str
@@ -33,7 +33,10 @@ class Reopened(Struct, frozen=True):
 
 
 class SentAgain(NamedTuple):
-    """The deliveries of one event that go out again; `due` when one does now, `repeated` when this was asked before."""
+    """The reopened deliveries of an event.
+
+    `due`: at least one can be attempted now. `repeated`: an earlier request with the same key reopened them.
+    """
 
     event_id: UUID
     deliveries: Sequence[Reopened]
@@ -51,7 +54,7 @@ async def replay_event(
 
     Raises:
         ApiError: `event_not_found`, `no_endpoint` or `idempotency_key_reused`.
-        StoreError: the database does not answer.
+        StoreError: the database does not respond.
     """
     if event_id is None:
         raise ApiError("event_not_found")
@@ -68,7 +71,7 @@ async def retry_delivery(
 
     Raises:
         ApiError: `delivery_not_found`, `endpoint_not_found` when its endpoint is gone, or `idempotency_key_reused`.
-        StoreError: the database does not answer.
+        StoreError: the database does not respond.
     """
     event_id, endpoint_id = await find_delivery(cell, organization_id, delivery_id)
     sent = await _send_again(cell, organization_id, event_id, endpoint_id, once)
@@ -82,7 +85,7 @@ async def find_delivery(cell: Cell, organization_id: UUID, delivery_id: UUID | N
 
     Raises:
         ApiError: `delivery_not_found`.
-        StoreError: the database does not answer.
+        StoreError: the database does not respond.
     """
     if delivery_id is None:
         raise ApiError("delivery_not_found")
@@ -95,8 +98,9 @@ async def find_delivery(cell: Cell, organization_id: UUID, delivery_id: UUID | N
 
 
 async def mark_acknowledged(cell: Cell, organization_id: UUID, event_ids: Sequence[UUID]) -> None:
-    """Look once more at events of which deliveries were opened: they may have been acknowledged at the same moment.
-    What was opened stays so whether this succeeds or not.
+    """Mark the reopened deliveries of events that were acknowledged concurrently.
+
+    The deliveries stay open even if this fails.
     """
     try:
         await cell.fetch("mark_acknowledged", organization_id, event_ids)
@@ -113,7 +117,7 @@ async def _send_again(
         if kept is not None:
             return SentAgain(event_id, _reopened.decode(kept), due=False, repeated=True)
         row = await cell.fetch_row("send_again", organization_id, event_id, endpoint_id, *key)
-        assert row is not None  # noqa: S101 - it always gives one
+        assert row is not None  # noqa: S101 - the statement always returns a row
         if not row["known"]:
             raise ApiError("event_not_found")
         if not row["steady"]:
@@ -121,8 +125,8 @@ async def _send_again(
         if row["answer"] is None:
             return None
         if once is None or row["won"]:
-            # It may have been acknowledged at the same moment.
+            # The event may have been acknowledged concurrently.
             await mark_acknowledged(cell, organization_id, [event_id])
             return SentAgain(event_id, _reopened.decode(row["answer"]), due=row["due"] > 0, repeated=False)
-        # Somebody else has taken the key since we looked.
-    raise DatabaseUnavailable("other transactions kept winning")
+        # Another request has taken the key since the lookup.
+    raise DatabaseUnavailable("concurrent transactions kept changing the deliveries")

@@ -1,4 +1,4 @@
-"""What works at jobs, in every delivery process."""
+"""The job runner of every delivery process."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ from relay.telemetry.metrics import Metrics
 _log = logging.getLogger("relay.upkeep")
 
 _FIRST: Final = UUID(int=0)
-# Jobs that callers asked for, and those that follow from changes of endpoints, which never wait for the first.
-_ASKED_PLACES: Final = 8
-_FOLLOWING_PLACES: Final = 4
-# How many jobs may wait for their deliveries to be attempted, which takes no place.
+# Jobs from API requests and from endpoint changes have separate slots, so that the latter never wait for the former.
+_REQUESTED_SLOTS: Final = 8
+_INTERNAL_SLOTS: Final = 4
+# The limit of jobs that wait for their deliveries to be attempted. These hold no slot.
 _MOST_WAITING: Final = 100
-# A turn is over after so long, or at once when there is something to wait for.
+# A turn ends after this time, or as soon as the job has to wait.
 _TURN_S: Final = 1.0
 
 _POLL_S: Final = 1.0
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 5.0
-# The next batch opens once this part of the last one has been attempted, or after so long.
+# The next batch opens after this share of the last one has been attempted, or after the longest wait.
 _ATTEMPTED: Final = 0.8
 _LONGEST_WAIT_S: Final = 5.0
-_FIRST_LOOK_S: Final = 0.05
-_LONGEST_LOOK_S: Final = 0.5
-# A stop waits so long for the batches under way.
+_FIRST_POLL_S: Final = 0.05
+_LONGEST_POLL_S: Final = 0.5
+# Shutdown waits this long for running batches.
 _FINISH_S: Final = 0.6
 
 
 class _Turns:
-    """The turns that are under way at jobs of one sort.
+    """The running turns of one group of jobs.
 
     Args:
-        follows: whether these follow from changes of endpoints, or were asked for.
-        places: how many may be worked at at once.
+        is_internal: True for jobs from endpoint changes, False for jobs from API requests.
+        slots: the limit of concurrent turns.
     """
 
-    def __init__(self, *, follows: bool, places: int) -> None:
-        self.follows = follows
-        self._places = places
+    def __init__(self, *, is_internal: bool, slots: int) -> None:
+        self.is_internal = is_internal
+        self._slots = slots
         self._jobs: dict[asyncio.Task[None], Job] = {}
         self._waiting: set[asyncio.Task[None]] = set()
-        #: The organization that was served last.
+        #: The organization of the latest turn.
         self.last = _FIRST
 
     def __len__(self) -> int:
@@ -63,19 +63,19 @@ class _Turns:
 
     @property
     def organizations(self) -> list[UUID]:
-        """Those that have a turn now."""
+        """Return the organizations with a running turn."""
         return [job.organization_id for job in self._jobs.values()]
 
     @property
-    def has_place(self) -> bool:
-        return len(self._jobs) - len(self._waiting) < self._places and len(self._waiting) < _MOST_WAITING
+    def has_slot(self) -> bool:
+        return len(self._jobs) - len(self._waiting) < self._slots and len(self._waiting) < _MOST_WAITING
 
     def begin(self, task: asyncio.Task[None], job: Job) -> None:
         self._jobs[task] = job
         self.last = job.organization_id
 
     def wait(self) -> None:
-        """The turn that calls this gives its place up: it has nothing to do but to wait."""
+        """Release the slot of the calling turn, which has nothing left to do but wait."""
         task = asyncio.current_task()
         if task in self._jobs:
             self._waiting.add(task)
@@ -86,18 +86,20 @@ class _Turns:
 
 
 class JobRunner:
-    """Works at jobs in turns, batch by batch; any number of processes do so side by side. A turn is a batch, or as many
-    as a second has room for; the next one goes to the next organization. In a process an organization has one turn at a
-    time, so that its jobs take no more than their share of the places however many they are. While a job waits for what
-    it has opened to be attempted, it takes no place.
+    """A service that runs jobs in turns, batch by batch. Any number of processes run jobs concurrently.
 
-    Entering starts it. Leaving gives the jobs back, within a second.
+    A turn is one batch, or as many as fit into a second. The next turn goes to the next organization. An organization
+    has one turn at a time in a process, so its jobs never take more than their share of the slots. A job holds no slot
+    while it waits for the deliveries that it has opened to be attempted.
+
+    Entering starts it. Leaving releases the jobs within a second.
 
     Args:
-        cell: where the jobs are.
-        lease_s: after how long without a sign from this process another takes a job up.
-        settled_s: how long after a change of an endpoint a flush in an API process may still not have seen it.
-        metrics: counts.
+        cell: the cell of the jobs.
+        lease_s: a job without a renewal for this long goes to another process.
+        settled_s: for this long after an endpoint has changed, a flush in an API process may still use its previous
+            state.
+        metrics: the process's metrics.
     """
 
     def __init__(self, cell: Cell, *, lease_s: float, settled_s: float, metrics: Metrics) -> None:
@@ -105,43 +107,45 @@ class JobRunner:
         self._lease_s = lease_s
         self._batches = Batches(cell, lease_s=lease_s, settled_s=settled_s)
         self._stopping = asyncio.Event()
-        self._look = asyncio.Event()
-        self._taking: asyncio.Task[None] | None = None
-        self._following = _Turns(follows=True, places=_FOLLOWING_PLACES)
-        self._asked = _Turns(follows=False, places=_ASKED_PLACES)
-        self._ended = metrics.counter("relay_jobs_ended", "Jobs that came to an end here.", "kind", "status")
+        self._poll = asyncio.Event()
+        self._claiming: asyncio.Task[None] | None = None
+        self._internal = _Turns(is_internal=True, slots=_INTERNAL_SLOTS)
+        self._requested = _Turns(is_internal=False, slots=_REQUESTED_SLOTS)
+        self._ended = metrics.counter("relay_jobs_ended", "Jobs that ended in this process.", "kind", "status")
         self._cancelled = deliveries_ended(metrics).labels("cancelled")
-        self._handled = metrics.counter("relay_job_deliveries", "Deliveries that jobs have handled.", "kind")
+        self._handled = metrics.counter("relay_job_deliveries", "Deliveries handled by jobs.", "kind")
         metrics.gauge(
             "relay_jobs_running",
-            "Jobs that this process works at.",
-            lambda: len(self._following) + len(self._asked),
+            "Jobs running in this process.",
+            lambda: len(self._internal) + len(self._requested),
         )
 
     async def __aenter__(self) -> Self:
-        self._taking = asyncio.create_task(self._take_up(), name="jobs")
+        self._claiming = asyncio.create_task(self._claim_jobs(), name="jobs")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._stopping.set()
-        self._look.set()
-        tasks = self._following.tasks | self._asked.tasks | ({self._taking} if self._taking is not None else set())
+        self._poll.set()
+        tasks = self._internal.tasks | self._requested.tasks
+        if self._claiming is not None:
+            tasks.add(self._claiming)
         if not tasks:
             return
         _, late = await asyncio.wait(tasks, timeout=_FINISH_S)
-        # What one of these had leased is taken up by another process once the lease has run out.
+        # Another process claims the job of a cancelled task when its lease has expired.
         for task in late:
             task.cancel()
         if late:
             await asyncio.wait(late, timeout=_FINISH_S / 2)
 
-    async def _take_up(self) -> None:
+    async def _claim_jobs(self) -> None:
         while not self._stopping.is_set():
-            self._look.clear()
+            self._poll.clear()
             try:
-                while await self._take(self._following) or await self._take(self._asked):
+                while await self._start_turn(self._internal) or await self._start_turn(self._requested):
                     continue
             except StoreError as reason:
                 _log.warning("jobs_wait_for_database", extra={"reason": str(reason)})
@@ -149,44 +153,44 @@ class JobRunner:
             except Exception:
                 _log.exception("jobs_not_taken")
                 await self._rest(_POLL_S)
-            await _set_within(self._look, _POLL_S)
+            await _wait_for(self._poll, _POLL_S)
 
-    async def _take(self, turns: _Turns) -> bool:
-        """Begin the next turn of this sort, if there is a job and a place for it."""
-        if not turns.has_place or self._stopping.is_set():
+    async def _start_turn(self, turns: _Turns) -> bool:
+        """Start the next turn if there is a job and a free slot. Return whether it was started."""
+        if not turns.has_slot or self._stopping.is_set():
             return False
-        job = await self._next(turns)
+        job = await self._claim(turns)
         if job is None:
             return False
-        task = asyncio.create_task(self._work(turns, job), name=f"job {job.kind}")
+        task = asyncio.create_task(self._run(turns, job), name=f"job {job.kind}")
         turns.begin(task, job)
         task.add_done_callback(turns.end)
-        task.add_done_callback(lambda _: self._look.set())
+        task.add_done_callback(lambda _: self._poll.set())
         return True
 
-    async def _next(self, turns: _Turns) -> Job | None:
-        """Lease the next job, going around the organizations."""
+    async def _claim(self, turns: _Turns) -> Job | None:
+        """Claim the next job, in a round robin over the organizations."""
         for after in dict.fromkeys((turns.last, _FIRST)):
             row = await self._cell.fetch_row(
-                "take_job", self._cell.clock.new(), self._lease_s, turns.follows, after, turns.organizations
+                "take_job", self._cell.clock.new(), self._lease_s, turns.is_internal, after, turns.organizations
             )
             if row is not None:
                 return Job(**row)
         turns.last = _FIRST
         return None
 
-    async def _work(self, turns: _Turns, job: Job) -> None:
+    async def _run(self, turns: _Turns, job: Job) -> None:
         try:
-            await self._take_turn(turns, job)
-        except RowRefused as refused:
-            _log.error("job_refused_by_database", extra={"job_id": str(job.id), "sqlstate": refused.sqlstate})
+            await self._run_turn(turns, job)
+        except RowRefused as error:
+            _log.error("job_refused_by_database", extra={"job_id": str(job.id), "sqlstate": error.sqlstate})
             self._ended.add(1, job.kind, "failed")
             await self._try_to(self._cell.fetch("fail_job", job.organization_id, job.id, job.claim_token))
         except Exception:
-            # A mistake in here: its lease runs out, and it is taken up again.
+            # A bug. The job is claimed again when its lease has expired.
             _log.exception("job_dropped", extra={"job_id": str(job.id), "kind": job.kind})
 
-    async def _take_turn(self, turns: _Turns, job: Job) -> None:
+    async def _run_turn(self, turns: _Turns, job: Job) -> None:
         now = asyncio.get_running_loop().time
         ends_at = now() + _TURN_S
         pause_s = _FIRST_PAUSE_S
@@ -196,7 +200,7 @@ class JobRunner:
         while not self._stopping.is_set() and (current is None or now() < ends_at):
             try:
                 if current is None:
-                    # How the last statement ended is not known, but the row says how far the job has come.
+                    # The outcome of the last statement is unknown, but the row has the job's progress.
                     row = await self._cell.fetch_row(
                         "keep_job", job.organization_id, job.id, job.claim_token, self._lease_s
                     )
@@ -204,7 +208,7 @@ class JobRunner:
                         return
                     current = Job(**row)
                 batch = await self._batches.run(current)
-                if batch is None or await self._is_over(batch):
+                if batch is None or await self._count(batch):
                     return
                 current, rest_s, opened = batch.job, batch.rest_s, batch.opened
                 if rest_s or opened is not None:
@@ -218,13 +222,13 @@ class JobRunner:
                 pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
         if opened is not None:
             turns.wait()
-            self._look.set()
-            if not await self._are_attempted(job, opened):
+            self._poll.set()
+            if not await self._wait_for_attempts(job, opened):
                 return
-        await self._leave(job, rest_s)
+        await self._release(job, rest_s)
 
-    async def _is_over(self, batch: Batch) -> bool:
-        """Count what a batch has done and wake those who deliver; whether that was the last one."""
+    async def _count(self, batch: Batch) -> bool:
+        """Count a batch and wake delivery processes. Return whether the job has ended."""
         job = batch.job
         self._handled.add(batch.handled, job.kind)
         self._cancelled.add(batch.cancelled)
@@ -236,17 +240,19 @@ class JobRunner:
         _log.info("job_ended", extra={"job_id": str(job.id), "kind": job.kind, "status": batch.status})
         return True
 
-    async def _are_attempted(self, job: Job, opened: Opened) -> bool:
-        """Wait until most of a batch has been attempted, so that no more than one stands before live traffic; whether
-        the job is still ours.
+    async def _wait_for_attempts(self, job: Job, opened: Opened) -> bool:
+        """Wait until most of a batch has been attempted, so that live traffic queues behind one batch at most.
+
+        Returns:
+            False: the lease is lost or the job was stopped.
         """
         most = len(opened.event_id) * (1 - _ATTEMPTED)
         now = asyncio.get_running_loop().time
         ends_at = now() + _LONGEST_WAIT_S
-        look_s = _FIRST_LOOK_S
+        poll_s = _FIRST_POLL_S
         while not self._stopping.is_set():
-            await self._rest(look_s)
-            look_s = min(look_s * 1.5, _LONGEST_LOOK_S)
+            await self._rest(poll_s)
+            poll_s = min(poll_s * 1.5, _LONGEST_POLL_S)
             try:
                 row = await self._cell.fetch_row(
                     "not_attempted", job.organization_id, job.id, job.claim_token, self._lease_s, *opened
@@ -260,20 +266,20 @@ class JobRunner:
                 break
         return True
 
-    async def _leave(self, job: Job, wait_s: float) -> None:
-        """End the turn; the job may be taken up again after so long."""
+    async def _release(self, job: Job, wait_s: float) -> None:
+        """End the turn. The job can be claimed again after `wait_s`."""
         pause_s = _FIRST_PAUSE_S
         while not await self._try_to(
             self._cell.fetch("leave_job", job.organization_id, job.id, job.claim_token, wait_s)
         ):
             if self._stopping.is_set():
-                # The end of its lease comes to the same.
+                # Expiry of the lease has the same effect.
                 return
             await self._rest(pause_s)
             pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
 
     async def _try_to(self, statement: Coroutine[Any, Any, object]) -> bool:
-        """Run what may fail; whether it did not."""
+        """Return whether the statement succeeded."""
         try:
             await statement
         except StoreError as reason:
@@ -282,12 +288,12 @@ class JobRunner:
         return True
 
     async def _rest(self, seconds: float) -> None:
-        """Sleep, unless this is left."""
-        await _set_within(self._stopping, seconds)
+        """Sleep until the time is over or the runner stops."""
+        await _wait_for(self._stopping, seconds)
 
 
-async def _set_within(event: asyncio.Event, seconds: float) -> None:
-    """Wait for this event for at most so long."""
+async def _wait_for(event: asyncio.Event, seconds: float) -> None:
+    """Wait for an event for at most this time."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()

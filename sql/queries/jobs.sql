@@ -1,5 +1,6 @@
 -- name: count_ended
--- How many ended deliveries match, of the next 10,000 after a place. Where the walk was cut off, it says where.
+-- Count the matching deliveries among the next 10,000 ended ones after a place. Returns the place where the scan was
+-- cut off, or nulls at the end.
 -- $1 organization_id uuid, $2 event_id uuid, $3 endpoint_id uuid: the place after which to count, $4 until uuid,
 -- exclusive, $5 endpoint_id uuid or null, $6 statuses text[], $7 error_class text or null
 -- gives: matched int8, event_id uuid, endpoint_id uuid
@@ -31,7 +32,7 @@ left join (
 ) as l on true;
 
 -- name: endpoint_is_known
--- Whether an organization has this endpoint.
+-- Return whether an organization has this endpoint.
 -- $1 organization_id uuid, $2 endpoint_id uuid
 -- gives: known bool
 select exists (
@@ -41,7 +42,8 @@ select exists (
 ) as known;
 
 -- name: create_job
--- Begin a job; with an Idempotency-Key only if the key is free, and the answer is kept by the same statement.
+-- Create a job. With an Idempotency-Key, create it only if the key is free, and store the response in the same
+-- statement.
 -- $1 organization_id uuid, $2 id uuid, $3 kind text, $4 endpoint_id uuid or null, $5 statuses text[],
 -- $6 error_class text or null, $7 since uuid, $8 until uuid, $9 matched int8, $10 key text or null,
 -- $11 digest bytea or null, $12 answer bytea, $13 window_s float8
@@ -64,8 +66,8 @@ created as (
 select exists (select from created) as created;
 
 -- name: jobs_page
--- A page of jobs, newest first, without those that follow from changes of endpoints. It examines 10,000 jobs at most; a
--- last row with `walked`, of which only the id counts, says that it was cut off there.
+-- Return a page of jobs, newest first, without those from endpoint changes. The statement examines at most 10,000 jobs.
+-- A last row with `walked` holds only the id where the scan was cut off.
 -- $1 organization_id uuid, $2 id uuid: after which to read, $3 limit int
 -- gives: id uuid, kind text, status text, matched int8, done int8, failed int8, created_at timestamptz, walked bool
 with walk as not materialized (
@@ -98,7 +100,7 @@ union all
 );
 
 -- name: job_by_id
--- One job, unless it follows from a change of an endpoint.
+-- Return a job, unless it comes from an endpoint change.
 -- $1 organization_id uuid, $2 id uuid
 -- gives: id uuid, kind text, status text, matched int8, done int8, failed int8, created_at timestamptz
 select j.id, j.kind, j.status, j.matched, j.done, j.failed, j.created_at
@@ -106,7 +108,7 @@ from relay.jobs as j
 where j.organization_id = $1::uuid and j.id = $2::uuid and j.kind in ('retry', 'replay', 'catch_up');
 
 -- name: stop_job
--- Stop a job at its next batch. One that has ended stays as it is.
+-- Stop a job at its next batch. A job that has ended does not change.
 -- $1 organization_id uuid, $2 id uuid
 -- gives: known bool
 with stopped as (
@@ -122,13 +124,13 @@ select exists (
 ) as known;
 
 -- name: take_job
--- Begin a turn at the job that has waited longest, of the next organization that has one to work at: a loose index scan
--- steps from organization to organization, so that a thousand jobs of one cost as much as a single one. Passed over are
--- organizations that have their turn already, and jobs under a lease; one that reaches further than leases do is left
--- from a clock that was ahead, and has ended.
--- $1 claim_token uuid, $2 lease_s float8, $3 bool: whether jobs that follow from a change of an endpoint are wanted,
--- or those that were asked for, $4 organization_id uuid: the one after which to begin,
--- $5 organization_ids uuid[] to pass over
+-- Claim the job that has waited longest of the next organization with a job to run. A loose index scan steps from
+-- organization to organization, so that a thousand jobs of one cost as much as a single job. The scan skips
+-- organizations with a running turn and jobs under a lease. A lease longer than any process takes was written while the
+-- clock was ahead, and counts as expired.
+-- $1 claim_token uuid, $2 lease_s float8, $3 bool: true for jobs from endpoint changes,
+-- false for jobs from API requests, $4 organization_id uuid: the one after which to begin,
+-- $5 organization_ids uuid[] to skip
 -- gives: organization_id uuid, id uuid, kind text, endpoint_id uuid, statuses text[], error_class text, since uuid,
 -- until uuid, at_epoch int4, at_xid int8, at_event_id uuid, at_endpoint_id uuid, created_at timestamptz,
 -- claim_token uuid
@@ -190,7 +192,7 @@ returning
     j.claim_token;
 
 -- name: keep_job
--- Renew the lease of a job and read how far it has come. No row: it is no longer ours, or was stopped.
+-- Renew the lease of a job and return its progress. No row: the lease is lost or the job was stopped.
 -- $1 organization_id uuid, $2 id uuid, $3 claim_token uuid, $4 lease_s float8
 -- gives: organization_id uuid, id uuid, kind text, endpoint_id uuid, statuses text[], error_class text, since uuid,
 -- until uuid, at_epoch int4, at_xid int8, at_event_id uuid, at_endpoint_id uuid, created_at timestamptz,
@@ -215,24 +217,24 @@ returning
     j.claim_token;
 
 -- name: leave_job
--- Give a job back, to be taken up again by anybody $4 seconds from now.
+-- Release a job. Any process can claim it $4 seconds from now.
 -- $1 organization_id uuid, $2 id uuid, $3 claim_token uuid, $4 wait_s float8
 update relay.jobs as j
 set leased_until = now() + $4::float8 * interval '1 second', claim_token = null
 where j.organization_id = $1::uuid and j.id = $2::uuid and j.claim_token = $3::uuid;
 
 -- name: fail_job
--- End a job that PostgreSQL refuses.
+-- End a job whose statements PostgreSQL rejects.
 -- $1 organization_id uuid, $2 id uuid, $3 claim_token uuid
 update relay.jobs as j
 set status = 'failed'
 where j.organization_id = $1::uuid and j.id = $2::uuid and j.claim_token = $3::uuid and j.status = 'running';
 
 -- name: hold_batch
--- One batch of what follows from a disabled endpoint: its open deliveries are not due any more. It ends when there are
--- none left and nothing is left of the transactions that may not have seen the change: all that were under way at a
--- look $8 seconds after it, or later. A flush whose client has gone may commit after any time. Or it ends at once when
--- the endpoint is enabled again.
+-- Run one batch of the job that follows the disabling of an endpoint: its open deliveries are no longer due. The job
+-- ends when none are left and all transactions that may not have seen the change have ended: those running at a check
+-- $8 seconds or more after the change. A flush whose client is gone can commit at any later time. The job ends at once
+-- if the endpoint is enabled again.
 -- $1 organization_id uuid, $2 job id uuid, $3 claim_token uuid, $4 endpoint_id uuid, $5 bucket int2, $6 batch int,
 -- $7 lease_s float8, $8 settled_s float8
 -- gives: status text, handled int8
@@ -297,8 +299,8 @@ select m.status, (select count(*) from found) as handled
 from moved as m;
 
 -- name: release_batch
--- One batch of what follows from an enabled endpoint: its held deliveries are due. It ends as above, or at once when
--- the endpoint is disabled again.
+-- Run one batch of the job that follows the enabling of an endpoint: its held deliveries become due. The job ends as in
+-- `hold_batch`, or at once if the endpoint is disabled again.
 -- $1 organization_id uuid, $2 job id uuid, $3 claim_token uuid, $4 endpoint_id uuid, $5 batch int, $6 lease_s float8,
 -- $7 settled_s float8
 -- gives: status text, handled int8
@@ -363,10 +365,10 @@ select m.status, (select count(*) from found) as handled
 from moved as m;
 
 -- name: cancel_batch
--- One batch of what follows from a deleted endpoint: its open deliveries end as cancelled, and an event that is left
--- with nothing else waits for its acknowledgement. All open rows of an event are locked, so that of two endpoints that
--- go at once the second knows that it is the last; an event of which a row went meanwhile is left to the next batch. It
--- ends as above, or at once when there is such an endpoint.
+-- Run one batch of the job that follows the deletion of an endpoint: its open deliveries end as cancelled, and an event
+-- without any other open row waits for its acknowledgement. All open rows of an event are locked, so that if two
+-- endpoints are deleted at once, the second statement knows that its row is the last. If a row of an event disappeared
+-- meanwhile, the event is left to the next batch. The job ends as in `hold_batch`, or at once if the endpoint exists.
 -- $1 organization_id uuid, $2 job id uuid, $3 claim_token uuid, $4 endpoint_id uuid, $5 bucket int2, $6 batch int,
 -- $7 lease_s float8, $8 settled_s float8
 -- gives: status text, handled int8, cancelled int8
@@ -486,8 +488,9 @@ select m.status, (select count(*) from found) as handled, (select count(*) from 
 from moved as m;
 
 -- name: forget_jobs
--- Delete up to $1 jobs that are older than a week and have ended.
--- $1 batch int, $2 now timestamptz as it is believed
+-- Delete at most $1 jobs that have ended and are older than a week. $2 is the time that this process considers
+-- plausible.
+-- $1 batch int, $2 now timestamptz, as this process believes it
 -- gives: forgotten int8
 with old as materialized (
     select j.organization_id, j.id

@@ -1,15 +1,15 @@
 -- name: send_again
--- Send one event again: to the endpoint $3 if it has a delivery for it, or with a null to every endpoint that takes
--- events of its type. An ended delivery is opened again, its numbers going on and its schedule fresh; an open one gets
--- a fresh schedule, which for one on the wire begins with the end of that attempt; one that never was is opened. Where
--- the endpoint is disabled it is held. The row that waits for the acknowledgement alone goes once there is a real one.
--- Endpoints are locked, so that none is enabled, disabled or deleted meanwhile, and then what is open, in the order of
--- the primary key, as `acknowledge` does.
--- With an Idempotency-Key nothing is done unless the key is free; the answer is kept by the same statement. `steady` is
--- false where rows of this statement's snapshot went while their locks were waited for, as somebody else opened or
--- ended a delivery of this event: nothing was done, and it is to be tried again. `answer` is a JSON array of the
--- deliveries as they are now. The day of the event is known from $2: PostgreSQL 18 crashes where partitions are chosen
--- by a joined value in a statement that has waited for a lock.
+-- Send an event again: to endpoint $3 if the event has a delivery for it, or without $3 to every endpoint that takes
+-- its type. An ended delivery is reopened: its attempt numbers continue and its schedule starts afresh. An open
+-- delivery gets a fresh schedule, which for one in flight begins when that attempt ends. A delivery that never existed
+-- is opened. If the endpoint is disabled, the delivery is held. The row that waits for the acknowledgement alone is
+-- deleted once there is a delivery. Endpoints are locked, so that none is enabled, disabled or deleted concurrently,
+-- and then the open rows in primary key order, as in `acknowledge`. With an Idempotency-Key, the statement does nothing
+-- unless the key is free, and stores the response. `steady` is false if rows of this statement's snapshot disappeared
+-- while it waited for their locks, because another transaction opened or ended a delivery of the event. Nothing was
+-- done then, and the caller must try again. `answer` is a JSON array of the deliveries after the statement. $2
+-- determines the day of the event, because PostgreSQL 18 crashes if a joined value selects partitions in a statement
+-- that has waited for a lock.
 -- $1 organization_id uuid, $2 event_id uuid, $3 endpoint_id uuid or null, $4 key text or null, $5 digest bytea or null,
 -- $6 window_s float8
 -- gives: known bool, steady bool, won bool, due int8, answer bytea
@@ -158,8 +158,8 @@ select
     (select answer from answer) as answer;
 
 -- name: not_attempted
--- How many of the deliveries that the last batch opened have not been attempted since and are due; the job's lease is
--- renewed. No row: the job is no longer ours, or was stopped.
+-- Count the due deliveries of a job's last batch that have not been attempted since, and renew the job's lease. No row:
+-- the lease is lost or the job was stopped.
 -- $1 organization_id uuid, $2 id uuid, $3 claim_token uuid, $4 lease_s float8, $5 epoch int[], $6 xid int8[],
 -- $7 event_id uuid[], $8 endpoint_id uuid[]
 -- gives: waiting int8
@@ -184,12 +184,13 @@ select (
 from kept;
 
 -- name: reopen_batch
--- One batch of a retry or a replay: the next ended deliveries that match are opened again, their numbers going on and
--- their schedule fresh, and the job moves on, all in one statement: whoever takes it up after a kill goes on exactly
--- here. It examines 5,000 rows at most. What ended after the job was asked for is left alone. A delivery whose endpoint
--- is gone counts as failed. Locked in the order endpoints, deliveries, open rows. Gives what it opened that is due.
+-- Run one batch of a retry or a replay: reopen the next matching ended deliveries, continuing their attempt numbers
+-- with a fresh schedule, and record the job's progress. Because this is one statement, a process that claims the job
+-- after a kill continues at exactly this place. The statement examines at most 5,000 rows. It skips deliveries that
+-- ended after the job was created. A delivery whose endpoint is deleted counts as failed. Locks are taken in the order
+-- endpoints, deliveries, open rows. Returns the due deliveries that it opened.
 -- $1 organization_id uuid, $2 job id uuid, $3 claim_token uuid, $4 event_id uuid,
--- $5 endpoint_id uuid: the place after which to go on, $6 until uuid, exclusive, $7 endpoint_id uuid or null,
+-- $5 endpoint_id uuid: the place after which to continue, $6 until uuid, exclusive, $7 endpoint_id uuid or null,
 -- $8 statuses text[], $9 error_class text or null, $10 created_at timestamptz, $11 batch int, $12 lease_s float8
 -- gives: status text, at_event_id uuid, at_endpoint_id uuid, handled int8, epoch int4[], xid int8[], event_id uuid[],
 -- endpoint_id uuid[], reopened uuid[]
@@ -346,14 +347,14 @@ select
 from moved as m;
 
 -- name: catch_up_batch
--- One batch of a catch-up: events from before an endpoint was there, in the order of commits and below the horizon, are
--- opened for it where it has no delivery of them, and the job moves on, all in one statement. It examines 5,000 events
--- at most. Of acknowledged events the default endpoint gets none. The job ends when it has seen all below $9 and
--- nothing is left of the transactions that may not have seen the endpoint: all that were under way at a look $13
--- seconds after it was asked for, or later. Gives what it opened that is due.
+-- Run one batch of a catch-up: open the events before an endpoint's creation, in commit order and below the horizon,
+-- unless they have a delivery for it, and record the job's progress in the same statement. It examines at most 5,000
+-- events. The default endpoint gets no acknowledged events. The job ends when it has read all events below $9, and all
+-- transactions that may not have seen the endpoint have ended: those running at a check $13 seconds or more after the
+-- request. Returns the due deliveries that it opened.
 -- $1 organization_id uuid, $2 job id uuid, $3 claim_token uuid, $4 epoch int, $5 xid int8,
--- $6 event_id uuid: the position after which to go on, $7 last epoch int, $8 last xid int8, $9 until uuid, exclusive,
--- $10 since uuid, $11 endpoint_id uuid, $12 batch int, $13 settled_s float8, $14 lease_s float8
+-- $6 event_id uuid: the position after which to continue, $7 last epoch int, $8 last xid int8, $9 until uuid,
+-- exclusive, $10 since uuid, $11 endpoint_id uuid, $12 batch int, $13 settled_s float8, $14 lease_s float8
 -- gives: status text, at_epoch int4, at_xid int8, at_event_id uuid, at_end bool, handled int8, epoch int4[],
 -- xid int8[], event_id uuid[], endpoint_id uuid[], reopened uuid[]
 with job as materialized (
