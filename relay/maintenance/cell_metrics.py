@@ -1,4 +1,4 @@
-"""What only the database knows: how much waits and for how long, how endpoints are, how full the server is."""
+"""Metrics read from the database: the backlog and its age, the state of endpoints, the server's connections."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ _log = logging.getLogger("relay.upkeep")
 
 _INTERVAL_S: Final = 15.0
 _TIMEOUT_S: Final = 5.0
-# With a million open deliveries these cost PostgreSQL some 50 ms a look, and with more no more than that. Up to so many
-# they are counted one by one.
+# With a million open deliveries or more, the queries take PostgreSQL about 50 ms. Up to this number rows are counted
+# one by one.
 _COUNTED: Final = 10_000
-# Past that, and for what no index gives, so many pages are looked at, with some 45 rows each.
+# Beyond that, and for figures without an index, this number of pages is sampled, with about 45 rows each.
 _PAGES: Final = 2_000.0
-# Endpoints that one look for the oldest due delivery visits, at some 20 microseconds each; the next goes on from there.
+# The query for the oldest due delivery visits this number of endpoints, at about 20 microseconds each. The next query
+# continues from there.
 _VISITS: Final = 3_000
 _START: Final = (0, UUID(int=0))
 
@@ -29,12 +30,14 @@ Figures = dict[str, Any]
 
 
 class CellMetrics(Service):
-    """Reads the figures of the whole cell every 15 s. One process of a command does; commands beside each other all
-    show the same, so of several the largest is meant and not the sum. What cannot be read is not shown.
+    """A service that reads the figures of the whole cell every 15 s, in one process of a command.
+
+    Several commands expose the same figures, so aggregate them with the maximum, not the sum. Figures that cannot be
+    read are not exposed.
 
     Args:
-        cell: which.
-        metrics: of the process.
+        cell: the cell.
+        metrics: the process's metrics.
     """
 
     def __init__(self, cell: Cell, metrics: Metrics) -> None:
@@ -46,54 +49,54 @@ class CellMetrics(Service):
         self._connections: Figures | None = None
         metrics.gauge(
             "relay_backlog_deliveries",
-            "Open deliveries of the cell: due, leased while they are attempted, later, held for their endpoint.",
+            "Open deliveries of the cell: due, leased (being attempted), later, held (endpoint disabled).",
             lambda: _shown(self._backlog, "due", "leased", "later", "held"),
             "state",
             combine="max",
         )
         metrics.gauge(
             "relay_backlog_unacknowledged_events",
-            "Events of the cell that go to no endpoint and wait for their acknowledgement.",
+            "Events of the cell without an open delivery that wait for an acknowledgement.",
             lambda: _one(self._backlog, "unacknowledged"),
             combine="max",
         )
         metrics.gauge(
             "relay_oldest_due_seconds",
-            "How long the oldest delivery of the cell has been due whose endpoint is enabled and its breaker closed.",
+            "Time since the oldest delivery of the cell became due, among enabled endpoints with a closed breaker.",
             lambda: self._oldest_s,
             combine="max",
         )
         metrics.gauge(
             "relay_endpoints",
-            "Endpoints of the cell: enabled with a closed breaker, with an open one, disabled.",
+            "Endpoints of the cell: closed or open (enabled, by circuit breaker), disabled.",
             lambda: _shown(self._endpoints, "closed", "open", "disabled"),
             "state",
             combine="max",
         )
         metrics.gauge(
             "relay_postgres_connections",
-            "Clients that are connected to the PostgreSQL server, ours and others.",
+            "Client connections of the PostgreSQL server, including those of other applications.",
             lambda: _one(self._connections, "connected"),
             combine="max",
         )
         metrics.gauge(
             "relay_postgres_max_connections",
-            "How many clients the PostgreSQL server takes, without those reserved for superusers.",
+            "Limit of client connections of the PostgreSQL server, without those reserved for superusers.",
             lambda: _one(self._connections, "most"),
             combine="max",
         )
 
     async def run(self) -> None:
-        """Look again and again."""
+        """Read the figures periodically."""
         while True:
             try:
-                await self._look()
+                await self._refresh()
             except StoreError as reason:
                 _log.info("figures_not_read", extra={"reason": str(reason)})
                 self._backlog = self._oldest_s = self._endpoints = self._connections = None
             await asyncio.sleep(_INTERVAL_S)
 
-    async def _look(self) -> None:
+    async def _refresh(self) -> None:
         self._connections = await self._read("server_connections")
         self._backlog = await self._read("backlog", _COUNTED, _PAGES)
         self._endpoints = await self._read("endpoints_by_state", _PAGES)
@@ -115,27 +118,27 @@ def _shown(figures: Figures | None, *states: str) -> dict[str, float] | None:
 
 
 def watch_cell(cell: Cell, metrics: Metrics) -> None:
-    """Show how this process gets on with its database."""
+    """Register the metrics of this process's database connections."""
     metrics.gauge(
         "relay_postgres_up",
-        "1 while PostgreSQL answers, asked by every process every 10 s; 0 if one of them gets no answer.",
+        "1 while PostgreSQL responds to every process, each of which checks every 10 s; otherwise 0.",
         lambda: float(cell.answers),
         combine="min",
     )
     metrics.gauge(
         "relay_pool_connections",
-        "Connections to PostgreSQL: in_use and idle in the pools of the processes, owned by one hot path or listener.",
+        "Connections to PostgreSQL: in_use and idle in the pools, owned by a single hot path or listener.",
         lambda: cell.connections()._asdict(),
         "state",
     )
     metrics.gauge(
         "relay_pool_max_connections",
-        "How many connections to PostgreSQL the processes may have in their pools.",
+        "Limit of the PostgreSQL connections in the pools of the processes.",
         lambda: cell.most_pooled,
     )
     steps = metrics.counter(
         "relay_clock_steps",
-        "Steps of PostgreSQL's clock by more than a minute: seen, and believed once they have lasted.",
+        "Steps of PostgreSQL's clock by more than a minute: seen, and believed once they persist.",
         "state",
     )
     for step in Step:
@@ -143,17 +146,17 @@ def watch_cell(cell: Cell, metrics: Metrics) -> None:
     cell.on_clock_step = lambda step: steps.add(1, step.value)
     cell.found_ahead = metrics.counter(
         "relay_cursors_ahead",
-        "Pages asked for with a cursor from beyond all that was ever committed here: of a history that is gone.",
+        "Pages requested with a cursor beyond the last commit, from a history that was lost.",
     ).add
     metrics.gauge(
         "relay_oldest_write_transaction_seconds",
-        "Age of the oldest transaction that may still write: so far behind are readers that go forward.",
+        "Age of the oldest transaction that may still write, by which forward readers lag.",
         lambda: cell.oldest_write_s,
         combine="max",
     )
     metrics.gauge(
         "relay_oldest_snapshot_seconds",
-        "Age of the oldest transaction that holds a snapshot of the database: nothing that it may see is vacuumed.",
+        "Age of the oldest transaction with a snapshot of the database, which vacuum has to respect.",
         lambda: cell.oldest_snapshot_s,
         combine="max",
     )

@@ -1,4 +1,4 @@
-"""Whether PostgreSQL's time is to be trusted with what cannot be taken back."""
+"""The plausibility check of PostgreSQL's time before irreversible deletions."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ _log = logging.getLogger("relay.upkeep")
 
 _AGREE_NS: Final = 60 * 10**9
 _AGREED_S: Final = 3600.0
-_LOOK_S: Final = 60.0
+_CHECK_S: Final = 60.0
 
 
 class PlausibleTime:
-    """Trusts PostgreSQL's time while it has not stepped, and either events were accepted within a day of it, or this
-    machine's own clock has agreed with it to a minute for an hour.
+    """The plausibility of PostgreSQL's time.
+
+    The time is trusted while it has not stepped, and either events were accepted within a day of it, or this machine's
+    clock has agreed with it to within a minute for an hour.
 
     Args:
-        cell: whose.
-        agreed_s: for how long the clocks must have agreed.
+        cell: the cell.
+        agreed_s: the time for which the clocks must agree.
     """
 
     def __init__(self, cell: Cell, *, agreed_s: float = _AGREED_S) -> None:
@@ -32,10 +34,10 @@ class PlausibleTime:
         self._agreed_since_ns: int | None = None
 
     async def is_trusted(self) -> bool:
-        """Look once more.
+        """Return whether the time is trusted now.
 
         Raises:
-            StoreError: the database does not answer.
+            StoreError: the database does not respond.
         """
         has_agreed = self._has_agreed()
         if not self._cell.server_clock.is_settled:
@@ -44,7 +46,7 @@ class PlausibleTime:
         return has_agreed or bool(row["are_recent"])
 
     async def until_trusted(self) -> None:
-        """Wait for it, and look every minute."""
+        """Wait until the time is trusted, checking every minute."""
         while True:
             try:
                 if await self.is_trusted():
@@ -52,7 +54,7 @@ class PlausibleTime:
                 _log.info("time_not_trusted")
             except StoreError as reason:
                 _log.info("time_not_read", extra={"reason": str(reason)})
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_CHECK_S)
 
     def _has_agreed(self) -> bool:
         clock = self._cell.server_clock

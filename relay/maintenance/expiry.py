@@ -1,4 +1,4 @@
-"""Deleting what has served its time."""
+"""Deletion of expired rows."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ _INTERVAL_S: Final = 3600.0
 _BATCH: Final = 1000
 
 
-class Tidy(Service):
-    """Deletes ended jobs a week after they began, answers whose Idempotency-Keys have run out, keys two days after they
-    ended, and what says which keys changed: in small batches, at the start and every hour. Only the leader does it.
+class ExpiredRows(Service):
+    """A service of the leader that deletes expired rows in small batches, at startup and every hour.
+
+    It deletes ended jobs a week after their creation, responses with an expired Idempotency-Key, keys two days after
+    their end, and old records of key changes.
 
     Args:
-        cell: whose.
-        leader: whether it is for us to do.
-        trust: whether the time can be trusted with it.
+        cell: the cell.
+        leader: the election of the leader.
+        trust: the plausibility check of the time.
     """
 
     def __init__(self, cell: Cell, leader: Leader, trust: PlausibleTime) -> None:
@@ -33,19 +35,19 @@ class Tidy(Service):
         self._trust = trust
 
     async def run(self) -> None:
-        """Delete them again and again."""
+        """Delete expired rows periodically."""
         while True:
             await self._leader.until_it_leads()
             await self._trust.until_trusted()
             for name in ("forget_jobs", "forget_answers", "forget_keys", "forget_key_changes"):
                 try:
-                    await self._forget(name)
+                    await self._delete(name)
                 except StoreError as reason:
                     _log.info("not_tidied", extra={"statement": name, "reason": str(reason)})
             await asyncio.sleep(_INTERVAL_S)
 
-    async def _forget(self, name: str) -> None:
-        forgotten = _BATCH
-        while forgotten == _BATCH:
+    async def _delete(self, name: str) -> None:
+        deleted = _BATCH
+        while deleted == _BATCH:
             row = await self._cell.fetch_row(name, _BATCH, self._cell.now())
-            forgotten = row["forgotten"] if row is not None else 0
+            deleted = row["forgotten"] if row is not None else 0

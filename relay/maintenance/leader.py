@@ -1,4 +1,4 @@
-"""The one process of all that does what need be done only once: elected through a lease in a row."""
+"""The election of the one process that performs a duty, through a lease in a row."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ _LEAVE_S: Final = 1.0
 
 
 class Leader(Service):
-    """Leads as soon as nobody else does, and for as long as it lives: its lease is renewed every third of it.
+    """A candidate that leads as soon as no other process does, and renews its lease every third of the lease time.
 
-    Leases are given by PostgreSQL's clock. This process counts from before it asked, by its own monotonic clock, and an
-    eighth less, so it stops before anybody else may begin: also when it was paused, or PostgreSQL is away.
+    Leases follow PostgreSQL's clock. This process counts from before its request, by its own monotonic clock, and an
+    eighth less. It therefore stops before another can begin, even if it was paused or PostgreSQL is unavailable.
 
-    Entering starts it, leaving gives the lease back.
+    Entering starts it. Leaving releases the lease.
 
     Args:
-        cell: whose.
-        duty: what for.
-        lease_s: after how long without a sign of life another process leads.
-        patience_s: how long a lease must have ended before this process takes it, and how long this process must have
-            been there, so that others come first.
+        cell: the cell.
+        duty: the name of the duty.
+        lease_s: another process leads after this time without a renewal.
+        patience_s: the wait after startup and after the expiry of another lease, so that other processes come first.
     """
 
     def __init__(self, cell: Cell, duty: str, *, lease_s: float = _LEASE_S, patience_s: float = 0.0) -> None:
@@ -39,48 +38,48 @@ class Leader(Service):
         self._lease_s = lease_s
         self._patience_s = patience_s
         self._id = cell.clock.new()
-        self._sure_until = 0.0
+        self._leads_until = 0.0
         self._change = asyncio.Event()
 
     @property
     def leads(self) -> bool:
-        """Whether the duty is ours now."""
-        return time.monotonic() < self._sure_until
+        """Return whether this process leads now."""
+        return time.monotonic() < self._leads_until
 
     async def until_it_leads(self) -> None:
-        """Wait until the duty is ours."""
+        """Wait until this process leads."""
         while not self.leads:
             self._change.clear()
             await self._change.wait()
 
     async def run(self) -> None:
-        """Renew the lease, or try to get it."""
+        """Renew the lease or try to acquire it, periodically."""
         await asyncio.sleep(self._patience_s)
         while True:
-            await self._ask()
+            await self._request()
             await asyncio.sleep(self._lease_s / 3)
 
-    async def _ask(self) -> None:
-        led, asked_at = self.leads, time.monotonic()
+    async def _request(self) -> None:
+        led, requested_at = self.leads, time.monotonic()
         try:
             rows = await self._cell.fetch_steadily(
                 "lead", self._duty, self._id, self._lease_s, self._patience_s, timeout_s=self._lease_s / 3
             )
         except DiskFull:
-            # Nobody can write the row. What frees space may be done by two as well as by one.
-            self._lead_from(asked_at)
+            # No process can write the row. Two processes may free space as well as one.
+            self._lead_from(requested_at)
         except StoreError as reason:
             _log.info("leader_not_known", extra={"duty": self._duty, "reason": str(reason)})
         else:
             if rows:
-                self._lead_from(asked_at)
+                self._lead_from(requested_at)
             else:
-                self._sure_until = 0.0
+                self._leads_until = 0.0
         if self.leads != led:
             _log.info("leads" if self.leads else "leads_no_more", extra={"duty": self._duty})
 
-    def _lead_from(self, asked_at: float) -> None:
-        self._sure_until = asked_at + self._lease_s * 7 / 8
+    def _lead_from(self, requested_at: float) -> None:
+        self._leads_until = requested_at + self._lease_s * 7 / 8
         self._change.set()
 
     async def __aexit__(
@@ -89,7 +88,7 @@ class Leader(Service):
         await super().__aexit__(kind, error, traceback)
         if not self.leads:
             return
-        self._sure_until = 0.0
+        self._leads_until = 0.0
         try:
             await self._cell.fetch_steadily("stop_leading", self._duty, self._id, timeout_s=_LEAVE_S)
         except StoreError as reason:

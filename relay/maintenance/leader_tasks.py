@@ -1,4 +1,4 @@
-"""All that one process of all does."""
+"""The tasks of the leader."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Self
 from relay.config.settings import Settings
 from relay.maintenance.cleanup import ExpiredKeys
 from relay.maintenance.clock_plausibility import PlausibleTime
-from relay.maintenance.expiry import Tidy
+from relay.maintenance.expiry import ExpiredRows
 from relay.maintenance.leader import Leader
 from relay.maintenance.retention import Retention
 from relay.store import Cell
@@ -17,13 +17,15 @@ from relay.telemetry.metrics import Metrics
 
 
 class LeaderTasks:
-    """Stands for election, and drops days, removes keys and tidies up while it leads. Entering starts it.
+    """The election and the services of the leader: retention and the deletion of expired keys and rows.
+
+    Entering starts them.
 
     Args:
-        cell: whose.
-        settings: how long what is kept.
-        metrics: counts.
-        patience_s: how long nobody must have led before this process does.
+        cell: the cell.
+        settings: the retention times.
+        metrics: the process's metrics.
+        patience_s: this process leads only after no other has led for this time.
     """
 
     def __init__(self, cell: Cell, settings: Settings, metrics: Metrics, *, patience_s: float = 0.0) -> None:
@@ -40,7 +42,7 @@ class LeaderTasks:
                 metrics=metrics,
             ),
             ExpiredKeys(cell, leader, trust, window_s=settings.dedup_window_s, metrics=metrics),
-            Tidy(cell, leader, trust),
+            ExpiredRows(cell, leader, trust),
         )
         self._stack = AsyncExitStack()
 

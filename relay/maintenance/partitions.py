@@ -1,4 +1,4 @@
-"""Partitions are made ahead of time, so that no event meets a day without one."""
+"""Creation of partitions ahead of time, so that every event finds the partition of its day."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ _STEP_S: Final = 10.0
 
 
 class Partitions(Service):
-    """Makes the partitions that are missing: before entering is through, and every hour. Every process does; it costs
-    one look.
+    """A service that creates missing partitions, before entering completes and every hour.
+
+    Every process runs it, at the cost of one query.
 
     Args:
-        cell: whose.
+        cell: the cell.
     """
 
     def __init__(self, cell: Cell) -> None:
@@ -35,17 +36,17 @@ class Partitions(Service):
         return await super().__aenter__()
 
     async def run(self) -> None:
-        """Make them again and again."""
+        """Create missing partitions periodically."""
         while True:
-            # By a clock that goes on while the machine sleeps, which after a week has no partition for today, and that
-            # nobody sets: after a wall clock that was ahead nothing would be made for as long.
-            look_at = steady_ns() + int(self._pause_s * 1e9)
-            while (left_s := (look_at - steady_ns()) / 1e9) > 0:  # noqa: ASYNC110 - no event announces the time
+            # This clock goes on while the machine sleeps, after which today's partition may be missing. It is never
+            # set: a wall clock that was ahead and is corrected would stop the creation for as long.
+            next_at = steady_ns() + int(self._pause_s * 1e9)
+            while (left_s := (next_at - steady_ns()) / 1e9) > 0:  # noqa: ASYNC110 - no event announces the time
                 await asyncio.sleep(min(left_s, _STEP_S))
             self._pause_s = await self._make()
 
     async def _make(self) -> float:
-        """Make what is missing; how long to wait before the next time."""
+        """Create missing partitions, and return the wait before the next time."""
         try:
             row = await self._cell.fetch_row("make_partitions", DAYS_AHEAD)
         except StoreError as reason:

@@ -1,4 +1,4 @@
-"""Retention: days whose time is over are dropped, partition by partition."""
+"""Retention: expired days are dropped, partition by partition."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from relay.values.uuid7 import steady_ns
 
 _log = logging.getLogger("relay.upkeep")
 
-# Events first: without its event a delivery, an attempt or an acknowledgement is seen by nobody, but an event without
-# them would look as if nothing had come of it.
+# Events first: without its event, a delivery, attempt or acknowledgement is invisible. An event without them would look
+# as if it had never been delivered.
 _PARENTS: Final = ("events", "deliveries", "acknowledgements", "attempts")
 _FIRST_ID: Final = UUID(int=0)
-# Whoever holds locks at both ends of so long holds them for long.
+# A transaction that holds its locks at both ends of this interval is a long one.
 _WATCHED_S: Final = 0.1
-# So many days go in an hour.
+# The limit of days dropped within `Pace.patience_s`.
 _DAYS_AT_ONCE: Final = 2
 _DROP_TRIES: Final = 20
 _DROP_PAUSE_S: Final = 0.25
-# What was dropped is unlinked before the statement returns, and a day may be a hundred gigabytes.
+# PostgreSQL unlinks the files before the statement returns, and a day can have a hundred gigabytes.
 _DROP_TIMEOUT_S: Final = 120.0
 
 
 class Pace(NamedTuple):
-    """The times of retention, in seconds.
+    """The intervals of retention, in seconds.
 
     Attributes:
-        interval_s: between two looks.
-        waiting_s: until the next look at a day with open deliveries.
-        locked_s: until the next try at a day that somebody reads, and after a failure.
-        dropped_s: after each drop: with every one of them every statement on the table is planned anew.
-        patience_s: in so long no more than two days go.
+        interval_s: between two checks.
+        waiting_s: until the next check of a day with open deliveries.
+        locked_s: until the next attempt at a day that is being read, and after a failure.
+        dropped_s: after each drop, because every drop makes PostgreSQL plan every statement on the table anew.
+        patience_s: the period in which at most two days are dropped.
     """
 
     interval_s: float = 60.0
@@ -55,7 +55,7 @@ PACE: Final = Pace()
 
 
 class _Day(NamedTuple):
-    """A day whose time is over: the ids of its events lie from `low` up to `high`."""
+    """An expired day. The ids of its events are from `low` up to but not including `high`."""
 
     day: datetime.date
     low: UUID
@@ -64,25 +64,27 @@ class _Day(NamedTuple):
 
 
 class Retention(Service):
-    """Drops each day once all of it is older than `days`. One with open deliveries waits for them until all of it is
-    older than `max_days`; then they are lost, counted and said. Only the leader does it.
+    """A service of the leader that drops each day once all of it is older than `days`.
 
-    A clock that is wrong must not take what cannot be brought back: nothing goes while the time is not trusted, and no
-    more than two days go in an hour, oldest first. Whoever has lowered `days` wants room: then all that is due goes.
+    A day with open deliveries waits until all of it is older than `max_days`. Its deliveries are then lost, counted and
+    logged.
 
-    All of it goes over the one connection that is always open, so it works where no other can be opened.
+    A wrong clock must not destroy data: retention drops nothing while the time is not trusted, and at most two days an
+    hour, oldest first. An operator who lowers `days` needs the space, so all expired days are dropped then.
 
-    It never stands in anybody's way for long: a drop needs the table for itself for milliseconds and waits for that for
-    75 ms at most, and not at all while somebody is seen to read the day for longer.
+    All statements use the control connection, which is always open, so retention works if no other can be opened.
+
+    A drop needs an exclusive lock for milliseconds and waits for it for at most 75 ms. It does not wait at all while a
+    long transaction reads the day.
 
     Args:
-        cell: whose.
-        leader: whether it is for us to do.
-        trust: whether the time can be trusted with it.
-        days: how long events are kept.
-        max_days: how long those with open deliveries are.
-        metrics: counts.
-        pace: the times.
+        cell: the cell.
+        leader: the election of the leader.
+        trust: the plausibility check of the time.
+        days: the retention time of events, in days.
+        max_days: the retention time of days with open deliveries.
+        metrics: the process's metrics.
+        pace: the intervals.
     """
 
     def __init__(
@@ -103,45 +105,45 @@ class Retention(Service):
         self._max_days = max_days
         self._pace = pace
         self._losses = Losses(cell, metrics)
-        # Days that are gone while something of theirs may still be open.
+        # Dropped days that may still have open rows.
         self._unswept: list[_Day] = []
         self._swept = False
-        self._standing = 0
+        self._overdue = 0
         self._is_trusted = True
-        # When the last days went, by a clock that nobody sets.
-        self._went_ns: deque[int] = deque(maxlen=_DAYS_AT_ONCE)
+        # The times of the last drops, by a clock that is never set.
+        self._dropped_at_ns: deque[int] = deque(maxlen=_DAYS_AT_ONCE)
         self._dropped = metrics.counter("relay_retention_partitions_dropped", "Partitions dropped.")
-        self._held_off = metrics.counter(
-            "relay_retention_drops_put_off", "Drops put off because somebody held the table."
+        self._postponed = metrics.counter(
+            "relay_retention_drops_put_off", "Drops postponed because another transaction held locks."
         )
         metrics.gauge(
             "relay_retention_partitions_overdue",
-            "Days whose time is over and which are still there: somebody reads them, or their deliveries are open.",
-            lambda: self._standing if leader.leads else 0,
+            "Expired days that still exist because they are being read or have open deliveries.",
+            lambda: self._overdue if leader.leads else 0,
         )
         metrics.gauge(
             "relay_retention_time_doubted",
-            "1 while days are over by PostgreSQL's clock, and that is not trusted enough to drop them.",
+            "1 while days are expired by PostgreSQL's clock, which is not trusted enough to drop them.",
             lambda: int(leader.leads and not self._is_trusted),
         )
-        metrics.gauge("relay_retention_leader", "Whether this process drops days.", lambda: int(leader.leads))
+        metrics.gauge("relay_retention_leader", "1 in the process that drops expired days.", lambda: int(leader.leads))
 
     async def run(self) -> None:
-        """Look again and again."""
+        """Drop expired days periodically."""
         while True:
             await self._leader.until_it_leads()
             try:
-                rest_s = await self._look()
+                rest_s = await self._drop_days()
             except StoreError as reason:
                 _log.warning("retention_waits_for_database", extra={"reason": str(reason)})
                 rest_s = self._pace.locked_s
             await asyncio.sleep(rest_s)
 
-    async def _look(self) -> float:
-        """Drop what can be dropped; how long to rest then."""
+    async def _drop_days(self) -> float:
+        """Drop the days that can be dropped, and return the wait before the next check."""
         rows = await self._cell.fetch_steadily("expired_days", self._days, self._max_days, self._cell.now())
         days = [_Day(**row) for row in rows]
-        self._standing = len(days)
+        self._overdue = len(days)
         rest_s = self._pace.interval_s
         trusted = await self._trust.is_trusted()
         self._is_trusted = trusted or not days
@@ -152,38 +154,38 @@ class Retention(Service):
         for day in days:
             if not self._leader.leads:
                 return 0.0
-            if not (is_lowered or self._may_go()):
-                _log.info("days_go_slowly", extra={"days": self._standing})
+            if not (is_lowered or self._may_drop()):
+                _log.info("days_go_slowly", extra={"days": self._overdue})
                 return rest_s
             if not day.is_overdue and await self._losses.has_deliveries(day.low, day.high):
                 _log.info("day_waits_for_deliveries", extra={"day": str(day.day)})
                 rest_s = max(rest_s, self._pace.waiting_s)
-            elif not await self._end(day):
+            elif not await self._drop_day(day):
                 rest_s = self._pace.locked_s
         await self._sweep()
-        if not self._standing:
+        if not self._overdue:
             await self._cell.fetch_steadily("note_kept_days", self._days)
         return rest_s
 
     async def _is_lowered(self) -> bool:
-        """Whether days are kept for less than when there was last nothing to drop."""
+        """Return whether the retention time is shorter than when there was last nothing to drop."""
         (row,) = await self._cell.fetch_steadily("kept_days")
         return row["retention_days"] is not None and self._days < row["retention_days"]
 
-    def _may_go(self) -> bool:
-        """Whether another day may go now."""
+    def _may_drop(self) -> bool:
+        """Return whether another day may be dropped now."""
         return (
-            len(self._went_ns) < _DAYS_AT_ONCE
-            or steady_ns() - self._went_ns[0] >= self._pace.patience_s * 1_000_000_000
+            len(self._dropped_at_ns) < _DAYS_AT_ONCE
+            or steady_ns() - self._dropped_at_ns[0] >= self._pace.patience_s * 1_000_000_000
         )
 
-    async def _end(self, day: _Day) -> bool:
-        """Drop a day; False when somebody holds it."""
+    async def _drop_day(self, day: _Day) -> bool:
+        """Drop a day. Return False if another transaction holds it."""
         try:
-            # First, so that no claim meets an open delivery without its event.
+            # First, so that no process claims an open delivery without its event.
             await self._losses.forget_open(day.low, day.high, deliveries=day.is_overdue)
         except DiskFull:
-            # Then it is the drop that makes room, and what is open is swept up afterwards.
+            # The drop frees space. The open rows are deleted afterwards.
             _log.warning("dropping_first", extra={"day": str(day.day), "reason": "PostgreSQL's disk is full"})
         dead_letters = await self._losses.dead_letters(day.low, day.high)
         if await self._is_held(day):
@@ -201,18 +203,18 @@ class Retention(Service):
                     for organization_id, number in dead_letters.items():
                         self._losses.count("dead_letter", organization_id, number)
                 await asyncio.sleep(self._pace.dropped_s)
-        self._standing -= 1
-        self._went_ns.append(steady_ns())
+        self._overdue -= 1
+        self._dropped_at_ns.append(steady_ns())
         _log.info("day_dropped", extra={"day": str(day.day)})
         return True
 
     async def _is_held(self, day: _Day) -> bool:
-        """Whether somebody has the day or a parent locked for longer than a statement takes: a backup, a report."""
+        """Return whether a long transaction, such as a backup or a report, holds locks on the day or a parent."""
         before = await self._holders(day)
         await asyncio.sleep(_WATCHED_S)
         held = bool(before & await self._holders(day))
         if held:
-            self._held_off.add()
+            self._postponed.add()
             _log.info("day_is_held", extra={"day": str(day.day)})
         return held
 
@@ -225,12 +227,12 @@ class Retention(Service):
             (row,) = await self._cell.fetch_steadily("drop_partition", parent, day.day, timeout_s=_DROP_TIMEOUT_S)
             if row["outcome"] != "locked":
                 return str(row["outcome"])
-            self._held_off.add()
+            self._postponed.add()
             await asyncio.sleep(_DROP_PAUSE_S)
         return "locked"
 
     async def _sweep(self) -> None:
-        """Delete what was opened of a day while it was being dropped, and what a leader that died has left."""
+        """Delete rows opened while their day was dropped, and rows left by a leader that died."""
         if not self._swept:
             (row,) = await self._cell.fetch_steadily("first_day")
             if row["low"] is not None:

@@ -1,4 +1,4 @@
-"""What retention takes of that was still waited for: found, deleted, counted and said, organization by organization."""
+"""The rows that retention loses: found, deleted, counted and logged by organization."""
 
 from __future__ import annotations
 
@@ -14,52 +14,56 @@ from relay.values.uuid7 import COMMITTED_WITHIN_S, shifted
 
 _log = logging.getLogger("relay.upkeep")
 
-#: An open delivery, an event that was not acknowledged, a delivery that had failed.
+#: An open delivery, an event without its acknowledgement, a failed delivery.
 Kind = Literal["delivery", "unacknowledged", "dead_letter"]
 
 _NIL: Final = UUID(int=0)
-# Each statement stays well under a second, and deletes hold locks for milliseconds.
+# With these limits each statement takes well under a second, and deletions hold locks for milliseconds.
 _ORGANIZATIONS: Final = 500
-_LOOKED_AT: Final = 5000
+_EXAMINED: Final = 5000
 _DELETED: Final = 500
 _DEAD_LETTERS: Final = 10_000
 
 
 class Losses:
-    """Walks `open` by its primary key. It holds an organization's rows in the order of commits, so the walk ends where
-    the events are younger, and costs by what is old and not by what is open.
+    """A scan of `open` by its primary key.
+
+    The key sorts an organization's rows in commit order. The scan ends at younger events, so its cost depends on the
+    number of old rows, not of open rows.
 
     Args:
-        cell: whose.
-        metrics: counts what is lost.
+        cell: the cell.
+        metrics: the process's metrics.
     """
 
     def __init__(self, cell: Cell, metrics: Metrics) -> None:
         self._cell = cell
-        self._lost = metrics.counter("relay_retention_lost", "What retention took that was still waited for.", "kind")
+        self._lost = metrics.counter(
+            "relay_retention_lost", "Rows that retention lost: delivery, unacknowledged, dead_letter.", "kind"
+        )
 
     async def has_deliveries(self, low: UUID, high: UUID) -> bool:
-        """Whether deliveries of events from `low` up to `high` are open.
+        """Return whether deliveries of events from `low` up to `high` are open.
 
         Raises:
-            StoreError: the database does not answer.
+            StoreError: the database does not respond.
         """
         async for organization_id in self._organizations(high):
             place: tuple[object, ...] = (*FIRST, _NIL)
             while True:
-                (row,) = await self._cell.fetch_steadily("open_of_day", organization_id, *place, low, high, _LOOKED_AT)
+                (row,) = await self._cell.fetch_steadily("open_of_day", organization_id, *place, low, high, _EXAMINED)
                 if row["deliveries"]:
                     return True
-                if _is_through(row, _LOOKED_AT, high):
+                if _is_complete(row, _EXAMINED, high):
                     break
                 place = _place(row)
         return False
 
     async def forget_open(self, low: UUID, high: UUID, *, deliveries: bool) -> None:
-        """Delete what is open of events from `low` up to `high`: deliveries too, or only waits for acknowledgements.
+        """Delete the open rows of events from `low` up to `high`, or only those that wait for acknowledgements.
 
         Raises:
-            StoreError: it is not done, or not all of it.
+            StoreError: at most a part of the rows was deleted.
         """
         async for organization_id in self._organizations(high):
             lost: dict[Kind, int] = {"delivery": 0, "unacknowledged": 0}
@@ -71,7 +75,7 @@ class Losses:
                     )
                     lost["delivery"] += row["deliveries"]
                     lost["unacknowledged"] += row["unacknowledged"]
-                    if _is_through(row, _DELETED, high):
+                    if _is_complete(row, _DELETED, high):
                         break
                     place = _place(row)
             finally:
@@ -79,10 +83,10 @@ class Losses:
                     self.count(kind, organization_id, number)
 
     async def dead_letters(self, low: UUID, high: UUID) -> dict[UUID, int]:
-        """How many deliveries of events from `low` up to `high` have failed, by organization.
+        """Count the failed deliveries of events from `low` up to `high` by organization.
 
         Raises:
-            StoreError: the database does not answer.
+            StoreError: the database does not respond.
         """
         found: dict[UUID, int] = {}
         place = (_NIL, _NIL, _NIL)
@@ -95,7 +99,7 @@ class Losses:
         return found
 
     def count(self, kind: Kind, organization_id: UUID, number: int) -> None:
-        """So many of these are lost."""
+        """Count and log lost rows."""
         if number:
             self._lost.add(number, kind)
             _log.warning(
@@ -103,7 +107,7 @@ class Losses:
             )
 
     async def _organizations(self, high: UUID) -> AsyncIterator[UUID]:
-        """Those whose oldest open row may be of an event before `high`."""
+        """Yield the organizations whose oldest open row may belong to an event before `high`."""
         after = _NIL
         while True:
             rows = await self._cell.fetch_steadily(
@@ -117,8 +121,8 @@ class Losses:
             after = rows[-1]["organization_id"]
 
 
-def _is_through(row: Row, most: int, high: UUID) -> bool:
-    """Whether no row after this walk is of an event before `high`."""
+def _is_complete(row: Row, most: int, high: UUID) -> bool:
+    """Return whether no further row belongs to an event before `high`."""
     return bool(row["looked_at"] < most or row["event_id"] >= shifted(high, COMMITTED_WITHIN_S))
 
 

@@ -1,8 +1,8 @@
 -- name: lead
--- Become, or remain, the one process that does a duty for all: a lease in a row, because what a session holds is lost
--- behind a pooler and unknown to a cluster. Who need not lead leaves it to others for $4 seconds after a lease has
--- ended. One that reaches further than leases do is left from a clock that was ahead, and has ended. No row: somebody
--- else leads.
+-- Become or remain the leader of a duty. The lease is a row, because a session lock is lost behind a pooler and unknown
+-- to a cluster. A process with patience waits $4 seconds after a lease has expired and leaves the duty to others until
+-- then. A lease longer than any process takes was written while the clock was ahead, and counts as expired. No row:
+-- another process leads.
 -- $1 duty text, $2 process_id uuid, $3 lease_s float8, $4 patience_s float8
 -- gives: duty text
 update relay.leaders
@@ -16,24 +16,25 @@ where duty = $1::text
 returning duty;
 
 -- name: stop_leading
--- Give a duty up, so that another process need not wait for the end of the lease; whoever is patient is so from now on.
+-- Give up a duty, so that another process need not wait until the lease expires. The wait of patient processes starts
+-- now.
 -- $1 duty text, $2 process_id uuid
 update relay.leaders
 set process_id = null, leased_until = now()
 where duty = $1::text and process_id = $2::uuid;
 
 -- name: make_partitions
--- Make the partitions from yesterday to $1 days ahead where they are missing.
+-- Create the missing partitions from yesterday to $1 days ahead.
 -- $1 days int
 -- gives: made int4
 select coalesce(sum(relay.make_partitions((now() at time zone 'UTC')::date + day)), 0)::int as made
 from generate_series(-1, $1::int) as day;
 
 -- name: expired_days
--- Days that still have a partition and ended $1 days ago or before, oldest first, with the bounds on the ids of their
--- events. `is_overdue` where they ended $2 days ago or before: then nothing is waited for any more. What is over is so
--- by PostgreSQL's clock and by the one that this process believes.
--- $1 days int, $2 max_days int, $3 now timestamptz as it is believed
+-- Return the days with a partition that ended at least $1 days ago, oldest first, with the bounds of their event ids.
+-- `is_overdue`: the day ended at least $2 days ago, so its open deliveries are not waited for. A day counts as over
+-- only if it is over both by PostgreSQL's clock and by the time that this process considers plausible.
+-- $1 days int, $2 max_days int, $3 now timestamptz, as this process believes it
 -- gives: day date, low uuid, high uuid, is_overdue bool
 with children as materialized (
     select c.relname as name
@@ -61,7 +62,8 @@ where ((d.day + 1 + $1::int)::timestamp at time zone 'UTC') <= least(now(), $3::
 order by d.day;
 
 -- name: events_are_recent
--- Whether there are events of yesterday, today or tomorrow: their ids were made by clocks that others believe.
+-- Return whether there are events of yesterday, today or tomorrow. Their ids were made by clocks that other processes
+-- trust.
 -- gives: are_recent bool
 select exists (
     select
@@ -71,20 +73,20 @@ select exists (
 ) as are_recent;
 
 -- name: kept_days
--- How long events were kept when retention last had nothing left to drop; null at first.
+-- Return the retention time when retention last had nothing left to drop. Null: never yet.
 -- gives: retention_days int4
 select c.retention_days
 from relay.cell as c;
 
 -- name: note_kept_days
--- Events are kept for so long, and there is nothing left to drop.
+-- Record the retention time when there is nothing left to drop.
 -- $1 retention_days int
 update relay.cell
 set retention_days = $1::int
 where retention_days is distinct from $1::int;
 
 -- name: first_day
--- The least id that an event may have: where the oldest partition begins, or null without any.
+-- Return the least possible event id: the start of the oldest partition. Null: there are no partitions.
 -- gives: low uuid
 with children as materialized (
     select c.relname as name
@@ -97,10 +99,10 @@ from children as c
 where c.name ~ '_[0-9]{8}$';
 
 -- name: organizations_with_open
--- The next organizations that have anything open, and whether the first of it is from before $2: positions are in the
--- order of commits, so what is old comes first. Found by stepping from one to the next (a loose index scan), so that a
--- million open rows of one cost as much as one.
--- $1 organization_id uuid: after which, $2 before event_id uuid, $3 organizations int
+-- Return the next organizations with open rows, and whether the first row of each is older than $2. Positions are in
+-- commit order, so old rows come first. A loose index scan steps from organization to organization, so that a million
+-- open rows of one cost as much as a single row.
+-- $1 organization_id uuid: the one after which to begin, $2 before event_id uuid, $3 organizations int
 -- gives: organization_id uuid, is_old bool
 with recursive visited as (
     (
@@ -127,9 +129,10 @@ from visited as v
 order by v.step;
 
 -- name: open_of_day
--- How many of an organization's next open rows are deliveries of events between $6 and $7, and the last row looked at.
--- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid, $5 endpoint_id uuid: the place after which,
--- $6 low uuid, $7 high uuid, exclusive, $8 rows int
+-- Count the deliveries of events between $6 and $7 among an organization's next open rows, and return the last row
+-- examined.
+-- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid,
+-- $5 endpoint_id uuid: the place after which to begin, $6 low uuid, $7 high uuid, exclusive, $8 rows int
 -- gives: deliveries int8, looked_at int8, epoch int4, xid int8, event_id uuid, endpoint_id uuid
 with walk as materialized (
     select o.epoch, o.xid, o.event_id, o.endpoint_id
@@ -157,11 +160,12 @@ left join (
 ) as l on true;
 
 -- name: forget_open
--- Delete those of an organization's next open rows whose events are between $6 and $7: all of them, or without $8 only
--- what waits for its acknowledgement alone. Locked in the order of the primary key, as whoever records or acknowledges
--- does. Gives how many of each, and the last row looked at.
--- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid, $5 endpoint_id uuid: the place after which,
--- $6 low uuid, $7 high uuid, exclusive, $8 deliveries bool, $9 rows int
+-- Delete those of an organization's next open rows whose events are between $6 and $7. Without $8, delete only rows
+-- that wait for an acknowledgement alone. Rows are locked in primary key order, as in the statements that record or
+-- acknowledge. Returns the number of each kind, and the last row examined.
+-- $1 organization_id uuid, $2 epoch int, $3 xid int8, $4 event_id uuid,
+-- $5 endpoint_id uuid: the place after which to begin, $6 low uuid, $7 high uuid, exclusive, $8 deliveries bool,
+-- $9 rows int
 -- gives: deliveries int8, unacknowledged int8, looked_at int8, epoch int4, xid int8, event_id uuid, endpoint_id uuid
 with walk as materialized (
     select o.epoch, o.xid, o.event_id, o.endpoint_id
@@ -209,9 +213,9 @@ left join (
 ) as l on true;
 
 -- name: dead_letters_of_day
--- How many of the next dead letters of a day each organization has; the last row's place is where to go on.
--- $1 organization_id uuid, $2 event_id uuid, $3 endpoint_id uuid: the place after which, $4 low uuid, $5 high uuid,
--- exclusive, $6 rows int
+-- Count the next dead letters of a day by organization. The place of the last row is where to continue.
+-- $1 organization_id uuid, $2 event_id uuid, $3 endpoint_id uuid: the place after which to begin, $4 low uuid,
+-- $5 high uuid, exclusive, $6 rows int
 -- gives: organization_id uuid, dead_letters int8, last_organization_id uuid, last_event_id uuid, last_endpoint_id uuid
 with walk as materialized (
     select d.organization_id, d.event_id, d.endpoint_id
@@ -243,8 +247,8 @@ cross join (
 order by t.organization_id;
 
 -- name: holders_of_day
--- Which transactions hold locks on the partitions of a day or on their parents, ourselves left out. Asked twice, a
--- moment apart, it tells whether somebody reads for long, without getting into anybody's way.
+-- Return the transactions of other sessions that hold locks on the partitions of a day or on their parents. Two calls a
+-- moment apart tell whether a transaction reads for long, without blocking any.
 -- $1 day date
 -- gives: holders text[]
 select array(
@@ -267,17 +271,18 @@ select array(
 ) as holders;
 
 -- name: drop_partition
--- Drop the partition of $1 for a day: `dropped`, `absent` or `locked`.
+-- Drop the partition of $1 for a day. Returns `dropped`, `absent` or `locked`.
 -- $1 parent text, $2 day date
 -- gives: outcome text
 select relay.drop_partition($1::text, $2::date) as outcome;
 
 -- name: forget_dedup_keys
--- Delete the keys of deduplication that have run out from $2 pages of the table, and say how many pages it has. It is
--- walked from end to end, in the order of its pages: an index on `expires_at` would cost ingest 4% (measured with a key
--- on every event, 300 a flush), and deleting through it takes three times as long. What ingest is taking at this moment
--- is left alone. What has run out has done so by PostgreSQL's clock and by the one that this process believes.
--- $1 first_page int8, $2 pages int8, $3 now timestamptz as it is believed
+-- Delete the expired deduplication keys from $2 pages of the table, and return the table's number of pages. The table
+-- is scanned from end to end in page order: an index on `expires_at` would cost ingest 4% (measured with a key on every
+-- event, 300 a flush), and deleting through it takes three times as long. Rows that ingest has locked are skipped. A
+-- key counts as expired only if it is expired both by PostgreSQL's clock and by the time that this process considers
+-- plausible.
+-- $1 first_page int8, $2 pages int8, $3 now timestamptz, as this process believes it
 -- gives: forgotten int8, pages int8
 with old as materialized (
     select d.ctid as place

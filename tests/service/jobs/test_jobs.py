@@ -15,7 +15,7 @@ import pytest
 from relay.delivery.loop import DeliveryLoop
 from relay.jobs.batches import OPENED
 from relay.maintenance.clock_plausibility import PlausibleTime
-from relay.maintenance.expiry import Tidy
+from relay.maintenance.expiry import ExpiredRows
 from relay.maintenance.leader import Leader
 from relay.telemetry.metrics import Metrics
 from relay.values import uuid7
@@ -526,7 +526,7 @@ async def test_what_has_served_its_time_is_deleted(stage: Stage, tenant: Tenant)
     await stage.read("insert into relay.leaders (duty) values ('tidying')")
     async with (
         Leader(stage.cell, "tidying") as leader,
-        Tidy(stage.cell, leader, PlausibleTime(stage.cell, agreed_s=0.0)),
+        ExpiredRows(stage.cell, leader, PlausibleTime(stage.cell, agreed_s=0.0)),
     ):
         await until(is_tidy)
     await stage.read("delete from relay.jobs where organization_id = $1", organization_id)
