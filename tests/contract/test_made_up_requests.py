@@ -7,8 +7,13 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import Commands, Databases
 from tests.support.api import Api
+
+pytestmark = pytest.mark.slow
+
 
 # What a request breaks must be refused, and what it keeps must be taken, where the document can say which is which.
 _CHECKS = (

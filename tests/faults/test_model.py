@@ -12,6 +12,7 @@ from uuid import UUID
 
 import asyncpg
 import httpx2
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
@@ -343,6 +344,7 @@ class Calls(RuleBasedStateMachine):
             assert well or 503 in codes, codes
 
 
+@pytest.mark.slow
 async def test_any_calls_in_any_order_show_what_the_model_says(commands: Commands, databases: Databases) -> None:
     url = await databases.create()
     api = await commands.serve(url, RELAY_RATE_LIMIT_ENTERPRISE="1000000000")

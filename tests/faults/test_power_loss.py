@@ -88,6 +88,7 @@ async def test_what_was_flushed_before_it_was_acknowledged_outlasts_a_power_fail
 ANOTHER = PostedEvent("b", msgspec.Raw(b"0"), None)
 
 
+@pytest.mark.slow
 async def test_every_201_of_several_processes_outlasts_a_power_failure(home: Path, commands: Commands) -> None:
     ledger = Ledger()
     async with powered(home, "api") as (postgres, power, connection):

@@ -16,7 +16,7 @@ from tests.faults.faults import CLOCK_FAULTS, FAULTS, UP_FAULTS, Fault
 from tests.faults.load import Load
 from tests.faults.local_stack import Up
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 
 # Shorter than theirs are, so that what they end is over in a short run too.
 SETTINGS = {"RELAY_COMMIT_TIMEOUT_S": "1", "RELAY_LEASE_S": "4"}

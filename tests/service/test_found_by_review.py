@@ -126,6 +126,7 @@ async def test_health_does_not_wait_for_readers(commands: Commands, database: st
     await reading
 
 
+@pytest.mark.slow
 async def test_leaving_does_not_wait_for_one_time_out_after_the_other(cell: Cell, database: str) -> None:
     begun = time.monotonic()
     async with locked(database, "events"):

@@ -10,7 +10,7 @@ import pytest
 from tests.tenants.house import memory_group
 from tests.tenants.visit import Visit
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 
 
 #: The machine that fly.toml asks for.

@@ -190,6 +190,7 @@ def test_a_page_that_makes_no_sense_is_shown_as_such() -> None:
 
 
 @pytest.mark.parametrize(("padding", "bounds"), [("", WAITS_S), ("x" * 500, (1.0,))], ids=["numbers", "directory"])
+@pytest.mark.slow
 def test_a_full_page_goes_on_with_what_it_has_and_says_what_it_dropped(padding: str, bounds: tuple[float, ...]) -> None:
     metrics = Metrics()
     waits = metrics.histogram("relay_waits_seconds", "Waits.", bounds, "kind")

@@ -224,6 +224,7 @@ async def scraped(api: Api, name: str) -> float:
     return sum(float(value) for value in re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", page, re.MULTILINE))
 
 
+@pytest.mark.slow
 async def test_over_http_a_flood_is_401_and_costs_no_query_and_no_hash(api: Api) -> None:
     await (await api.tenant()).get("/api/keys")
     names = ("relay_keys_hashed_total", "relay_key_reads_total", "relay_keys_refused_total")

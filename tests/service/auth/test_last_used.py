@@ -192,6 +192,7 @@ async def test_what_is_used_shows_in_the_list_of_keys_and_survives_a_stop(comman
     assert datetime.datetime.fromisoformat(key["last_used_at"]) == stopped
 
 
+@pytest.mark.slow
 async def test_a_running_process_writes_by_itself(commands: Commands, database: str) -> None:
     tenant = await (await commands.serve(database)).tenant()
     async with asyncio.timeout(30):

@@ -15,6 +15,9 @@ import pytest
 
 from tests.conftest import Databases, environment, free_port
 
+pytestmark = pytest.mark.slow
+
+
 PYTHON_M = (sys.executable, "-m", "relay")
 SCRIPT = (str(Path(sysconfig.get_path("scripts")) / "relay"),)
 # What Python or we might import by one of these names would be executed, and leave its name here.

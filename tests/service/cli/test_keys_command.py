@@ -196,6 +196,7 @@ async def test_the_list_of_more_keys_than_a_page_holds_all_of_them_once(database
     assert len(set(held)) == 2300
 
 
+@pytest.mark.slow
 async def test_what_cannot_be_done_is_one_line_and_a_code(shell: Shell) -> None:
     first = (await shell("create", "--organization", "Acme", "--json")).object
     ended = (await shell("create", "--organization", "Acme", "--json")).object

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import asyncpg
 import httpx2
+import pytest
 
 from relay.store import Cell
 from tests.conftest import Commands, Databases, environment, free_port
@@ -118,6 +119,7 @@ async def test_it_holds_no_more_connections_than_it_may(database: str, commands:
         assert 1 < held <= 9
 
 
+@pytest.mark.slow
 async def test_what_a_killed_process_held_is_delivered_by_another(
     database: str, cell: Cell, commands: Commands
 ) -> None:

@@ -39,6 +39,7 @@ async def refusal(env: Mapping[str, str], *arguments: str) -> tuple[int, str]:
     return process.returncode, complained.decode()
 
 
+@pytest.mark.slow
 async def test_what_an_operator_can_mend_is_one_line_and_a_code() -> None:
     cases = (
         ({"DATABASE_URL": ""}, 2, "DATABASE_URL"),

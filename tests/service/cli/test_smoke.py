@@ -29,6 +29,7 @@ async def smoke(*arguments: str, **environment: str) -> tuple[int | None, str]:
     return process.returncode, said.decode()
 
 
+@pytest.mark.slow
 async def test_it_passes_step_by_step_with_deliveries_and_leaves_no_endpoint(
     commands: Commands, databases: Databases
 ) -> None:
@@ -59,6 +60,7 @@ async def test_it_passes_step_by_step_with_deliveries_and_leaves_no_endpoint(
     assert len((await tenant.get("/api/keys")).json()["keys"]) == 1
 
 
+@pytest.mark.slow
 async def test_what_differs_is_said_and_ends_with_1(commands: Commands, databases: Databases) -> None:
     code, said = await smoke(f"http://127.0.0.1:{free_port()}")
     assert code == 1

@@ -20,6 +20,9 @@ from tests.conftest import ADMIN_TOKEN, Databases, environment, free_port
 from tests.support.api import Api
 from tests.support.delivery_harness import until
 
+pytestmark = pytest.mark.slow
+
+
 ROOT = Path(__file__).parents[3]
 
 

@@ -210,6 +210,7 @@ async def test_of_suspects_one_is_on_the_wire_at_a_time_while_all_others_go_on(
     assert len(hanging.received) == 5
 
 
+@pytest.mark.slow
 async def test_a_delivery_that_kills_its_process_again_and_again_ends_as_a_crash(
     cell: Cell, books: Books, receiver: Receiver, database: str
 ) -> None:

@@ -518,6 +518,7 @@ async def test_the_partitions_of_the_coming_days_are_made(cell: Cell, books: Boo
     assert await books.read(found) == before
 
 
+@pytest.mark.slow
 async def test_leases_outlast_a_connection_that_has_gone_silent(
     database: str, cell: Cell, books: Books, receiver: Receiver
 ) -> None:

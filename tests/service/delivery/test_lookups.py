@@ -255,6 +255,7 @@ async def test_an_attempt_at_a_name_that_hung_is_put_off_until_it_is_asked_for_a
         assert names.asked == ["slow.one"]
 
 
+@pytest.mark.slow
 async def test_a_tenant_whose_names_hang_costs_no_neighbour_an_attempt_and_itself_none_that_was_not_made(
     cell: Cell, database: str, monkeypatch: pytest.MonkeyPatch, names: Names
 ) -> None:

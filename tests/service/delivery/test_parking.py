@@ -65,6 +65,7 @@ async def test_a_wait_of_a_minute_is_not_parked(cell: Cell, books: Books) -> Non
         assert [row["bucket"] for row in await books.open()] == [bucket(endpoint_id)]
 
 
+@pytest.mark.slow
 async def test_a_hundred_thousand_endpoints_with_nothing_due_cost_a_claim_nothing(database: str) -> None:
     connection = await asyncpg.connect(database)
     ids = await make_endpoints(connection, MANY)

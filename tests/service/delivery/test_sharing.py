@@ -202,6 +202,7 @@ async def test_nothing_is_sent_twice_or_lost_while_processes_come_and_go(
     assert ids(receiver.received) == Counter(accepted)
 
 
+@pytest.mark.slow
 async def test_an_endpoint_never_has_more_on_the_wire_than_its_slots_however_often_it_moves(
     database: str, books: Books, receiver: Receiver
 ) -> None:
@@ -279,6 +280,7 @@ async def test_what_was_claimed_too_late_is_not_sent(
     assert ids(receiver.received) == Counter(event_ids)
 
 
+@pytest.mark.slow
 async def test_one_that_is_killed_is_replaced_within_ten_seconds(
     database: str, books: Books, receiver: Receiver, commands: Commands
 ) -> None:
@@ -347,6 +349,7 @@ async def test_one_that_postgresql_does_not_answer_claims_nothing_and_comes_back
         assert cut_off.delivered + stays.delivered == len(receiver.received) == 120
 
 
+@pytest.mark.slow
 async def test_shares_outlast_a_restart_of_postgresql(home: Path, receiver: Receiver) -> None:
     async with EmbeddedPostgres(home / "restarted") as postgres:
         await migrate(postgres.url, "relay")
@@ -504,6 +507,7 @@ async def test_runs_of_the_release_before_are_left_to_it_while_it_lives(
         assert before.held == frozenset()
 
 
+@pytest.mark.slow
 async def test_two_releases_beside_each_other_never_hold_the_same_run(
     database: str, cell: Cell, locker: asyncpg.Connection
 ) -> None:

@@ -122,6 +122,7 @@ def test_connections_are_bounded_by_the_limit_of_descriptors_as_it_stands() -> N
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and sets the limit of another process")
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+@pytest.mark.slow
 async def test_a_process_without_descriptors_delivers_all_in_the_end_and_counts_no_attempt(
     cell: Cell, database: str, commands: Commands, host: str
 ) -> None:

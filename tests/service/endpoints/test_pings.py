@@ -144,6 +144,7 @@ async def test_a_test_waits_half_a_minute_whatever_the_endpoints_timeout(served:
         task.cancel()
 
 
+@pytest.mark.slow
 async def test_who_leaves_while_the_test_is_on_the_wire_leaves_its_seat_taken(served: Served, tenant: Tenant) -> None:
     made = await make(tenant, timeout_s=0.1)
     asking = asyncio.create_task(tenant.post(f"/api/endpoints/{made['id']}/test"))
@@ -167,6 +168,7 @@ async def test_delivery_processes_are_told_of_a_ping(served: Served, tenant: Ten
     await served.connection.reset()
 
 
+@pytest.mark.slow
 async def test_without_a_delivery_process_a_ping_says_so_and_is_gone(served: Served, tenant: Tenant) -> None:
     made = await make(tenant, timeout_s=0.1)
     answer = await tenant.post(f"/api/endpoints/{made['id']}/test")

@@ -24,6 +24,9 @@ from tests.conftest import Databases, staging
 from tests.support.api import Tenant
 from tests.support.api_harness import NIL, Stage, walk_deliveries
 
+pytestmark = pytest.mark.slow
+
+
 MOST_ROWS = 10_000
 MOST_BYTES = 8 * 1024 * 1024
 ENDPOINTS = 500

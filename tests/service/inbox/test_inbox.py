@@ -307,6 +307,7 @@ async def test_the_position_that_a_scan_has_reached_stands_in_a_column_of_its_ow
             assert (reached["epoch"], reached["xid"], reached["walked"]) == (event["epoch"], event["xid"], 1)
 
 
+@pytest.mark.slow
 async def test_a_follower_beside_four_writing_processes_sees_each_event_once(
     databases: Databases, commands: Commands
 ) -> None:

@@ -318,6 +318,7 @@ async def test_a_retry_of_many_is_held_where_the_endpoint_is_disabled_and_keeps_
     assert {row["endpoint_id"] for row in rows} == {endpoint_id}
 
 
+@pytest.mark.slow
 async def test_a_killed_job_goes_on_where_it_was_and_repeats_nothing(
     stage: Stage, tenant: Tenant, commands: Commands
 ) -> None:
@@ -407,6 +408,7 @@ async def test_one_organizations_jobs_do_not_hold_up_anothers(stage: Stage, tena
         await busy.request("DELETE", f"/api/jobs/{job_id}")
 
 
+@pytest.mark.slow
 async def test_long_retries_to_receivers_that_hang_do_not_hold_up_anothers(stage: Stage, tenant: Tenant) -> None:
     async with Receiver(hang) as hanging, Receiver() as healthy:
         begun = []

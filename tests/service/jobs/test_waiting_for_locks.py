@@ -11,6 +11,7 @@ import asyncio
 from uuid import UUID
 
 import asyncpg
+import pytest
 
 from tests.support.api import Tenant
 from tests.support.api_harness import Stage
@@ -70,6 +71,7 @@ async def test_a_replay_that_waited_for_a_delivery_under_way_is_done(stage: Stag
     assert await server_of(stage) == before
 
 
+@pytest.mark.slow
 async def test_a_retry_that_waited_for_ended_deliveries_is_done(stage: Stage) -> None:
     tenant = await stage.api.tenant()
     before = await server_of(stage)

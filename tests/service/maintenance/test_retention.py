@@ -314,6 +314,7 @@ async def test_who_leaves_gives_the_lead_to_the_next_at_once(database: str) -> N
                 await second.until_it_leads()
 
 
+@pytest.mark.slow
 async def test_who_need_not_lead_lets_others_come_first(database: str) -> None:
     async with open_cell(database) as one, open_cell(database) as other:
         async with Leader(one, "retention", lease_s=0.3, patience_s=3600.0) as patient:
@@ -369,6 +370,7 @@ async def test_relay_deliver_drops_days_by_itself(past: Past, database: str, com
     assert await past.stands(2)
 
 
+@pytest.mark.slow
 async def test_relay_serve_drops_days_where_no_delivery_process_has_led_for_a_while(
     past: Past, database: str, commands: Commands
 ) -> None:

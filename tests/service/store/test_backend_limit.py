@@ -136,6 +136,7 @@ async def test_a_backend_that_a_cancel_does_not_end_keeps_its_place_until_it_has
         assert limit.given_up == 0
 
 
+@pytest.mark.slow
 async def test_beside_a_lock_on_the_events_the_api_answers_503_and_stays_within_its_limit(
     direct: str, commands: Commands
 ) -> None:

@@ -72,6 +72,7 @@ async def accepts(tenant: Tenant, wanted: bool = True) -> bool:
     return (response.status_code == 201) is wanted
 
 
+@pytest.mark.slow
 async def test_ingest_goes_on_once_a_clock_that_was_weeks_ahead_is_right_again(
     ground: Ground, commands: Commands
 ) -> None:
@@ -88,6 +89,7 @@ async def test_ingest_goes_on_once_a_clock_that_was_weeks_ahead_is_right_again(
     assert last[:7] == first[:7]
 
 
+@pytest.mark.slow
 async def test_deliveries_go_on_after_an_hour_that_was_not(ground: Ground, commands: Commands) -> None:
     api = await commands.serve(ground.url)
     tenant = await api.tenant()

@@ -72,6 +72,7 @@ async def test_a_server_without_a_connection_left_is_waited_for(
     await admin.close()
 
 
+@pytest.mark.slow
 async def test_a_server_far_away_is_given_more_time_for_each_connection(direct: str) -> None:
     async with Proxy(direct) as proxy:
         # Each way; a connection takes four times there and back.

@@ -24,6 +24,9 @@ from tests.support.delivery_harness import until
 from tests.support.flush import flush_of
 from tests.support.old_days import Past, retention
 
+pytestmark = pytest.mark.slow
+
+
 _DISK = "280m"
 _PAYLOAD_BYTES = 200_000
 _RANDOM = random.Random(8)

@@ -87,6 +87,7 @@ async def test_a_way_past_it_that_leads_nowhere_is_said_and_stops_no_start(
         assert await cell.fetch_row("enter_cell") is not None
 
 
+@pytest.mark.slow
 async def test_all_of_relay_works_without_a_way_past_it_as_it_polls(
     commands: Commands, url: Url, behind: Databases
 ) -> None:

@@ -28,6 +28,9 @@ from tests.conftest import open_cell
 from tests.support import servers
 from tests.support.flush import flush_of
 
+pytestmark = pytest.mark.slow
+
+
 ORGANIZATION_ID = UUID("018f1b1e-7c1a-7b1a-8b1a-0123456789ab")
 PROGRAMS = binaries.programs(None, Path(__file__).parent)
 EPOCHS_BEGIN = datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC).timestamp()

@@ -23,6 +23,9 @@ from tests.conftest import ADMIN_TOKEN, LOOPBACK, Commands, Databases, environme
 from tests.support.api import Api, Tenant
 from tests.support.receiver import Received, Receiver, reply
 
+pytestmark = pytest.mark.slow
+
+
 ROOT = Path(__file__).parents[3]
 PATIENCE_S = 30.0
 

@@ -53,6 +53,7 @@ async def samples(client: httpx2.AsyncClient, query: str) -> list[float]:
     return [float(one["value"][1]) for one in found["data"]["result"]]
 
 
+@pytest.mark.slow
 async def test_every_panel_has_a_value_where_all_is_well(database: str, commands: Commands, tmp_path: Path) -> None:
     api, ops_port = await commands.serve(database), free_port()
     env = environment(database, free_port(), RELAY_OPS_PORT=str(ops_port), RELAY_ALLOWED_NETWORKS=LOOPBACK)

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import asyncpg
+import pytest
 
 from tests.conftest import LOOPBACK, environment, free_port
 from tests.support.api import Api, Tenant
@@ -110,6 +111,7 @@ async def _status(tenant: Tenant) -> int:
     return int(answer.status_code)
 
 
+@pytest.mark.slow
 async def test_the_api_goes_on_when_nobody_reads_its_log(database: str) -> None:
     reader, writer = os.pipe()
     try:
@@ -153,6 +155,7 @@ class Secrets(dict[str, str]):
         return [what for what, secret in self.items() if secret in text]
 
 
+@pytest.mark.slow
 async def test_no_secret_and_no_payload_is_ever_said(database: str) -> None:
     secrets = Secrets()
     admin_token = secrets.new("admin-token")

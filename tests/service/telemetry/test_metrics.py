@@ -124,6 +124,7 @@ async def receiver() -> AsyncIterator[Receiver]:
         yield entered
 
 
+@pytest.mark.slow
 async def test_two_workers_are_one_page_and_one_that_is_killed_takes_its_gauges_and_no_count(
     commands: Commands, database: str
 ) -> None:

@@ -180,6 +180,7 @@ async def test_without_a_collector_nothing_is_kept_or_sent(api: Api, commands: C
     assert "traceparent" not in received.headers
 
 
+@pytest.mark.slow
 async def test_a_collector_that_is_away_costs_no_event_and_does_not_hold_up_the_end(
     commands: Commands, database: str
 ) -> None:
