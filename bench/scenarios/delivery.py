@@ -213,7 +213,7 @@ async def _claim_and_record(cell: Cell) -> int:
             deliveries, more = await claimer.claim(ClaimBudget(_CLAIM, [], [], _CLAIM), EVERYTHING)
             claimed += len(deliveries)
             for delivery in deliveries:
-                recorder.add(Result(delivery.held, 1, now, 200, 1, None, b"", "delivered", None))
+                recorder.add(Result(delivery.claim, 1, now, 200, 1, None, b"", "delivered", None))
             while recorder.backlog >= _MOST_UNRECORDED or (not more and recorder.backlog):
                 freed.clear()
                 await freed.wait()

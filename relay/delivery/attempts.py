@@ -19,7 +19,7 @@ from relay.delivery.metrics import DeliveryMetrics
 from relay.delivery.outcome import crash_result, is_gone, outcome_of, result_of
 from relay.delivery.recorder import Recorder, Result
 from relay.delivery.transport.request import Target
-from relay.delivery.transport.sender import Answer, Post, Sender
+from relay.delivery.transport.sender import AttemptResponse, Post, Sender
 from relay.delivery.transport.shortage import Shortage
 
 if TYPE_CHECKING:
@@ -74,12 +74,12 @@ class Attempts:
 
     def start(self, delivery: ClaimedDelivery, endpoint: Endpoint) -> None:
         """Start an attempt, for which a slot is reserved."""
-        slot = self._slots.start(endpoint.id, delivery.held.event_id, self._loop.time(), suspect=is_suspect(delivery))
+        slot = self._slots.start(endpoint.id, delivery.claim.event_id, self._loop.time(), suspect=is_suspect(delivery))
         self._running[slot] = self._loop.create_task(self._deliver(delivery, endpoint, slot))
 
     def fail_unsent(self, delivery: ClaimedDelivery, at: datetime.datetime) -> None:
         """Fail a delivery without an attempt: each earlier one ended with its process."""
-        self._metrics.crashed(delivery.held)
+        self._metrics.crashed(delivery.claim)
         self._recorder.add(crash_result(delivery, at))
 
     async def finish(self, timeout_s: float) -> None:
@@ -95,7 +95,7 @@ class Attempts:
             await asyncio.wait(unfinished, timeout=1.0)
 
     async def _deliver(self, delivery: ClaimedDelivery, endpoint: Endpoint, slot: Slot) -> None:
-        held, target = delivery.held, endpoint.target
+        claim, target = delivery.claim, endpoint.target
         outcome = AttemptOutcome.UNSENT
         slow = self._loop.call_later(SLOW_AFTER_S, self._slots.mark_slow, slot) if endpoint.limits.may_be_slow else None
         try:
@@ -103,53 +103,55 @@ class Attempts:
                 await self._hold_unsignable(delivery)
                 return
             if delivery.traceparent is not None and self._tracer is not None:
-                answer = await self._send_traced(delivery, target, delivery.traceparent, self._tracer)
+                response = await self._send_traced(delivery, target, delivery.traceparent, self._tracer)
             else:
-                answer = await self._sender.send(_post(delivery, target, delivery.traceparent))
+                response = await self._sender.send(_post(delivery, target, delivery.traceparent))
             chance = random.random()  # noqa: S311 - spreads load, keeps no secret
-            result = result_of(delivery, endpoint, answer, probe=slot.probe, chance=chance)
-            if answer.error_class is not None:
-                _log_failure(result, answer)
-                if is_gone(answer):
+            result = result_of(delivery, endpoint, response, probe=slot.probe, chance=chance)
+            if response.error_class is not None:
+                _log_failure(result, response)
+                if is_gone(response):
                     await self._health.gone(endpoint)
-            self._metrics.attempted(delivery, answer, result, probe=slot.probe)
+            self._metrics.attempted(delivery, response, result, probe=slot.probe)
             self._recorder.add(result)
-            outcome = outcome_of(answer)
+            outcome = outcome_of(response)
         except Shortage as shortage:
             if not self.is_exhausted:
                 _log.warning("delivery_not_sent", extra={"lacking": shortage.lacking, "endpoint_id": str(endpoint.id)})
             if shortage.is_general:
                 self._exhausted_until = self._loop.time() + shortage.pause_s
-            self._leases.defer(held, shortage.pause_s)
+            self._leases.defer(claim, shortage.pause_s)
         except Exception:
             # A bug here, not the receiver's fault. The lease expires, and the delivery is attempted again.
             _log.exception(
-                "delivery_dropped", extra={"event_id": str(held.event_id), "endpoint_id": str(held.endpoint_id)}
+                "delivery_dropped", extra={"event_id": str(claim.event_id), "endpoint_id": str(claim.endpoint_id)}
             )
-            self._leases.forget([held])
+            self._leases.forget([claim])
         finally:
             del self._running[slot]
             if slow is not None:
                 slow.cancel()
             now = self._loop.time()
             chance = random.random()  # noqa: S311 - spreads load, keeps no secret
-            self._slots.quotas.release_payload(held.organization_id, held.event_id)
+            self._slots.quotas.release_payload(claim.organization_id, claim.event_id)
             breaker = self._slots.release(slot, outcome, now, chance=chance)
             if outcome is not AttemptOutcome.UNSENT:
                 self._health.attempted(endpoint, breaker, now)
 
-    async def _send_traced(self, delivery: ClaimedDelivery, target: Target, traceparent: str, tracer: Tracer) -> Answer:
-        held = delivery.held
+    async def _send_traced(
+        self, delivery: ClaimedDelivery, target: Target, traceparent: str, tracer: Tracer
+    ) -> AttemptResponse:
+        claim = delivery.claim
         attributes: dict[str, str | int] = {
-            "relay.event_id": str(held.event_id),
-            "relay.endpoint_id": str(held.endpoint_id),
+            "relay.event_id": str(claim.event_id),
+            "relay.endpoint_id": str(claim.endpoint_id),
             "relay.attempt": delivery.attempts + 1,
         }
         traceparent, span = tracer.begin_attempt(traceparent, target.url, attributes)
-        answer = await self._sender.send(_post(delivery, target, traceparent))
+        response = await self._sender.send(_post(delivery, target, traceparent))
         if span is not None:
-            tracer.end_attempt(span, answer.status_code, answer.error_class)
-        return answer
+            tracer.end_attempt(span, response.status_code, response.error_class)
+        return response
 
     async def _hold_unsignable(self, delivery: ClaimedDelivery) -> None:
         try:
@@ -157,24 +159,24 @@ class Attempts:
                 await self._stopping.wait()
         except TimeoutError:
             pass
-        await self._leases.release([delivery.held])
+        await self._leases.release([delivery.claim])
 
 
 def _post(delivery: ClaimedDelivery, target: Target, traceparent: str | None) -> Post:
-    held = delivery.held
-    return Post(target, held.event_id, delivery.type, delivery.payload, delivery.attempts + 1, traceparent)
+    claim = delivery.claim
+    return Post(target, claim.event_id, delivery.type, delivery.payload, delivery.attempts + 1, traceparent)
 
 
-def _log_failure(result: Result, answer: Answer) -> None:
+def _log_failure(result: Result, response: AttemptResponse) -> None:
     _log.info(
         "delivery_failed",
         extra={
-            "endpoint_id": str(result.held.endpoint_id),
-            "event_id": str(result.held.event_id),
+            "endpoint_id": str(result.claim.endpoint_id),
+            "event_id": str(result.claim.event_id),
             "attempt": result.number,
             "outcome": result.outcome,
-            "status": answer.status_code,
-            "error_class": answer.error_class,
+            "status": response.status_code,
+            "error_class": response.error_class,
             "retry_s": None if result.retry_s is None else round(result.retry_s, 3),
         },
     )

@@ -44,12 +44,12 @@ class ClaimRef(Struct, eq=False):
 def columns(claims: Sequence[ClaimRef]) -> list[list[object]]:
     """Return claims as the parameters of a statement."""
     return [
-        [held.organization_id for held in claims],
-        [held.epoch for held in claims],
-        [held.xid for held in claims],
-        [held.event_id for held in claims],
-        [held.endpoint_id for held in claims],
-        [held.claim_token for held in claims],
+        [claim.organization_id for claim in claims],
+        [claim.epoch for claim in claims],
+        [claim.xid for claim in claims],
+        [claim.event_id for claim in claims],
+        [claim.endpoint_id for claim in claims],
+        [claim.claim_token for claim in claims],
     ]
 
 
@@ -62,10 +62,11 @@ class ClaimedDelivery(NamedTuple):
         version: the version of its endpoint.
         ran_out: true if an earlier claim's lease expired.
         traceparent: the trace context of the event.
-        claims: earlier claims without a result.
+        claim: the key of its row and the claim token.
+        earlier_claims: earlier claims without a result.
     """
 
-    held: ClaimRef
+    claim: ClaimRef
     attempts: int
     attempts_before: int
     version: int
@@ -74,7 +75,7 @@ class ClaimedDelivery(NamedTuple):
     due_at: datetime.datetime
     ran_out: bool
     traceparent: str | None = None
-    claims: int = 0
+    earlier_claims: int = 0
 
 
 class ClaimBatch(NamedTuple):
@@ -247,23 +248,23 @@ def _parse_rows(rows: Sequence[Row], token: UUID) -> tuple[list[ClaimedDelivery]
         # A claim that took nothing returns one row, with only the visited endpoints.
         if event_id is None:
             break
-        held = ClaimRef(row["organization_id"], row["epoch"], row["xid"], event_id, row["endpoint_id"], token)
+        claim = ClaimRef(row["organization_id"], row["epoch"], row["xid"], event_id, row["endpoint_id"], token)
         if row["type"] is None:
-            lost.append(held)
+            lost.append(claim)
             continue
         payload, claims = row["payload"], row["claims"]
         if payload is not None:
-            payloads[held.organization_id, event_id] = payload
+            payloads[claim.organization_id, event_id] = payload
         if _SUSPECT_AFTER <= claims < _CRASHED_AFTER:
             suspects += 1
             if suspects > 1:
-                to_release.append(held)
+                to_release.append(claim)
                 continue
         if payload is None:
             without_payload.append(len(deliveries))
         deliveries.append(
             ClaimedDelivery(
-                held,
+                claim,
                 row["attempts"],
                 row["attempts_before"],
                 row["version"],
@@ -276,11 +277,11 @@ def _parse_rows(rows: Sequence[Row], token: UUID) -> tuple[list[ClaimedDelivery]
             )
         )
     for index in reversed(without_payload):
-        held = deliveries[index].held
-        payload = payloads.get((held.organization_id, held.event_id))
+        claim = deliveries[index].claim
+        payload = payloads.get((claim.organization_id, claim.event_id))
         if payload is None:
             # The delivery that carried the payload was not claimed after all.
-            to_release.append(held)
+            to_release.append(claim)
             del deliveries[index]
         else:
             deliveries[index] = deliveries[index]._replace(payload=payload)
@@ -289,9 +290,9 @@ def _parse_rows(rows: Sequence[Row], token: UUID) -> tuple[list[ClaimedDelivery]
 
 def is_suspect(delivery: ClaimedDelivery) -> bool:
     """Return whether a delivery was claimed so often without a result that it may be what kills its processes."""
-    return _SUSPECT_AFTER <= delivery.claims < _CRASHED_AFTER
+    return _SUSPECT_AFTER <= delivery.earlier_claims < _CRASHED_AFTER
 
 
 def has_crashed(delivery: ClaimedDelivery) -> bool:
     """Return whether a delivery was claimed so often without a result that it is no longer sent."""
-    return delivery.claims >= _CRASHED_AFTER
+    return delivery.earlier_claims >= _CRASHED_AFTER

@@ -77,12 +77,12 @@ class EndpointCache:
         found: dict[UUID, Endpoint] = {}
         missing: dict[UUID, UUID] = {}
         for delivery in deliveries:
-            endpoint_id = delivery.held.endpoint_id
+            endpoint_id = delivery.claim.endpoint_id
             if endpoint_id in found or endpoint_id in missing:
                 continue
             known = self._known.get(endpoint_id)
             if known is None or known.version < delivery.version:
-                missing[endpoint_id] = delivery.held.organization_id
+                missing[endpoint_id] = delivery.claim.organization_id
             else:
                 self._known.move_to_end(endpoint_id)
                 found[endpoint_id] = known

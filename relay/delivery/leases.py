@@ -47,7 +47,7 @@ class Leases:
 
     def endpoint_ids(self) -> set[UUID]:
         """Return the endpoints of all tracked claims."""
-        return {held.endpoint_id for held in self._held}
+        return {claim.endpoint_id for claim in self._held}
 
     def forget(self, claims: Iterable[ClaimRef]) -> None:
         """Stop renewing these claims: they are recorded, or their leases are to expire."""

@@ -229,50 +229,50 @@ class DeliveryLoop:
                 return
             claimed, more = await self._claimer.claim(budget, assignment)
             self._metrics.claimed(claimed)
-            self._leases.track(delivery.held for delivery in claimed)
+            self._leases.track(delivery.claim for delivery in claimed)
             await self._start(budget, claimed)
 
     async def _keep_owned(self, claimed: list[ClaimedDelivery]) -> list[ClaimedDelivery]:
         """Release the claims whose buckets were lost while statements ran, and return the rest."""
         while lost := {
-            delivery.held for delivery in claimed if not self._bucket_leases.owns(delivery.held.endpoint_id)
+            delivery.claim for delivery in claimed if not self._bucket_leases.owns(delivery.claim.endpoint_id)
         }:
             await self._leases.release(list(lost))
-            claimed = [delivery for delivery in claimed if delivery.held not in lost]
+            claimed = [delivery for delivery in claimed if delivery.claim not in lost]
         return claimed
 
     async def _start(self, budget: ClaimBudget, claimed: Sequence[ClaimedDelivery]) -> None:
         try:
             endpoints = await self._endpoint_cache.of_claim(claimed)
         except StoreError:
-            await self._leases.release([delivery.held for delivery in claimed])
+            await self._leases.release([delivery.claim for delivery in claimed])
             raise
         if self._stopping.is_set():
             endpoints = {}
-        known = [delivery for delivery in claimed if delivery.held.endpoint_id in endpoints]
+        known = [delivery for delivery in claimed if delivery.claim.endpoint_id in endpoints]
         if len(known) < len(claimed):
             await self._leases.release(
-                [delivery.held for delivery in claimed if delivery.held.endpoint_id not in endpoints]
+                [delivery.claim for delivery in claimed if delivery.claim.endpoint_id not in endpoints]
             )
         known = await self._keep_owned(known)
         for delivery in [each for each in known if has_crashed(each)]:
             known.remove(delivery)
             self._attempts.fail_unsent(delivery, self._now())
-        taken = Counter(delivery.held.endpoint_id for delivery in known)
+        taken = Counter(delivery.claim.endpoint_id for delivery in known)
         limits = {endpoint_id: endpoints[endpoint_id].limits for endpoint_id in taken}
         for nth, delivery in enumerate(known):
             payload = self._slots.quotas.reserve_payload(
-                delivery.held.organization_id, delivery.held.event_id, delivery.payload
+                delivery.claim.organization_id, delivery.claim.event_id, delivery.payload
             )
             if payload is not delivery.payload:
                 known[nth] = delivery._replace(payload=payload)
         self._slots.reserve(budget, taken, limits, asyncio.get_running_loop().time())
         for delivery in known:
-            self._attempts.start(delivery, endpoints[delivery.held.endpoint_id])
+            self._attempts.start(delivery, endpoints[delivery.claim.endpoint_id])
 
     def _recorded(self, results: Sequence[Result]) -> None:
         """Stop renewing the leases of a written batch, and claim again at most once per batch."""
-        self._leases.forget(result.held for result in results)
+        self._leases.forget(result.claim for result in results)
         for result in results:
             if result.retry_s is not None:
                 self._retry_timer.add(result.retry_s)

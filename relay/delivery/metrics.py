@@ -10,7 +10,7 @@ from relay.delivery.capacity.concurrency import ConcurrencyLimiter
 from relay.delivery.claims import ClaimedDelivery, ClaimRef
 from relay.delivery.recorder import Result
 from relay.delivery.transport.response import ErrorClass
-from relay.delivery.transport.sender import Answer
+from relay.delivery.transport.sender import AttemptResponse
 from relay.telemetry.delivery_counter import deliveries_ended
 from relay.telemetry.metrics import WAITS_S, Metrics
 from relay.values.uuid7 import COMMITTED_WITHIN_S
@@ -83,30 +83,30 @@ class DeliveryMetrics:
     def lost(self, claims: Sequence[ClaimRef]) -> None:
         """Record deliveries whose events were dropped by retention."""
         self._ended.add(len(claims), "lost")
-        for held in claims:
-            ids = {"event_id": str(held.event_id), "endpoint_id": str(held.endpoint_id)}
-            _log.warning("delivery_lost", extra={"organization_id": str(held.organization_id), **ids})
+        for claim in claims:
+            ids = {"event_id": str(claim.event_id), "endpoint_id": str(claim.endpoint_id)}
+            _log.warning("delivery_lost", extra={"organization_id": str(claim.organization_id), **ids})
 
-    def crashed(self, held: ClaimRef) -> None:
+    def crashed(self, claim: ClaimRef) -> None:
         """Record a delivery that is no longer sent because it probably kills its processes."""
         self._attempts.add(1, ErrorClass.CRASH)
         self._ended.add(1, "failed")
-        ids = {"event_id": str(held.event_id), "endpoint_id": str(held.endpoint_id)}
-        _log.error("delivery_crashed", extra={"organization_id": str(held.organization_id), **ids})
+        ids = {"event_id": str(claim.event_id), "endpoint_id": str(claim.endpoint_id)}
+        _log.error("delivery_crashed", extra={"organization_id": str(claim.organization_id), **ids})
 
-    def attempted(self, delivery: ClaimedDelivery, answer: Answer, result: Result, *, probe: bool) -> None:
+    def attempted(self, delivery: ClaimedDelivery, response: AttemptResponse, result: Result, *, probe: bool) -> None:
         """Record an attempt, and the outcome of its delivery if it has ended. A successful probe is also an attempt."""
         if probe:
-            self._probes.add(1, answer.error_class or "delivered")
+            self._probes.add(1, response.error_class or "delivered")
         if result.outcome == "probe":
             return
-        self._attempts.add(1, answer.error_class or "delivered")
-        self._seconds.observe(answer.latency_s)
+        self._attempts.add(1, response.error_class or "delivered")
+        self._seconds.observe(response.latency_s)
         if result.outcome != "retry":
             self._ended.add(1, result.outcome)
-        if result.number == 1 and answer.error_class is None:
+        if result.number == 1 and response.error_class is None:
             # In seconds since 1970, to the millisecond. The bounds are no finer.
-            accepted_at = (delivery.held.event_id.int >> 80) / 1000
+            accepted_at = (delivery.claim.event_id.int >> 80) / 1000
             # A delivery opened later, for an endpoint created or enabled then, waited for that and not for delivery.
             if delivery.due_at.timestamp() - accepted_at < COMMITTED_WITHIN_S:
-                self._lags.observe(max(0.0, answer.at.timestamp() - accepted_at + answer.latency_s))
+                self._lags.observe(max(0.0, response.at.timestamp() - accepted_at + response.latency_s))

@@ -11,7 +11,7 @@ from relay.delivery.claims import ClaimedDelivery
 from relay.delivery.endpoint_cache import Endpoint
 from relay.delivery.recorder import Result
 from relay.delivery.transport.response import ErrorClass
-from relay.delivery.transport.sender import Answer
+from relay.delivery.transport.sender import AttemptResponse
 from relay.values.retry_schedule import wait_s
 
 # An int: comparing with an enum member costs a call.
@@ -26,35 +26,37 @@ _OVERLOADED: Final = frozenset(
 )
 
 
-def is_gone(answer: Answer) -> bool:
+def is_gone(response: AttemptResponse) -> bool:
     """Return whether a receiver responded that it is permanently gone (RFC 9110, section 15.5.11)."""
-    return answer.status_code == _GONE
+    return response.status_code == _GONE
 
 
-def outcome_of(answer: Answer) -> AttemptOutcome:
+def outcome_of(response: AttemptResponse) -> AttemptOutcome:
     """Return the outcome of an attempt as it affects the endpoint's slots."""
-    if answer.error_class is None:
+    if response.error_class is None:
         return AttemptOutcome.DELIVERED
-    if answer.status_code in _OVERLOADED:
+    if response.status_code in _OVERLOADED:
         return AttemptOutcome.OVERLOADED
-    return AttemptOutcome.TIMED_OUT if answer.error_class is ErrorClass.TIMEOUT else AttemptOutcome.FAILED
+    return AttemptOutcome.TIMED_OUT if response.error_class is ErrorClass.TIMEOUT else AttemptOutcome.FAILED
 
 
-def result_of(delivery: ClaimedDelivery, endpoint: Endpoint, answer: Answer, *, probe: bool, chance: float) -> Result:
+def result_of(
+    delivery: ClaimedDelivery, endpoint: Endpoint, response: AttemptResponse, *, probe: bool, chance: float
+) -> Result:
     """Return the result of an attempt, to be recorded.
 
     Args:
         delivery: the delivery.
         endpoint: its endpoint, with the retry schedule.
-        answer: the response, or the error.
+        response: the response, or the error.
         probe: true if the endpoint's breaker was open at the start. Then a failure does not count as an attempt.
         chance: a random number in [0, 1), for the backoff.
     """
     number = delivery.attempts + 1
     outcome, retry_s = "delivered", None
-    if answer.error_class is None:
+    if response.error_class is None:
         pass
-    elif is_gone(answer):
+    elif is_gone(response):
         # The endpoint is disabled before this is written, so the delivery is held. If it was enabled again meanwhile,
         # the delivery is due at once.
         outcome, retry_s = "retry", 0.0
@@ -66,15 +68,15 @@ def result_of(delivery: ClaimedDelivery, endpoint: Endpoint, answer: Answer, *, 
         outcome = "failed"
         if failures < endpoint.attempts:
             outcome = "retry"
-            retry_s = max(wait_s(endpoint.schedule, failures, chance), answer.retry_after_s or 0.0)
+            retry_s = max(wait_s(endpoint.schedule, failures, chance), response.retry_after_s or 0.0)
     return Result(
-        delivery.held,
+        delivery.claim,
         number,
-        answer.at,
-        answer.status_code,
-        round(answer.latency_s * 1000),
-        answer.error_class,
-        answer.response,
+        response.at,
+        response.status_code,
+        round(response.latency_s * 1000),
+        response.error_class,
+        response.body,
         outcome,
         retry_s,
     )
@@ -82,4 +84,4 @@ def result_of(delivery: ClaimedDelivery, endpoint: Endpoint, answer: Answer, *, 
 
 def crash_result(delivery: ClaimedDelivery, at: datetime.datetime) -> Result:
     """Return the failed result of a delivery that was claimed repeatedly without a result. It is not sent again."""
-    return Result(delivery.held, delivery.attempts + 1, at, None, 0, ErrorClass.CRASH, None, "failed", None)
+    return Result(delivery.claim, delivery.attempts + 1, at, None, 0, ErrorClass.CRASH, None, "failed", None)

@@ -103,16 +103,16 @@ class PingWorker(Service):
             if endpoint is None or endpoint.target is None:
                 return
             target = msgspec.structs.replace(endpoint.target, timeout_s=min(endpoint.target.timeout_s, LONGEST_TEST_S))
-            answer = await self._sender.send(Post(target, id_, _TYPE, _PAYLOAD, 1))
+            response = await self._sender.send(Post(target, id_, _TYPE, _PAYLOAD, 1))
             await self._cell.fetch(
                 "answer_ping",
                 organization_id,
                 id_,
-                answer.at,
-                answer.status_code,
-                round(answer.latency_s * 1000),
-                answer.error_class,
-                answer.response,
+                response.at,
+                response.status_code,
+                round(response.latency_s * 1000),
+                response.error_class,
+                response.body,
             )
         except (StoreError, Shortage) as reason:
             _log.warning("ping_not_answered", extra={"endpoint_id": str(endpoint_id), "reason": str(reason)})

@@ -32,7 +32,7 @@ class Result(NamedTuple):
     failed probe, which does not count as an attempt, so `number` is that of the last attempt, or 0.
     """
 
-    held: ClaimRef
+    claim: ClaimRef
     number: int
     at: datetime.datetime
     status_code: int | None
@@ -143,21 +143,21 @@ class Recorder:
 
 def _fields(result: Result) -> dict[str, object]:
     return {
-        "event_id": str(result.held.event_id),
-        "endpoint_id": str(result.held.endpoint_id),
+        "event_id": str(result.claim.event_id),
+        "endpoint_id": str(result.claim.endpoint_id),
         "attempt": result.number,
     }
 
 
 def _columns(results: Sequence[Result]) -> list[list[object]]:
-    helds = [result.held for result in results]
+    claims = [result.claim for result in results]
     return [
-        [held.organization_id for held in helds],
-        [held.epoch for held in helds],
-        [held.xid for held in helds],
-        [held.event_id for held in helds],
-        [held.endpoint_id for held in helds],
-        [held.claim_token for held in helds],
+        [claim.organization_id for claim in claims],
+        [claim.epoch for claim in claims],
+        [claim.xid for claim in claims],
+        [claim.event_id for claim in claims],
+        [claim.endpoint_id for claim in claims],
+        [claim.claim_token for claim in claims],
         [result.number for result in results],
         [result.at for result in results],
         [result.status_code for result in results],

@@ -12,7 +12,7 @@ from relay.delivery.claims import ClaimedDelivery, ClaimRef
 from relay.delivery.endpoint_cache import Endpoint
 from relay.delivery.outcome import outcome_of, result_of
 from relay.delivery.transport.response import ErrorClass
-from relay.delivery.transport.sender import Answer
+from relay.delivery.transport.sender import AttemptResponse
 
 ID = UUID(int=1)
 NOW = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
@@ -33,9 +33,9 @@ def delivery(attempts: int = 0, before: int = 0) -> ClaimedDelivery:
     return ClaimedDelivery(ClaimRef(ID, 0, 1, ID, ID, ID), attempts, before, 1, "order.created", b"1", NOW, False)
 
 
-def answer(status: int, retry_after_s: float | None = None) -> Answer:
+def answer(status: int, retry_after_s: float | None = None) -> AttemptResponse:
     error = None if 200 <= status <= 299 else ErrorClass.HTTP
-    return Answer(NOW, 0.0124, status, error, b"", retry_after_s)
+    return AttemptResponse(NOW, 0.0124, status, error, b"", retry_after_s)
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,8 @@ def test_four_statuses_say_that_a_receiver_has_too_much_to_do(status: int, endin
 
 
 def test_no_answer_at_all_is_a_timeout_or_a_failure() -> None:
-    assert outcome_of(Answer(NOW, 10.0, error_class=ErrorClass.TIMEOUT)) is AttemptOutcome.TIMED_OUT
-    assert outcome_of(Answer(NOW, 0.1, error_class=ErrorClass.CONNECT)) is AttemptOutcome.FAILED
+    assert outcome_of(AttemptResponse(NOW, 10.0, error_class=ErrorClass.TIMEOUT)) is AttemptOutcome.TIMED_OUT
+    assert outcome_of(AttemptResponse(NOW, 0.1, error_class=ErrorClass.CONNECT)) is AttemptOutcome.FAILED
 
 
 @pytest.mark.parametrize(

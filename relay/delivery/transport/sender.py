@@ -47,17 +47,17 @@ class Post(NamedTuple):
     traceparent: str | None = None
 
 
-class Answer(NamedTuple):
+class AttemptResponse(NamedTuple):
     """The response to an attempt, or its error. Without an `error_class` it was delivered.
 
-    `response` is the first KiB of the body, or details of the error if there was no response.
+    `body` is the first KiB of the body, or details of the error if there was no response.
     """
 
     at: datetime.datetime
     latency_s: float
     status_code: int | None = None
     error_class: ErrorClass | None = None
-    response: bytes | None = None
+    body: bytes | None = None
     retry_after_s: float | None = None
 
 
@@ -89,7 +89,7 @@ class Sender:
     ) -> None:
         await self._connection_pool.close()
 
-    async def send(self, post: Post) -> Answer:
+    async def send(self, post: Post) -> AttemptResponse:
         """Make one attempt. Nothing that a receiver does raises here.
 
         Raises:
@@ -115,19 +115,19 @@ class Sender:
         finally:
             self._connection_pool.release(reply)
         if 200 <= reply.status <= 299:
-            return Answer(at, latency_s, reply.status, None, body)
+            return AttemptResponse(at, latency_s, reply.status, None, body)
         retry_after = reply.headers.get("Retry-After")
         wait_s = None if retry_after is None else retry_after_s(retry_after, at)
-        return Answer(at, latency_s, reply.status, ErrorClass.HTTP, body, wait_s)
+        return AttemptResponse(at, latency_s, reply.status, ErrorClass.HTTP, body, wait_s)
 
-    def _failed(self, error: Exception, at: datetime.datetime, latency_s: float) -> Answer:
+    def _failed(self, error: Exception, at: datetime.datetime, latency_s: float) -> AttemptResponse:
         if (shortage := shortage_in(error)) is not None:
             # Sending is worth more than keeping idle connections.
             self._connection_pool.end_idle(_ENDED_FOR_SHORTAGE)
             raise shortage from error
         if not isinstance(error, _EXPECTED):
             _log.warning("attempt_raised", extra={"error": type(error).__name__}, exc_info=error)
-        return Answer(at, latency_s, None, error_class(error), detail(error), rest_s(error))
+        return AttemptResponse(at, latency_s, None, error_class(error), detail(error), rest_s(error))
 
 
 async def _first_kib(content: StreamReader) -> bytes:

@@ -92,12 +92,12 @@ async def test_a_claim_takes_no_more_of_an_organization_than_it_has_left_and_goe
     more = True
     while more:
         claim = await claimer.claim(offer, EVERYTHING)
-        taken += [delivery.held.organization_id for delivery in claim.deliveries]
+        taken += [delivery.claim.organization_id for delivery in claim.deliveries]
         more = claim.more
     assert sorted(taken) == sorted(organization_id for organization_id, _ in others)
     offer = offer._replace(left={}, untouched=UNBOUNDED._replace(new=5))
     claim = await Claimer(cell.owned_connection(), 30.0).claim(offer, EVERYTHING)
-    assert [delivery.held.organization_id for delivery in claim.deliveries] == [crowd] * 5
+    assert [delivery.claim.organization_id for delivery in claim.deliveries] == [crowd] * 5
 
 
 async def test_the_endpoints_of_a_full_organization_do_not_stand_in_front_of_others(cell: Cell, books: Books) -> None:
@@ -109,7 +109,7 @@ async def test_the_endpoints_of_a_full_organization_do_not_stand_in_front_of_oth
     claim = await Claimer(cell.owned_connection(), 30.0).claim(
         ClaimBudget(12, [], [], 4, left={crowd: UNBOUNDED._replace(slots=2)}), EVERYTHING
     )
-    taken = [delivery.held.organization_id for delivery in claim.deliveries]
+    taken = [delivery.claim.organization_id for delivery in claim.deliveries]
     assert len(taken) == 12
     assert set(taken) == quiet | {crowd}
 
@@ -133,7 +133,7 @@ async def test_deliveries_of_one_event_come_with_one_payload(cell: Cell, books: 
     await books.accept(organization_id, 1, payload=b'"%b"' % bytes(10_000).hex().encode())
     offer = ClaimBudget(100, [], [], 4, untouched=UNBOUNDED._replace(bytes=30_000))
     claim = await Claimer(cell.owned_connection(), 30.0).claim(offer, EVERYTHING)
-    assert {delivery.held.endpoint_id for delivery in claim.deliveries} == set(endpoint_ids)
+    assert {delivery.claim.endpoint_id for delivery in claim.deliveries} == set(endpoint_ids)
     assert len({id(delivery.payload) for delivery in claim.deliveries}) == 1
 
 
@@ -177,11 +177,11 @@ async def test_a_claim_is_counted_until_there_is_a_result(cell: Cell, books: Boo
 
     offer = ClaimBudget(100, [], [], 4)
     ((first,), _) = await claimer.claim(offer, EVERYTHING)
-    assert (first.claims, await claims()) == (0, 1)
+    assert (first.earlier_claims, await claims()) == (0, 1)
     await books.read("update relay.open set leased_until = '-infinity'")
     ((second,), _) = await claimer.claim(offer, EVERYTHING)
-    assert (second.claims, await claims()) == (1, 2)
-    await connection.fetch("release_claims", *columns([second.held]))
+    assert (second.earlier_claims, await claims()) == (1, 2)
+    await connection.fetch("release_claims", *columns([second.claim]))
     assert await claims() == 1
     receiver.script = reply(500)
     async with delivering(cell, retry_schedule=(3600.0,)):
@@ -272,5 +272,5 @@ async def test_a_claim_whose_answer_was_lost_is_free_for_the_next(cell: Cell, bo
         # Another process has to wait for the lease.
         assert (await Claimer(cell.owned_connection(), 30.0).claim(offer, EVERYTHING)).deliveries == []
         again = (await claimer.claim(offer, EVERYTHING)).deliveries
-        assert [(delivery.claims, delivery.ran_out) for delivery in again] == [(1, False)] * 3
+        assert [(delivery.earlier_claims, delivery.ran_out) for delivery in again] == [(1, False)] * 3
         assert len(await books.read("select 1 from relay.open where claims = 1")) == 3

@@ -344,7 +344,7 @@ async def test_a_record_whose_outcome_is_unknown_is_sent_again(cell: Cell, books
         Recorder(through.owned_connection(), recorded.extend) as recorder,
     ):
         for at, delivery in enumerate(claim.deliveries):
-            recorder.add(result(delivery.held, outcome="delivered"))
+            recorder.add(result(delivery.claim, outcome="delivered"))
             if at == 0:
                 await until(lambda: asyncio.sleep(0, bool(recorded)))
                 proxy.cut_after_next_answer()
@@ -365,7 +365,7 @@ async def test_a_result_that_postgresql_refuses_does_not_poison_its_batch(
     organization_id, _ = await books.endpoint("http://127.0.0.1/")
     await books.accept(organization_id, 40)
     claim = await Claimer(cell.owned_connection(), 30.0).claim(ClaimBudget(100, [], [], 50), EVERYTHING)
-    helds = [delivery.held for delivery in claim.deliveries]
+    helds = [delivery.claim for delivery in claim.deliveries]
     # What any receiver can make us write is stored as it is; these two are refused: one for its answer alone.
     await books.read("alter table relay.attempts add constraint short check (length(response) < 1024)")
     results = [result(held, outcome="delivered", latency_ms=10**12) for held in helds]
@@ -470,7 +470,7 @@ async def claim_lap(claimer: Claimer, offer: ClaimBudget) -> tuple[list[UUID], i
         claims += 1
         assert claims < 50
         found, more = await claimer.claim(offer, EVERYTHING)
-        taken += [delivery.held.endpoint_id for delivery in found]
+        taken += [delivery.claim.endpoint_id for delivery in found]
     return taken, claims
 
 
@@ -497,7 +497,7 @@ async def test_claims_take_turns_and_no_endpoint_more_than_its_slots(cell: Cell,
     claimer = Claimer(cell.owned_connection(), 30.0)
     offer = ClaimBudget(6, [in_order[2]], [0], 4)
     turns: Sequence[Sequence[UUID]] = [
-        [delivery.held.endpoint_id for delivery in (await claimer.claim(offer, EVERYTHING)).deliveries]
+        [delivery.claim.endpoint_id for delivery in (await claimer.claim(offer, EVERYTHING)).deliveries]
         for _ in range(3)
     ]
     a, b, _, d = in_order
@@ -534,7 +534,7 @@ async def test_leases_outlast_a_connection_that_has_gone_silent(
     async with Proxy(database) as proxy, open_cell(proxy.url) as through:
         claimed, _ = await Claimer(cell.owned_connection(), 4.5).claim(ClaimBudget(1, [], [], 1), EVERYTHING)
         async with Leases(through.owned_connection(), 4.5) as leases:
-            leases.track(delivery.held for delivery in claimed)
+            leases.track(delivery.claim for delivery in claimed)
             claimed_at = (await leased())["given"]
 
             async def renewed_since(moment: datetime.datetime) -> datetime.datetime | None:

@@ -70,7 +70,7 @@ async def record(cell: Cell, *results: Result) -> None:
 
 def failure(delivery: ClaimedDelivery, outcome: str = "retry", *, number: int = 1) -> Result:
     at = datetime.datetime.now(datetime.UTC)
-    return Result(delivery.held, number, at, 500, 1, ErrorClass.HTTP, b"", outcome, 60.0)
+    return Result(delivery.claim, number, at, 500, 1, ErrorClass.HTTP, b"", outcome, 60.0)
 
 
 async def endpoint_row(books: Books, endpoint_id: UUID) -> asyncpg.Record:
@@ -107,7 +107,7 @@ async def test_a_retry_to_an_endpoint_that_was_deleted_is_cancelled_and_its_even
     second = await books.another(organization_id, "http://127.0.0.1/")
     (event_id,) = await books.accept(organization_id)
     deliveries = await claimed(cell)
-    assert {delivery.held.endpoint_id for delivery in deliveries} == {first, second}
+    assert {delivery.claim.endpoint_id for delivery in deliveries} == {first, second}
     await delete(cell, organization_id, first, second)
     await record(cell, *(failure(delivery) for delivery in deliveries))
     assert {(row["attempts"], row["due_at"], row["claim_token"]) for row in await books.open()} == {(1, None, None)}
@@ -132,7 +132,7 @@ async def test_an_event_that_waits_for_nothing_or_something_else_has_no_row_of_i
         await books.another(organization_id, "http://127.0.0.1/")
     await books.accept(organization_id)
     deliveries = await claimed(cell)
-    gone = next(delivery for delivery in deliveries if delivery.held.endpoint_id == first)
+    gone = next(delivery for delivery in deliveries if delivery.claim.endpoint_id == first)
     others = [delivery for delivery in deliveries if delivery is not gone]
     await delete(cell, organization_id, first)
     delivered = [failure(other, "delivered")._replace(error_class=None) for other in others]
@@ -143,7 +143,7 @@ async def test_an_event_that_waits_for_nothing_or_something_else_has_no_row_of_i
     await record(cell, failure(gone), *(delivered if reason == "in the same batch" else ()))
     await until_cancelled(cell, books)
     left = [row["endpoint_id"] for row in await books.open()]
-    assert left == ([others[0].held.endpoint_id] if reason == "another is open" else [])
+    assert left == ([others[0].claim.endpoint_id] if reason == "another is open" else [])
     assert "cancelled" in {row["status"] for row in await books.deliveries()}
 
 

@@ -53,7 +53,7 @@ async def test_nothing_is_leased_for_an_endpoint_that_is_disabled_or_gone(cell: 
     await books.change(first, enabled=False)
     await books.read("delete from relay.endpoints where id = $1", second)
     claim = await Claimer(cell.owned_connection(), 30.0).claim(ClaimBudget(100, [], [], 4), EVERYTHING)
-    assert [delivery.held.endpoint_id for delivery in claim.deliveries] == [third, third]
+    assert [delivery.claim.endpoint_id for delivery in claim.deliveries] == [third, third]
     leased = await books.read("select endpoint_id from relay.open where claim_token is not null")
     assert [row["endpoint_id"] for row in leased] == [third, third]
 
@@ -71,7 +71,7 @@ async def test_a_first_claim_takes_no_more_than_an_endpoint_allows(cell: Cell, b
         await books.accept(organization_id, 10)
         allowed[endpoint_id] = taken
     claim = await Claimer(cell.owned_connection(), 30.0).claim(ClaimBudget(100, [], [], 4), EVERYTHING)
-    assert Counter(delivery.held.endpoint_id for delivery in claim.deliveries) == allowed
+    assert Counter(delivery.claim.endpoint_id for delivery in claim.deliveries) == allowed
 
 
 async def test_a_change_of_an_endpoint_holds_for_what_is_claimed_after_it(

@@ -19,7 +19,7 @@ import pytest
 from relay.delivery.transport.request import SigningKeys, Target
 from relay.delivery.transport.resolver import Address, LookupHung, LookupOwner, Pace, Resolver, lookup_owner
 from relay.delivery.transport.response import ErrorClass
-from relay.delivery.transport.sender import Answer, Post, Sender
+from relay.delivery.transport.sender import AttemptResponse, Post, Sender
 from relay.delivery.transport.shortage import Shortage
 from relay.delivery.transport.ssrf_guard import SsrfGuard
 from relay.store import Cell
@@ -238,7 +238,7 @@ async def test_a_thread_that_cannot_be_started_is_a_shortage(monkeypatch: pytest
     assert await resolve(resolver, 1, "quick.one") == ["127.0.0.1"]
 
 
-async def send(sender: Sender, url: str, organization: int = 1) -> Answer:
+async def send(sender: Sender, url: str, organization: int = 1) -> AttemptResponse:
     target = Target(url, SigningKeys(b"s" * 32), {}, 5.0, UUID(int=organization))
     return await sender.send(Post(target, CLOCK.new(), "order.created", b"1", 1))
 

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from relay.delivery.transport.request import SigningKeys, Target
 from relay.delivery.transport.response import ErrorClass
-from relay.delivery.transport.sender import Answer, Post, Sender
+from relay.delivery.transport.sender import AttemptResponse, Post, Sender
 from relay.delivery.transport.ssrf_guard import SsrfGuard
 from relay.values.uuid7 import Uuid7Clock
 from tests.support.receiver import Received, Receiver, hang, raw, reply
@@ -61,7 +61,7 @@ async def attempt(
     *,
     timeout_s: float = 5.0,
     headers: Mapping[str, str] | None = None,
-) -> Answer:
+) -> AttemptResponse:
     target = Target(url, SigningKeys(SECRET), headers or {}, timeout_s)
     return await sender.send(Post(target, CLOCK.new(), "order.created", payload, 1))
 
@@ -71,7 +71,7 @@ async def test_a_2xx_is_a_success_and_its_body_is_kept(sender: Sender, receiver:
         receiver.script = reply(status, b"" if status == 204 else b"thanks")
         answer = await attempt(sender, receiver.url)
         assert (answer.status_code, answer.error_class) == (status, None)
-        assert answer.response == (b"" if status == 204 else b"thanks")
+        assert answer.body == (b"" if status == 204 else b"thanks")
 
 
 async def test_everything_else_is_a_failed_attempt(sender: Sender, receiver: Receiver) -> None:
@@ -182,7 +182,7 @@ async def test_a_few_interim_answers_are_passed_over_and_a_flood_of_them_is_a_pr
     interim = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
     receiver.script = raw(interim * 3 + b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\nok")
     answer = await attempt(sender, receiver.url)
-    assert (answer.status_code, answer.error_class, answer.response) == (201, None, b"ok")
+    assert (answer.status_code, answer.error_class, answer.body) == (201, None, b"ok")
     # In one piece: that an answer follows in the end does not help.
     receiver.script = raw(interim * 1_000 + b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
     answer = await attempt(sender, receiver.url)
@@ -202,7 +202,7 @@ async def test_two_answers_in_one_piece_are_one_answer_and_the_end_of_the_connec
     receiver.script = script
     for number in (1, 2):
         answer = await attempt(sender, receiver.url)
-        assert (answer.status_code, answer.response) == (200, b"first")
+        assert (answer.status_code, answer.body) == (200, b"first")
         assert receiver.connections == number
 
 
@@ -238,9 +238,9 @@ async def test_a_body_that_drips_does_not_hold_up_a_success(sender: Sender, rece
     answer = await attempt(sender, receiver.url)
     assert time.monotonic() - begun < 2.0
     assert answer.error_class is None
-    assert answer.response is not None
-    assert 1 <= len(answer.response) < 100
-    assert answer.response.strip(b"x") == b""
+    assert answer.body is not None
+    assert 1 <= len(answer.body) < 100
+    assert answer.body.strip(b"x") == b""
 
 
 async def test_of_an_endless_answer_one_kib_is_read_and_the_connection_closed(
@@ -263,7 +263,7 @@ async def test_of_an_endless_answer_one_kib_is_read_and_the_connection_closed(
 
     receiver.script = endless
     answer = await attempt(sender, receiver.url)
-    assert (answer.error_class, answer.response) == (None, b"x" * 1024)
+    assert (answer.error_class, answer.body) == (None, b"x" * 1024)
     async with asyncio.timeout(5):
         await closed.wait()
     # The rest is what the kernel and one read hold.
@@ -274,16 +274,16 @@ async def test_a_compressed_answer_is_not_unpacked(sender: Sender, receiver: Rec
     bomb = gzip.compress(b"\0" * 10_000_000)
     receiver.script = reply(200, bomb, b"Content-Encoding: gzip")
     answer = await attempt(sender, receiver.url)
-    assert (answer.error_class, answer.response) == (None, bomb[:1024])
+    assert (answer.error_class, answer.body) == (None, bomb[:1024])
 
 
 async def test_chunked_answers_and_those_until_the_end_of_the_connection_are_read(
     sender: Sender, receiver: Receiver
 ) -> None:
     receiver.script = raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")
-    assert (await attempt(sender, receiver.url)).response == b"abcde"
+    assert (await attempt(sender, receiver.url)).body == b"abcde"
     receiver.script = raw(b"HTTP/1.0 200 OK\r\n\r\nuntil the end")
-    assert (await attempt(sender, receiver.url)).response == b"until the end"
+    assert (await attempt(sender, receiver.url)).body == b"until the end"
 
 
 async def test_a_body_that_breaks_off_does_not_undo_a_success(sender: Sender, receiver: Receiver) -> None:
@@ -335,7 +335,7 @@ async def test_an_answer_of_nul_and_broken_utf8_is_kept_as_it_came(sender: Sende
     odd = b"\x00\xff\xfe\xed\xa0\x80"
     receiver.script = reply(500, odd, b"X-Odd: \xff\xfe", b"Retry-After: 1e309", b"Content-Type: \xff")
     answer = await attempt(sender, receiver.url)
-    assert (answer.status_code, answer.response, answer.retry_after_s) == (500, odd, None)
+    assert (answer.status_code, answer.body, answer.retry_after_s) == (500, odd, None)
 
 
 async def test_retry_after_is_read(sender: Sender, receiver: Receiver) -> None:

@@ -573,7 +573,7 @@ async def test_laps_go_over_what_is_ours_and_past_what_is_not(cell: Cell, books:
         more = True
         while more:
             found, more = await claimer.claim(ClaimBudget(4, [], [], 1), ours)
-            taken.update(delivery.held.endpoint_id for delivery in found)
+            taken.update(delivery.claim.endpoint_id for delivery in found)
     # A lap ends a full turn after the last claim that was full, so the first takes all.
     assert taken == Counter(dict.fromkeys(expected, 3))
 
@@ -585,4 +585,4 @@ async def test_an_endpoint_on_anothers_wire_is_passed_over(cell: Cell, books: Bo
     claimer = Claimer(cell.owned_connection(), 30.0)
     assignment = Assignment((BucketRange(0, 1023),), frozenset([barred[1]]))
     found, _ = await claimer.claim(ClaimBudget(100, [barred[1]], [2], 4), assignment)
-    assert {delivery.held.endpoint_id for delivery in found} == {free[1]}
+    assert {delivery.claim.endpoint_id for delivery in found} == {free[1]}

@@ -19,7 +19,7 @@ import pytest
 from relay.delivery.transport.request import SigningKeys, Target
 from relay.delivery.transport.resolver import Address, Resolver
 from relay.delivery.transport.response import ErrorClass
-from relay.delivery.transport.sender import Answer, Post, Sender
+from relay.delivery.transport.sender import AttemptResponse, Post, Sender
 from relay.delivery.transport.shortage import Shortage, most_connections
 from relay.delivery.transport.ssrf_guard import SsrfGuard
 from relay.store import Cell
@@ -59,7 +59,7 @@ def sender_with(guard: SsrfGuard) -> Sender:
     return Sender(guard, now=lambda: now, resolver=lambda: Resolver(lambda _: list(BOTH)))
 
 
-async def attempt(sender: Sender, url: str) -> Answer:
+async def attempt(sender: Sender, url: str) -> AttemptResponse:
     return await sender.send(Post(Target(url, SigningKeys(b"s" * 32), {}, 5.0), CLOCK.new(), "order.created", b"1", 1))
 
 

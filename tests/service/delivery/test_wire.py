@@ -20,7 +20,7 @@ from relay.delivery.transport.connection_pool import _Connection, keep_alive_s
 from relay.delivery.transport.request import SigningKeys, Target
 from relay.delivery.transport.response import ErrorClass
 from relay.delivery.transport.response_reader import is_interim
-from relay.delivery.transport.sender import Answer, Post, Sender
+from relay.delivery.transport.sender import AttemptResponse, Post, Sender
 from relay.delivery.transport.ssrf_guard import SsrfGuard
 from relay.values.uuid7 import Uuid7Clock
 from tests.support.receiver import Received, Receiver, Script, raw, reply
@@ -42,7 +42,9 @@ async def receiver() -> AsyncIterator[Receiver]:
         yield entered
 
 
-async def attempt(sender: Sender, url: str, payload: bytes = b"1", timeout_s: float = 5.0, **headers: str) -> Answer:
+async def attempt(
+    sender: Sender, url: str, payload: bytes = b"1", timeout_s: float = 5.0, **headers: str
+) -> AttemptResponse:
     return await sender.send(
         Post(Target(url, SigningKeys(SECRET), headers, timeout_s), CLOCK.new(), "order.created", payload, 1)
     )
@@ -204,7 +206,7 @@ async def test_a_complete_head_counts_whatever_follows_it(sender: Sender, receiv
         answer = await attempt(sender, receiver.url)
         assert answer.status_code == status
         assert answer.error_class is (None if status < 300 else ErrorClass.HTTP)
-        assert body is None or answer.response == body
+        assert body is None or answer.body == body
         assert receiver.connections == (1 if name in HARMLESS else number)
 
 
@@ -310,7 +312,7 @@ async def test_plain_responses_are_read_as_aiohttps_session_reads_them(
     ):
         expected = response.status, b"" if response.status == 101 else await response.read()
     answer = await attempt(sender, receiver.url)
-    assert (answer.status_code, answer.response) == expected
+    assert (answer.status_code, answer.body) == expected
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -337,7 +339,7 @@ async def test_a_response_that_is_early_is_the_response(sender: Sender) -> None:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
         for payload in (b"1", b"1" * 262_144):
             answer = await attempt(sender, url, payload)
-            assert (answer.status_code, answer.response) == (413, b"no")
+            assert (answer.status_code, answer.body) == (413, b"no")
 
 
 async def test_a_connection_whose_request_was_not_taken_is_broken_off(sender: Sender) -> None:
