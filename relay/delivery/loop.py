@@ -37,7 +37,7 @@ import datetime
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -57,7 +57,7 @@ from relay.delivery.retry_timer import RetryTimer
 from relay.delivery.transport.resolver import Resolver
 from relay.delivery.transport.sender import Sender
 from relay.delivery.transport.ssrf_guard import SsrfGuard
-from relay.store import Cell, StoreError
+from relay.store import Cell, StatementRejected, StoreError
 from relay.telemetry.metrics import Metrics
 from relay.values.encryption import Vault
 
@@ -72,6 +72,8 @@ _POLL_S: Final = 1.0
 _UNPARK_S: Final = 0.5
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
+# The same while PostgreSQL rejects the statement itself, which somebody has to mend.
+_LONGEST_REJECTED_PAUSE_S: Final = 30.0
 # The time that requests in flight have to finish when the process stops.
 _FINISH_S: Final = 18.0
 _FINISH_CLAIM_S: Final = 2.0
@@ -191,9 +193,14 @@ class DeliveryLoop:
             try:
                 await self._iterate()
                 await self._unpark()
+            except StatementRejected as rejected:
+                _log.error("claim_rejected_by_database", extra={"sqlstate": rejected.sqlstate, "reason": str(rejected)})
+                await self._rest(pause_s)
+                pause_s = min(_LONGEST_REJECTED_PAUSE_S, pause_s * 2)
+                continue
             except StoreError as reason:
                 _log.warning("claims_wait_for_database", extra={"reason": str(reason)})
-                await asyncio.sleep(pause_s)
+                await asyncio.sleep(min(pause_s, _LONGEST_PAUSE_S))
                 pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
                 continue
             pause_s = _FIRST_PAUSE_S
@@ -205,6 +212,12 @@ class DeliveryLoop:
                     await self._wake.wait()
             except TimeoutError:
                 continue
+
+    async def _rest(self, seconds: float) -> None:
+        """Sleep, but not beyond the stop."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
 
     async def _unpark(self) -> None:
         now = asyncio.get_running_loop().time()

@@ -21,7 +21,7 @@ from relay.http.heads import check_headers, check_origin
 from relay.http.metrics import RequestMetrics, RouteMetrics
 from relay.http.operations import Endpoint, Operation
 from relay.http.proxies import HSTS, TrustedProxies
-from relay.store import DatabaseUnavailable, OutcomeUnknown, RowRefused
+from relay.store import DatabaseUnavailable, OutcomeUnknown, RowRefused, StatementRejected
 from relay.telemetry.log_format import traceback_of
 from relay.telemetry.metrics import Metrics
 
@@ -125,6 +125,9 @@ class Application:
                 await self._find(scope, receive, send)
         except ApiError as error:
             await self._refuse(exchange, error)
+        except StatementRejected as error:
+            exchange.trouble = {"reason": str(error), "sqlstate": error.sqlstate}
+            await self._refuse(exchange, ApiError("internal_error"))
         except (DatabaseUnavailable, OutcomeUnknown) as error:
             exchange.trouble = {"reason": str(error)}
             unknown = isinstance(error, OutcomeUnknown) and scope["method"] not in ("GET", "HEAD")

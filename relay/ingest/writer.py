@@ -12,7 +12,15 @@ from relay.ingest.filters import filters_matching
 from relay.ingest.metrics import IngestMetrics
 from relay.ingest.pending_event import Key, PendingEvent, part_followers
 from relay.ingest.queue import MAX_FLUSH_EVENTS
-from relay.store import DatabaseUnavailable, HotConnection, OutcomeUnknown, Row, RowRefused, StoreError
+from relay.store import (
+    DatabaseUnavailable,
+    HotConnection,
+    OutcomeUnknown,
+    Row,
+    RowRefused,
+    StatementRejected,
+    StoreError,
+)
 
 _log = logging.getLogger("relay.ingest")
 
@@ -24,7 +32,7 @@ _ANY_DELIVERIES: Final = 1_000_000_000
 # SQLSTATE of a statement that would have opened more (`relay.opens_too_many`).
 _OPENS_TOO_MANY: Final = "54R01"
 # What is nobody's own fault: to try again for each follower would be one time-out after the other.
-_OUTAGES: Final = frozenset(("database_unavailable", "commit_unknown"))
+_OUTAGES: Final = frozenset(("database_unavailable", "commit_unknown", "internal_error"))
 # After so many organizations whose events stay unknown it is the database.
 _UNKNOWN_AGAIN: Final = 2
 
@@ -117,6 +125,12 @@ class Writer:
         except OutcomeUnknown as unknown:
             _log.warning("flush_outcome_unknown", extra={"events": len(events), "reason": str(unknown)})
             await self._send_again(events)
+        except StatementRejected as rejected:
+            _log.error(
+                "flush_rejected_by_database",
+                extra={"events": len(events), "sqlstate": rejected.sqlstate, "reason": str(rejected)},
+            )
+            self.fail(events, "internal_error")
         except DatabaseUnavailable as unavailable:
             _log.warning("flush_not_stored", extra={"events": len(events), "reason": str(unavailable)})
             self.fail(events, "database_unavailable")

@@ -10,6 +10,7 @@ from relay.store.errors import (
     PartitionMissing,
     RowRefused,
     ServerNotReady,
+    StatementRejected,
     StoreError,
 )
 from relay.store.listener import Listener
@@ -29,6 +30,7 @@ __all__ = [
     "Row",
     "RowRefused",
     "ServerNotReady",
+    "StatementRejected",
     "Statements",
     "StoreError",
 ]

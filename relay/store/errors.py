@@ -24,6 +24,10 @@ _DISK_FULL: Final = "53100"
 NOT_MIGRATED: Final = ("42P01", "3F000", "42703", "42883")
 
 
+# Feature not supported; syntax error or access rule violation.
+_REJECTED: Final = ("0A000", "42")
+
+
 class StoreError(Exception):
     """The base of what this room raises."""
 
@@ -42,6 +46,14 @@ class PartitionMissing(DatabaseUnavailable):
 
 class DiskFull(DatabaseUnavailable):
     """PostgreSQL has no space left to write it down."""
+
+
+class StatementRejected(DatabaseUnavailable):
+    """PostgreSQL rejects the statement itself, for a missing table or right: trying again does not help."""
+
+    def __init__(self, message: str, sqlstate: str) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
 
 
 class OutcomeUnknown(StoreError):
@@ -107,6 +119,8 @@ def running(error: BaseException) -> StoreError:
             return OutcomeUnknown(f"the connection ended (SQLSTATE {state})")
         if state == _CANCELLED:
             return DatabaseUnavailable("PostgreSQL ended the statement, which took longer than statement_timeout")
+        if state.startswith(_REJECTED):
+            return StatementRejected(f"PostgreSQL rejects the statement: {said(error)}", state)
         return DatabaseUnavailable(f"PostgreSQL refuses the statement: {said(error)}")
     if isinstance(error, asyncpg.DataError | ValueError | OverflowError):
         return RowRefused("22000")
