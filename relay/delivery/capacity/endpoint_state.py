@@ -63,7 +63,7 @@ class Limits(NamedTuple):
 
 
 class EndpointState:
-    """What is in flight to one endpoint, and how much more may be.
+    """The deliveries in flight to one endpoint, and its current limits.
 
     Args:
         limits: the limits of the endpoint.

@@ -22,7 +22,7 @@ _LITTLE: Final = 64 * 1024
 
 
 class Allotment(NamedTuple):
-    """What one organization may claim: slots, how many of them for new and for slow endpoints, and payload bytes."""
+    """The capacity that one organization may claim: slots in all, for new and for slow endpoints, and payload bytes."""
 
     slots: int
     new: int
