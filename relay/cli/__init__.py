@@ -1,1 +1,1 @@
-"""The commands: a file each, nothing but arguments, calls and printing."""
+"""The commands, one file each: parse arguments, call, print."""

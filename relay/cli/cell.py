@@ -1,4 +1,4 @@
-"""The database that a command works on: DATABASE_URL's, or that of a `relay up` on this machine."""
+"""The database of a command: DATABASE_URL, or that of a `relay up` on this machine."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _CODES = {401: NOT_FOUND, 404: NOT_FOUND, 422: USAGE, 503: UNREACHABLE}
 
 
 def settings_at_hand() -> Settings:
-    """The settings, with the database and the secret key of a `relay up` on this machine where none are given.
+    """Return the settings. Without DATABASE_URL, use the database and secret key of a `relay up` on this machine.
 
     Raises:
-        Stop: no database is given, and none runs.
+        ExitWith: no database is configured, and no `relay up` runs.
     """
     settings = read_settings()
     if settings.database_url is not None:
@@ -35,7 +35,7 @@ def settings_at_hand() -> Settings:
         running = find(settings.data_dir)
     except StartupError as unable:
         raise ExitWith(unable.code, unable.line) from None
-    # What libpq's variables say is of other servers.
+    # libpq's variables describe other servers.
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]
     made = (running.secret_key,) if running.secret_key else ()
@@ -48,28 +48,28 @@ def settings_at_hand() -> Settings:
 
 
 def require_secret_key(settings: Settings) -> None:
-    """Stop without a secret key.
+    """Require a secret key.
 
     Raises:
-        Stop: there is none.
+        ExitWith: there is none.
     """
     if not settings.secret_keys:
         raise ExitWith(
             USAGE,
-            "RELAY_SECRET_KEY: name the one of this database "
-            f"(`relay up` keeps the one that it made in {settings.data_dir / 'secret_key'})",
+            "RELAY_SECRET_KEY is not set: use the key of this database "
+            f"(`relay up` keeps its key in {settings.data_dir / 'secret_key'})",
         )
 
 
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Cell]:
-    """The cell, for as long as it is used; what the database or the API's rules refuse ends the command.
+    """Open the cell, and turn errors of the database and of the API's rules into exit codes.
 
     Raises:
-        Stop: with one line that says why.
+        ExitWith: with a one-line reason.
     """
     logs.set_up(settings.log_level, "keys")
-    # Imported here: they bring asyncpg, which a bad setting need not wait for.
+    # Imported here: these load asyncpg, and an invalid setting must fail without that delay.
     from relay.auth import SecretKeyMismatch
     from relay.errors import ApiError
     from relay.store import Cell, StoreError

@@ -34,20 +34,20 @@ from relay.values.encryption import Vault
 
 _log = logging.getLogger("relay.deliver")
 
-# What the cell's owners hold, and one for all others.
+# Connections reserved by the cell, and one for everything else.
 _CONNECTIONS: Final = 9
 _OPS_BACKLOG: Final = 128
 _OPS_CONNECTIONS: Final = 256
 _OPS_CLOSE_S: Final = 0.5
-# How long a start waits for a PostgreSQL that is slow, starting or full.
+# How long startup waits for a PostgreSQL that is slow, starting or out of connections.
 _PATIENCE_S: Final = 30.0
-# The port opens after so long also while PostgreSQL gives us nothing to claim.
+# The port opens after this time even if nothing has been claimed.
 _OPS_WAIT_S: Final = 1.0
 
 
 @click.command(help="Run the delivery loop.")
-@click.option("--no-ops", is_flag=True, hidden=True, help="Open no port.")
-@click.option("--ready-fd", type=int, hidden=True, help="Write a byte here once deliveries are claimed.")
+@click.option("--no-ops", is_flag=True, hidden=True, help="Do not open the ops port.")
+@click.option("--ready-fd", type=int, hidden=True, help="Write a byte to this descriptor when ready.")
 @click.option("--shared-memory", hidden=True, help="Memory to share with the processes beside this one.")
 def deliver(no_ops: bool, ready_fd: int | None, shared_memory: str | None) -> None:
     """Deliver until SIGTERM or SIGINT."""
@@ -72,8 +72,8 @@ def deliver(no_ops: bool, ready_fd: int | None, shared_memory: str | None) -> No
 
 
 def _within_open_files(settings: Settings) -> Settings:
-    """Bound what is on the wire by the open files that this process may have, which would else fail as `connect`."""
-    # Beside each delivery on the wire a connection may be kept for the next one.
+    """Limit the deliveries in flight by the limit on open files. Beyond it attempts would fail as `connect`."""
+    # For each delivery in flight, another connection may be kept for the next one.
     in_flight = max(room_for(2 * settings.max_in_flight) // 2, 1)
     if in_flight < settings.max_in_flight:
         _log.warning("open_files_bound_deliveries", extra={"max_in_flight": in_flight})
@@ -111,7 +111,7 @@ async def _deliver(
             await stack.enter_async_context(tracer)
         await stack.enter_async_context(Partitions(cell))
         await stack.enter_async_context(LeaderTasks(cell, settings, metrics))
-        # Left after the loop, so that health and metrics can be asked for until the end.
+        # Closed after the loop, so that health and metrics are available until the end.
         port = await stack.enter_async_context(AsyncExitStack())
         loop = await stack.enter_async_context(
             DeliveryLoop(cell, settings, Vault(settings.secret_keys), metrics, tracer=tracer)
@@ -120,7 +120,7 @@ async def _deliver(
             JobRunner(cell, lease_s=settings.lease_s, settled_s=settings.commit_timeout_s + 1.0, metrics=metrics)
         )
         if not no_ops:
-            # What a server needs takes 50 ms to import: only once the first deliveries are on their way.
+            # Importing the server takes 50 ms, so the first deliveries go first.
             await _first(loop.ready, loop.broken, signals.stop, timeout_s=_OPS_WAIT_S)
             await port.enter_async_context(_ops_port(settings, cell, metrics))
         if await _first(loop.ready, loop.broken, signals.stop) is loop.ready:
@@ -129,12 +129,12 @@ async def _deliver(
             say_ready(ready_fd)
             await _first(loop.broken, signals.stop)
     if loop.broken.is_set():
-        raise ExitWith(FAILED, "the delivery loop ended by itself; the log says why")
+        raise ExitWith(FAILED, "the delivery loop ended unexpectedly; the log has the reason")
     _log.info("stopped")
 
 
 async def _first(*events: asyncio.Event, timeout_s: float | None = None) -> asyncio.Event | None:
-    """Wait for any of these; the first of them that is set, None if `timeout_s` passed before."""
+    """Return the first of these events to be set, or None after `timeout_s`."""
     waiting = [asyncio.create_task(event.wait()) for event in events]
     await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     for task in waiting:
@@ -150,7 +150,7 @@ async def _end_at_once(signals: StopSignals) -> None:
 
 @asynccontextmanager
 async def _ops_port(settings: Settings, cell: Cell, metrics: Metrics) -> AsyncIterator[None]:
-    # Imported here: `relay up` has no use for a second server.
+    # Imported here: `relay up` does not need it.
     from relay.http.access_log import AccessLog
     from relay.http.ops_port import ops
 
@@ -166,7 +166,7 @@ async def _ops_port(settings: Settings, cell: Cell, metrics: Metrics) -> AsyncIt
         yield
     finally:
         server.stop()  # type: ignore[no-untyped-call]
-        # It would wait for the connections that scrapers keep open.
+        # It would wait for connections that scrapers keep open.
         await asyncio.wait((serving,), timeout=_OPS_CLOSE_S)
         serving.cancel()
         await asyncio.wait((serving,))

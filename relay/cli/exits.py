@@ -1,4 +1,4 @@
-"""How a command ends: the exit codes of the contract, and one line on stderr instead of a traceback."""
+"""Exit codes of the commands, and one line on stderr instead of a traceback."""
 
 from __future__ import annotations
 
@@ -24,17 +24,16 @@ UNREACHABLE: Final = 5
 _STDOUT: Final = 1
 _STDERR: Final = 2
 
-# The other end takes no more: a full disk or quota, a file that is as large as it may be, a device that fails.
+# The output cannot be written: a full disk or quota, the largest file size, a failing device.
 _NOT_WRITTEN: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EBADF)
 
 
 class ExitWith(Exception):
-    """Ends the command with `code`, after `line` on stderr.
+    """End the command with `code`, after `line` on stderr.
 
     Args:
         code: one of the codes above.
-        line: what is wrong and what would mend it, without the leading `relay:`; empty when a child has said
-            it.
+        line: what is wrong and what to do, without the leading `relay:`; empty if a child has printed it.
     """
 
     def __init__(self, code: int, line: str) -> None:
@@ -44,35 +43,35 @@ class ExitWith(Exception):
 
 
 def unreachable(url: str | None, error: Exception) -> ExitWith:
-    """Say which database failed the command, and how."""
+    """Return the error for a database that failed, naming it and the reason."""
     return ExitWith(UNREACHABLE, f"DATABASE_URL: {DatabaseUrl.read(url or '').shown}: {error}")
 
 
 def printable(text: str) -> str:
-    """The text for a terminal: what would start another line, steer it or hide is escaped."""
+    """Escape line breaks, control characters and invisible characters for a terminal."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def complain(line: str) -> None:
-    """Write one line to stderr: what ends the command."""
+    """Print the error that ends the command to stderr."""
     _say("relay:", line, RED)
 
 
 def warn(line: str) -> None:
-    """Write one line to stderr: what the operator may want to mend, though the command goes on."""
+    """Print a warning to stderr. The command goes on."""
     _say("relay: warning:", line, YELLOW)
 
 
 def _say(head: str, line: str, colour: str) -> None:
     if is_wanted(_STDERR, os.environ):
         head = painted(head, colour)
-    # Where stderr takes nothing, the exit code still tells.
+    # If stderr cannot be written, the exit code still tells.
     with suppress(OSError, ValueError):
         print(head, printable(line), file=sys.stderr, flush=True)
 
 
 def code_of(command: Callable[[], object]) -> int:
-    """Run `command` and turn what it raises into its exit code, the line said; bugs keep their traceback."""
+    """Run `command`, print the error it raises and return its exit code. Bugs keep their traceback."""
     try:
         command()
         if sys.stdout is not None:
@@ -93,7 +92,7 @@ def code_of(command: Callable[[], object]) -> int:
     except click.exceptions.Exit as ended:
         return ended.exit_code
     except BrokenPipeError:
-        # The reader of our stdout has left, as in `relay keys list | head`: nothing to tell it.
+        # The reader of stdout has left, as in `relay keys list | head`. No message.
         _drop_stdout()
         return FAILED
     except OSError as error:
@@ -107,7 +106,7 @@ def code_of(command: Callable[[], object]) -> int:
 
 
 def _drop_stdout() -> None:
-    """Send what is still to be written nowhere: Python would try again at its end, and complain."""
+    """Discard buffered output. Python would try to write it at exit, and complain."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, _STDOUT)
     os.close(nowhere)

@@ -1,4 +1,4 @@
-"""How a long-lived process gets rid of memory: when it looks for garbage, and what goes back to the system."""
+"""Memory of long-lived processes: garbage collection, and blocks returned to the system."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import gc
 from typing import Final
 
-# Objects that are made before the next collection.
+# Objects allocated before the next collection.
 _YOUNG: Final = 50_000
 # Parameters of glibc's mallopt(3).
 _TRIM_THRESHOLD: Final = -1
@@ -29,11 +29,11 @@ def return_large_blocks() -> None:
 
 
 def collect_seldom() -> None:
-    """Leave what is there for good out of every garbage collection, and make those after larger ones.
+    """Exclude permanent objects from garbage collection, and collect less often.
 
-    A thousand deliveries on the wire are some hundred thousand objects, which collections at Python's own pace walk
-    again and again; in an API process a collection of everything holds up each request for 12 to 18 ms, and came every
-    6,000 requests (docs/performance.md). What is in circles waits longer.
+    A thousand deliveries in flight are about a hundred thousand objects, which collections at Python's default rate
+    walk repeatedly. In an API process a full collection delayed each request by 12 to 18 ms, every 6,000 requests
+    (docs/performance.md). Cyclic garbage is freed later.
     """
     gc.collect()
     gc.freeze()

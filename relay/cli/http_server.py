@@ -1,4 +1,4 @@
-"""What commands that listen on a port share."""
+"""The HTTP server of the commands that listen on a port."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from relay.config.settings import Settings
 if TYPE_CHECKING:
     from granian.server.embed import Server
 
-#: More open files than these no process of ours could use; a limit beyond it makes some systems' libraries slow.
+#: More open files than any process uses. A higher limit makes the libraries of some systems slow.
 MOST_FILES: Final = 1_048_576
-#: How long a request's head may take, and how long a connection may be idle between two.
+#: Limit for the head of a request, and for an idle connection.
 HEAD_S: Final = 30.0
-#: After so long without a byte of an answer being taken, the system ends the connection.
+#: The system ends a connection if no byte of a response is read for this long.
 UNREAD_S: Final = 30.0
-# Of a head that is not all there, and of an answer that is not read, a connection holds about this much. Granian's own
-# 400 KiB would be 6.5 GB for all connections; 64 KiB would not hold the longest URL.
+# What a connection holds of an incomplete head or an unread response. Granian's default of 400 KiB would be 6.5 GB for
+# all connections. 64 KiB would not hold the longest URL.
 _BUFFER_BYTES: Final = 128 * 1024
-# What a process opens besides connections that it was asked for: PostgreSQL, Redis, its own pipes.
+# Files for everything but client connections: PostgreSQL, Redis, pipes.
 _OTHER_FILES: Final = 256
 
 
 def host_of(settings: Settings) -> str:
-    """Where to listen."""
+    """Return the address to listen on."""
     return settings.host or "0.0.0.0"  # noqa: S104 - the documented default of a service in a container
 
 
 def require_free(host: str, port: int, variable: str) -> None:
-    """Stop when the port is in use. Granian listens with SO_REUSEPORT: a second server would silently share it.
+    """Require a free port. Granian listens with SO_REUSEPORT: a second server would silently share it.
 
     Args:
-        host: where to listen.
-        port: the same.
-        variable: the setting that chooses the port.
+        host: the address to listen on.
+        port: the port.
+        variable: the setting of the port.
 
     Raises:
-        Stop: it cannot be listened on.
+        ExitWith: the port cannot be bound.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -55,22 +55,22 @@ def require_free(host: str, port: int, variable: str) -> None:
 
 
 def raise_open_files_limit() -> None:
-    """Raise the limit on open files as far as one may, up to `MOST_FILES`; children inherit it.
+    """Raise the limit on open files to the hard limit, at most to `MOST_FILES`. Children inherit it.
 
-    The soft limit is 1,024 on most systems, for the sake of programs that still call select(). We do not, and each
-    connection is a file.
+    The soft limit is 1,024 on most systems for programs that still call select(). relay does not, and each connection
+    is a file.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < most:
-        # macOS says that there is no limit, and has one.
+        # macOS reports no limit, but has one.
         with suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def room_for(connections: int) -> int:
-    """Return for how many of these connections there are open files. With none left Granian could not accept, and
-    nobody else connect: it must stop before.
+    """Return how many of these connections fit into the limit on open files. Without a free file Granian could not
+    accept, and the process could not connect, so fewer connections must be accepted.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
@@ -79,24 +79,24 @@ def room_for(connections: int) -> int:
 
 
 def http_server(app: Any, host: str, port: int, *, backlog: int, connections: int, head_s: float = HEAD_S) -> Server:
-    """Granian's embedded server: in this process and on this loop, without its supervisor.
+    """Return Granian's embedded server: in this process and on this loop, without its supervisor.
 
     Args:
         app: an ASGI application without lifespan.
-        host: where it listens.
-        port: the same.
-        backlog: connections that wait to be accepted.
-        connections: open ones that it takes at most; idle ones and long polls count too.
-        head_s: how long a request's head may take; after an answer the next one's clock begins at once.
+        host: the address to listen on.
+        port: the port.
+        backlog: connections waiting to be accepted.
+        connections: limit on open connections, idle ones and long polls included.
+        head_s: limit for the head of a request. After a response the time of the next one starts at once.
     """
-    # Imported here: `relay deliver --no-ops` listens nowhere, and does not pay for a server.
+    # Imported here: `relay deliver --no-ops` needs no server.
     from granian.constants import HTTPModes, Interfaces
     from granian.http import HTTP1Settings
     from granian.server.embed import Server
 
     return Server(
         app,
-        # Granian takes numbers only.
+        # Granian accepts only numeric addresses.
         address=str(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][4][0]),
         port=port,
         interface=Interfaces.ASGINL,
@@ -111,7 +111,7 @@ def http_server(app: Any, host: str, port: int, *, backlog: int, connections: in
 
 
 async def until_it_answers(serving: asyncio.Task[None], host: str, port: int) -> None:
-    """Wait until connections are taken: Granian begins to listen some time after it was started, and does not say."""
+    """Wait until the port accepts connections. Granian does not report when it begins to listen."""
     address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not listened on
     while not serving.done():
         try:
@@ -124,9 +124,10 @@ async def until_it_answers(serving: asyncio.Task[None], host: str, port: int) ->
 
 
 def end_unread_answers(port: int, after_s: float = UNREAD_S) -> None:
-    """Have the system end connections whose other end takes nothing for so long, or is not there any more: Granian
-    waits for ever, and holds what it has to say. Connections that are accepted later inherit this from their listener,
-    which Granian makes and keeps to itself. Linux only.
+    """Make the system end connections whose peer reads nothing for this long, or has vanished.
+
+    Granian would wait forever and keep the response in memory. Accepted connections inherit the option from the
+    listener, which Granian creates and does not expose. Linux only.
     """
     if not hasattr(socket, "TCP_USER_TIMEOUT"):
         return
@@ -151,7 +152,7 @@ def _listens(found: socket.socket) -> bool:
 
 
 def say_ready(ready_fd: int | None) -> None:
-    """Tell whoever started this process, by a byte through a pipe, that it is ready."""
+    """Report to the parent process, with a byte through a pipe, that this one is ready."""
     if ready_fd is not None:
         os.write(ready_fd, b"\n")
         os.close(ready_fd)

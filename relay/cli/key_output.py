@@ -1,4 +1,4 @@
-"""Keys as `relay keys` prints them: for people in columns, for programs as JSON."""
+"""The output of `relay keys`: columns, or JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HEADS: Final = ("KEY ID", "NAME", "SCOPES", "CREATED", "LAST USED", "ENDS")
 
 
 def print_key(api_key: str, key_id: UUID, facts: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print a new key, which nobody sees again: alone on stdout and the rest on stderr, or all of it as one object."""
+    """Print a new key, the only time it is shown: alone on stdout with the rest on stderr, or all as one object."""
     rest = {"key_id": str(key_id), **facts}
     if as_json:
         click.echo(msgspec.json.encode({"api_key": api_key, **rest}))
@@ -34,7 +34,7 @@ def print_key(api_key: str, key_id: UUID, facts: Mapping[str, Any], *, as_json: 
 
 
 def print_objects(page: Sequence[OwnedKey]) -> None:
-    """An object a line for each key."""
+    """Print one JSON object a line for each key."""
     for held in page:
         key = held.key
         shown = {
@@ -52,7 +52,7 @@ def print_objects(page: Sequence[OwnedKey]) -> None:
 
 
 def print_table(page: Sequence[OwnedKey]) -> None:
-    """The keys below the organizations that they are of."""
+    """Print the keys grouped by organization."""
     rows = [_HEADS, *(_row(held) for held in page)]
     heads, *lines = aligned(rows, "  ")
     click.echo(heads)

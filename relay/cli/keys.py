@@ -1,4 +1,4 @@
-"""`relay keys`: organizations, their API keys, and the secrets at rest."""
+"""`relay keys`: organizations, their API keys, and secrets at rest."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Id(click.ParamType[UUID]):
     name = "uuid"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> UUID:
-        """The UUIDv7, or a usage error."""
+        """Parse a UUIDv7, or fail with a usage error."""
         return uuid7.parse(value) or self.fail("not an id: a UUIDv7", param, ctx)
 
 
@@ -37,7 +37,7 @@ class _Time(click.ParamType[datetime.datetime]):
     name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime.datetime:
-        """The moment, or a usage error."""
+        """Parse a time, or fail with a usage error."""
         return read_rfc3339(value) or self.fail(
             "not a time of RFC 3339 with an offset, such as 2026-01-02T03:04:05Z", param, ctx
         )
@@ -49,22 +49,24 @@ _as_json: Callable[..., Any] = click.option("--json", "as_json", is_flag=True, h
 @click.group(invoke_without_command=True)
 @click.pass_context
 def keys(ctx: click.Context) -> None:
-    """Make, list, rotate and revoke API keys.
+    """Create, list, rotate and revoke API keys.
 
-    On the database of DATABASE_URL, with its RELAY_SECRET_KEY; without them, on that of the `relay up` that runs in
-    RELAY_DATA_DIR.
+    They work on the database of DATABASE_URL, with its RELAY_SECRET_KEY. Without DATABASE_URL they use the `relay up`
+    that runs in RELAY_DATA_DIR.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
 
 @keys.command()
-@click.option("--organization", metavar="NAME", help="Make an organization of this name, with its first key.")
-@click.option("--tier", type=click.Choice(TIERS), help="Of the new organization (free).")
-@click.option("--organization-id", type=_Id(), help="Make a further key for this organization.")
-@click.option("--name", help="Of the further key.")
-@click.option("--scope", "scopes", multiple=True, metavar="ingest|consume|manage", help="What it may do (all).")
-@click.option("--expires-at", type=_Time(), help="When it ends, as 2026-01-02T03:04:05Z (never).")
+@click.option("--organization", metavar="NAME", help="Create an organization with this name and its first key.")
+@click.option("--tier", type=click.Choice(TIERS), help="Tier of the new organization (default: free).")
+@click.option("--organization-id", type=_Id(), help="Create another key for this organization.")
+@click.option("--name", help="Name of the other key.")
+@click.option(
+    "--scope", "scopes", multiple=True, metavar="ingest|consume|manage", help="Scope of the key (default: all)."
+)
+@click.option("--expires-at", type=_Time(), help="Expiry, as 2026-01-02T03:04:05Z (default: never).")
 @_as_json
 def create(
     organization: str | None,
@@ -75,13 +77,13 @@ def create(
     expires_at: datetime.datetime | None,
     as_json: bool,
 ) -> None:
-    """Make an organization or a further key; prints the key, once."""
+    """Create an organization or another key, and print the key. It is shown only once."""
     if (organization is None) == (organization_id is None):
         raise click.UsageError("Give either --organization or --organization-id.")
     if organization is not None and (name is not None or scopes or expires_at is not None):
         raise click.UsageError("--name, --scope and --expires-at go with --organization-id.")
     if organization_id is not None and (name is None or tier is not None):
-        raise click.UsageError("--organization-id wants a --name, and takes no --tier.")
+        raise click.UsageError("--organization-id requires --name and does not accept --tier.")
 
     async def make(keys: KeyAdmin, listing: KeyListing) -> None:
         if organization_id is not None:
@@ -95,12 +97,12 @@ def create(
 
 
 @keys.command("list")
-@click.option("--organization-id", type=_Id(), help="The keys of this organization only.")
-@click.option("--json", "as_json", is_flag=True, help="Print an object of JSON a line for each key.")
+@click.option("--organization-id", type=_Id(), help="Only the keys of this organization.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line for each key.")
 def list_(organization_id: UUID | None, as_json: bool) -> None:
     """List the keys in force, without their secrets."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Names may hold letters that this terminal's encoding lacks.
+        # Names may contain characters that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")
     asyncio.run(_list(settings_at_hand(), organization_id, as_json))
 
@@ -113,11 +115,11 @@ def list_(organization_id: UUID | None, as_json: bool) -> None:
     type=click.IntRange(0, _LONGEST_OVERLAP_S),
     default=0,
     metavar="SECONDS",
-    help="How long the old key is good beside the new one (0).",
+    help="How long the old key stays valid (default: 0).",
 )
 @_as_json
 def rotate(key_id: UUID, overlap_s: int, as_json: bool) -> None:
-    """Put a new key in the place of one; prints the new key, once."""
+    """Replace a key, and print the new one. It is shown only once."""
 
     async def replace(keys: KeyAdmin, listing: KeyListing) -> None:
         rotated = await keys.rotate(await _owner(listing, key_id), key_id, overlap_s)
@@ -130,7 +132,7 @@ def rotate(key_id: UUID, overlap_s: int, as_json: bool) -> None:
 @keys.command()
 @click.argument("key_id", type=_Id())
 def revoke(key_id: UUID) -> None:
-    """End a key now; every process refuses it within a second."""
+    """Revoke a key. Every process rejects it within a second."""
 
     async def end(keys: KeyAdmin, listing: KeyListing) -> None:
         await keys.revoke(await _owner(listing, key_id), key_id)
@@ -141,7 +143,7 @@ def revoke(key_id: UUID) -> None:
 
 @keys.command()
 def reencrypt() -> None:
-    """Move all that is encrypted at rest to the first secret of RELAY_SECRET_KEY; run again, it does nothing."""
+    """Re-encrypt everything at rest with the first secret of RELAY_SECRET_KEY. It can be repeated."""
     asyncio.run(_reencrypt(settings_at_hand()))
 
 
@@ -207,7 +209,7 @@ async def _list(settings: Settings, organization_id: UUID | None, as_json: bool)
 
 async def _reencrypt(settings: Settings) -> None:
     if not settings.secret_keys:
-        raise ExitWith(USAGE, "RELAY_SECRET_KEY: name the new secret and the old ones, separated by commas")
+        raise ExitWith(USAGE, "RELAY_SECRET_KEY is not set: use the new secret and the old ones, separated by commas")
     from relay.auth import keyring
     from relay.endpoints import reencryption
     from relay.values.encryption import Vault
@@ -218,5 +220,5 @@ async def _reencrypt(settings: Settings) -> None:
     click.echo(f"re-encrypted {done.moved} of {done.seals} seals")
     if done.unopened:
         raise ExitWith(
-            USAGE, f"RELAY_SECRET_KEY: none of the given secrets opens {done.unopened} of the seals; name theirs too"
+            USAGE, f"RELAY_SECRET_KEY: none of the secrets opens {done.unopened} of the seals; add the missing one"
         )

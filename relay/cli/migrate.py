@@ -1,4 +1,4 @@
-"""`relay migrate`: apply what the database lacks."""
+"""`relay migrate`: apply missing migrations."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from relay.cli.settings import read_settings
 
 @click.command()
 def migrate() -> None:
-    """Apply the migrations that the database lacks; run again, it does nothing."""
+    """Apply missing migrations. It can be repeated."""
     settings = read_settings()
     url = settings.database_direct_url or settings.database_url
     if not url:
         raise ExitWith(
             USAGE,
-            "DATABASE_URL is not set: name the PostgreSQL to migrate, or run `relay up`, which has its own",
+            "DATABASE_URL is not set: set it to the PostgreSQL to migrate, or run `relay up`, which has its own",
         )
 
-    # Imported here: it brings asyncpg, which a bad setting need not wait for.
+    # Imported here: this loads asyncpg, and an invalid setting must fail without that delay.
     from relay.store import DatabaseUnavailable, MigrationRefused
     from relay.store.migrations import migrate as apply
     from relay.telemetry import logs

@@ -40,10 +40,10 @@ from relay.telemetry import logs
 
 _log = logging.getLogger("relay.serve")
 
-# Granian counts open connections, idle ones and long polls too, and accepts no more than this many.
+# Granian's limit on open connections, idle ones and long polls included.
 _CONNECTIONS: Final = 16_384
 _BACKLOG: Final = 1024
-#: How long requests that are under way may take once the process was told to stop.
+#: How long requests in progress may take after a stop signal.
 DRAIN_S: Final = 20.0
 _HALF_HEADS_S: Final = 0.5
 
@@ -57,9 +57,9 @@ class _Options:
 
 
 @click.command(help="Run the API.")
-@click.option("--worker", type=int, hidden=True, help="Be the API process with this number, of several.")
-@click.option("--loopback-only", is_flag=True, hidden=True, help="Answer only to loopback names.")
-@click.option("--ready-fd", type=int, hidden=True, help="Write a byte here once requests are answered.")
+@click.option("--worker", type=int, hidden=True, help="Number of this API process, if there are several.")
+@click.option("--loopback-only", is_flag=True, hidden=True, help="Accept only loopback names in Host.")
+@click.option("--ready-fd", type=int, hidden=True, help="Write a byte to this descriptor when ready.")
 @click.option("--shared-memory", hidden=True, help="Memory to share with the processes beside this one.")
 def serve(worker: int | None, loopback_only: bool, ready_fd: int | None, shared_memory: str | None) -> None:
     """Run the API until SIGTERM or SIGINT."""
@@ -74,7 +74,7 @@ def serve(worker: int | None, loopback_only: bool, ready_fd: int | None, shared_
     if settings.admin_token is None and not settings.open_signup:
         raise ExitWith(
             USAGE,
-            "RELAY_ADMIN_TOKEN: without it anybody could generate keys; set it, or RELAY_OPEN_SIGNUP=1 to allow that",
+            "RELAY_ADMIN_TOKEN is not set: set it, or RELAY_OPEN_SIGNUP=1 to let anyone generate keys",
         )
     if settings.db_pool_max // settings.workers < 8:
         raise ExitWith(
@@ -83,7 +83,7 @@ def serve(worker: int | None, loopback_only: bool, ready_fd: int | None, shared_
             "each of which needs 8 connections",
         )
     if settings.redis_url is not None and find_spec("redis") is None:
-        raise ExitWith(USAGE, "REDIS_URL: it needs the Redis client: pip install 'relay-events[redis]'")
+        raise ExitWith(USAGE, "REDIS_URL needs the Redis client: pip install 'relay-events[redis]'")
     options = _Options(worker, loopback_only, ready_fd, shared_memory)
     if worker is None:
         require_free(host_of(settings), settings.port, "PORT")
@@ -92,15 +92,15 @@ def serve(worker: int | None, loopback_only: bool, ready_fd: int | None, shared_
 
 
 async def _supervise(settings: Settings, options: _Options) -> None:
-    """Several API processes behind one port; one that dies is started again."""
+    """Run several API processes on one port, and restart one that dies."""
     signals = StopSignals()
     signals.listen()
-    # They are alike and answer side by side, so they stop side by side.
+    # They are identical, so they stop at the same time.
     supervisor = Supervisor(times=StopTimes(next_after_s=0.0))
     shared_memory = (
         SharedMemory.inherit(options.shared_memory) if options.shared_memory else SharedMemory.create(settings.workers)
     )
-    # They need not say again what is no setting.
+    # The parent has already warned about unknown settings.
     env = {name: value for name, value in os.environ.items() if name not in unknown(os.environ)}
     arguments = ("relay", "serve", *(("--loopback-only",) if options.loopback_only else ()))
     try:
@@ -161,8 +161,8 @@ async def _serve(settings: Settings, options: _Options) -> None:
         await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
             serving.result()
-            raise ExitWith(FAILED, f"the HTTP server on port {settings.port} ended by itself")
-        # Granian tells nobody: idle connections close by themselves, and answers under way carry `Connection: close`.
+            raise ExitWith(FAILED, f"the HTTP server on port {settings.port} ended unexpectedly")
+        # Granian sends no notice: idle connections just close, and responses in progress carry `Connection: close`.
         service.stop()
         server.stop()  # type: ignore[no-untyped-call]
         hurry = asyncio.create_task(signals.now.wait(), name="second stop signal")
@@ -177,7 +177,7 @@ async def _serve(settings: Settings, options: _Options) -> None:
 
 
 async def _drained(serving: asyncio.Task[None], application: Application) -> None:
-    """Wait for the last answer, then a moment for Granian, which would wait for whoever has sent half a head."""
+    """Wait for the last response, then briefly for Granian, which would wait for clients with an incomplete head."""
     await application.quiet()
     await asyncio.wait((serving,), timeout=_HALF_HEADS_S)
     await application.quiet()

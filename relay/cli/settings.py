@@ -1,4 +1,4 @@
-"""The settings of a command, and what in the environment looks like one and is none."""
+"""The settings of a command, and warnings about unknown ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from relay.config.settings import Settings, load, unknown
 
 
 def read_settings() -> Settings:
-    """Return the settings that the environment holds, after a warning for each variable that is misspelt.
+    """Read the settings from the environment, and warn about each misspelt variable.
 
     Raises:
         BadSetting: an invalid value.

@@ -1,4 +1,4 @@
-"""Rows for people: in columns, and with nothing in them that would steer the terminal."""
+"""Rows in aligned columns, escaped for the terminal."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from relay.cli.exits import printable
 
 
 def aligned(rows: Sequence[Sequence[str]], indent: str = "") -> Iterator[str]:
-    """The rows as lines, each column as wide as its widest cell.
+    """Format rows as lines, each column as wide as its widest cell.
 
     Args:
-        rows: of cells, as many in each.
+        rows: cells, the same number in each row.
         indent: before each line.
     """
     shown = [[printable(cell) for cell in row] for row in rows]
@@ -23,7 +23,7 @@ def aligned(rows: Sequence[Sequence[str]], indent: str = "") -> Iterator[str]:
 
 
 def _width(text: str) -> int:
-    """How many columns of a terminal a text takes (Unicode Standard Annex 11)."""
+    """Return the width of a text in terminal columns (Unicode Standard Annex 11)."""
     if text.isascii():
         return len(text)
     return sum(

@@ -1,4 +1,4 @@
-"""Whether a command traces: the standard variables of OpenTelemetry decide, and nothing of ours."""
+"""Tracing of a command, configured only by the standard variables of OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_P
 
 
 def tracer_of(environ: Mapping[str, str], service: str) -> Tracer | None:
-    """The tracer that the variables ask for, or None.
+    """Return the tracer that the variables configure, or None.
 
-    Traces are on when a collector is named (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT) or
+    Traces are on if a collector is named (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT) or
     OTEL_TRACES_EXPORTER is `otlp`, and OTEL_SDK_DISABLED is not `true`.
 
     Args:
         environ: the process's environment.
-        service: what OTEL_SERVICE_NAME is without a value.
+        service: the default of OTEL_SERVICE_NAME.
 
     Raises:
-        Stop: a variable is not what it may be, or the library is not there.
+        ExitWith: a variable is invalid, or the library is not installed.
     """
     exporter = environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
     named = next((name for name in _ENDPOINTS if environ.get(name, "").strip()), None)

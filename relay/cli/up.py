@@ -1,4 +1,4 @@
-"""`relay up`: everything on one machine."""
+"""`relay up`: run everything on one machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def up() -> None:
     """Run PostgreSQL, the API, delivery and a demo receiver on this machine, until Ctrl-C."""
     settings = read_settings()
 
-    # Imported here: a bad setting need not wait for a server.
+    # Imported here: an invalid setting must fail without this delay.
     from relay.cli.http_server import raise_open_files_limit
     from relay.local.errors import StartupError
     from relay.local.up import up as run
@@ -27,7 +27,7 @@ def up() -> None:
     logs.set_up(settings.log_level, "up")
     raise_open_files_limit()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Event types may hold letters that this terminal's encoding lacks.
+        # Event types may contain characters that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         asyncio.run(run(settings, os.environ))

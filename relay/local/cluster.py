@@ -1,4 +1,4 @@
-"""A PostgreSQL cluster on disk: made once, whole or not at all, and its settings."""
+"""A PostgreSQL cluster on disk, created once and atomically, and its settings."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _INITDB: Final = (
     "--locale=C",
     "--locale-provider=builtin",
     "--builtin-locale=C.UTF-8",
-    # In MB. A commit that needs a new segment waits until it is filled with zeros and on disk.
+    # In MB. A commit that needs a new segment waits until that is zero-filled and on disk.
     "--wal-segsize=4",
-    # Synced once at the end, by a last run, together with what the single-user server wrote.
+    # Synced once at the end, together with the writes of the single-user server.
     "--no-sync",
 )
 
-# What `initdb` would leave in pg_hba.conf also lets in TCP and replication.
+# The pg_hba.conf of `initdb` also allows TCP and replication.
 _HBA: Final = "local all all scram-sha-256\n"
 
-# ALTER SYSTEM may change the rest; the promise of durability is spelled out though all three are defaults.
+# ALTER SYSTEM may change the rest. The settings for durability are explicit although all three are defaults.
 _SETTINGS: Final[Mapping[str, str]] = {
     "fsync": "on",
     "synchronous_commit": "on",
@@ -51,19 +51,19 @@ _SETTINGS: Final[Mapping[str, str]] = {
     "max_connections": "100",
     "shared_buffers": SHARED_BUFFERS,
     "huge_pages": "try",
-    # Forty partitions of four tables; also the size of the fast path, which keeps their locks cheap.
+    # Forty partitions of four tables. It is also the size of the fast path, which keeps their locks cheap.
     "max_locks_per_transaction": "256",
     "jit": "off",
     "wal_buffers": "16MB",
     "max_wal_size": "2GB",
     "checkpoint_timeout": "15min",
     "checkpoint_completion_target": "0.9",
-    # The table of open deliveries turns over in seconds; at the default of a minute it bloats.
+    # The table of open deliveries turns over in seconds. With the default of a minute it bloats.
     "autovacuum_naptime": "5s",
     "autovacuum_vacuum_cost_limit": "2000",
-    # Nobody replicates from here: one process less.
+    # Saves a process: there is no replication.
     "max_logical_replication_workers": "0",
-    # With them each checkpoint writes a file anew; where the disk is too full for that PostgreSQL ends, and ends again
+    # With origins each checkpoint rewrites a file. If the disk is too full for that, PostgreSQL stops, and stops again
     # at every start.
     "max_active_replication_origins": "0",
     "timezone": "UTC",
@@ -74,33 +74,33 @@ _SETTINGS: Final[Mapping[str, str]] = {
     # Details quote rows, and statements of migrations are long.
     "log_error_verbosity": "terse",
     "log_min_error_statement": "panic",
-    # Every checkpoint is a line otherwise, which at this level nobody asked for.
+    # Otherwise every checkpoint logs a line.
     "log_checkpoints": "off",
 }
 
-# PostgreSQL's programs need nothing from our environment, and PGHOST or PGPASSWORD in it would mislead them.
+# PostgreSQL's programs need nothing from our environment. PGHOST or PGPASSWORD would mislead them.
 ENVIRONMENT: Final[Mapping[str, str]] = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
 
 
 def url(sockets: Path, password: str) -> str:
-    """How asyncpg and libpq reach the database `relay` as its owner.
+    """Return the URL of the database `relay` as its owner, for asyncpg and libpq.
 
     Args:
-        sockets: the folder with the server's socket.
-        password: the role's.
+        sockets: the folder of the server's socket.
+        password: the password of the role.
     """
     return f"postgresql://{ROLE}:{password}@/{DATABASE}?host={quote(str(sockets), safe='/')}"
 
 
 def write_settings(folder: Path, sockets: Path, settings: Mapping[str, str]) -> list[str]:
-    """Write the server's two configuration files into `folder` and give the arguments that name them.
+    """Write the server's two configuration files into `folder`, and return the arguments that name them.
 
-    They lie outside the cluster because as root we write nothing into a folder that the server's user owns.
+    They are outside the cluster because root writes nothing into a folder that the server's user owns.
 
     Args:
-        folder: ours, readable for the server.
+        folder: owned by us, readable by the server.
         sockets: where the server listens.
-        settings: go before those of this module.
+        settings: override those of this module.
     """
     every = {**_SETTINGS, "unix_socket_directories": f'"{sockets}"', **settings}
     lines = [f"{name} = '{value.replace(chr(39), chr(39) * 2)}'\n" for name, value in every.items()]
@@ -110,19 +110,18 @@ def write_settings(folder: Path, sockets: Path, settings: Mapping[str, str]) -> 
 
 
 async def make(cluster: Path, *, programs: Path, password: str, user: User | None) -> None:
-    """Make a cluster with the role and the database `relay`.
+    """Create a cluster with the role and the database `relay`.
 
-    It is made beside its place and moved there when it is complete and on disk: whoever finds a cluster finds
-    a whole one. Measured: 0.5 s.
+    It is created in a temporary folder and renamed when it is complete and on disk. Measured: 0.5 s.
 
     Args:
-        cluster: the folder it becomes; what an earlier, interrupted make left beside it is removed.
-        programs: where `initdb` and `postgres` are.
-        password: the role's.
-        user: who shall own it; None for ourselves.
+        cluster: the folder to create; remains of an earlier, interrupted attempt are removed.
+        programs: the folder of `initdb` and `postgres`.
+        password: the password of the role.
+        user: the owner; None for the current user.
 
     Raises:
-        Unable: a program failed.
+        StartupError: a program failed.
     """
     prefix = f".{cluster.name}-"
     for remains in cluster.parent.glob(f"{prefix}*"):
@@ -139,7 +138,7 @@ async def make(cluster: Path, *, programs: Path, password: str, user: User | Non
     create = f"create database {DATABASE}\n".encode()
     said = await _run([str(programs / "postgres"), "--single", "-F", "-D", str(made), "postgres"], user, create)
     if "ERROR:" in said:
-        # The single-user server's exit code does not tell.
+        # The single-user server exits with 0 even so.
         raise StartupError(f"postgres could not create the database {DATABASE}: {said.strip()}")
     await _run([initdb, "--sync-only", f"--pgdata={made}"], user)
     made.rename(cluster)
@@ -148,7 +147,7 @@ async def make(cluster: Path, *, programs: Path, password: str, user: User | Non
 
 
 async def _run(program: Sequence[str], user: User | None, typed: bytes = b"") -> str:
-    """Run one of PostgreSQL's programs to its end; what it wrote to stderr."""
+    """Run one of PostgreSQL's programs to its end, and return its stderr."""
     process: Process = await launch(
         program,
         env=ENVIRONMENT,
@@ -167,7 +166,7 @@ async def _run(program: Sequence[str], user: User | None, typed: bytes = b"") ->
         raise
     said = written.decode(errors="replace")
     if process.returncode:
-        # initdb ends with what it did about the failure; the failure itself stands in a line before that.
+        # initdb ends with its cleanup. The failure itself is in a line before that.
         lines = said.splitlines()
         told = next((line for line in lines if "error:" in line or "FATAL:" in line), "".join(lines[-1:]))
         raise StartupError(f"{Path(program[0]).name} ended with code {process.returncode}: {told}")

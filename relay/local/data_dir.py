@@ -1,4 +1,4 @@
-"""The data directory of `relay up`: who may use it, and the two keys kept in it."""
+"""The data directory of `relay up`: its locks, and the two keys in it."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from relay.local.files import folder, read_if_there, write_whole
 
 _log: Final = logging.getLogger("relay.local")
 
-#: How long the children of a killed supervisor may take to leave.
+#: How long the children of a killed supervisor may take to exit.
 PREDECESSOR_TIMEOUT_S: Final = 15.0
-# A killed supervisor holds its lock until the kernel has taken its memory apart.
+# A killed supervisor holds its lock until the kernel has freed its memory.
 _KILLED_TIMEOUT_S: Final = 0.5
 _POLL_S: Final = 0.05
 
 
 class DataDir:
-    """Entering takes the folder for this process, leaving gives it back.
+    """Lock the folder for this process on entering, and release it on leaving.
 
-    Two locks: `lock` is the supervisor's; `children` is inherited by everything it starts and so is free only
-    when the last of them has left, also after the supervisor was killed.
+    There are two locks. `lock` belongs to the supervisor. `children` is inherited by everything it starts, so it is
+    free only when the last of them has exited, even if the supervisor was killed.
 
     Args:
-        path: made if missing.
+        path: created if missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,12 +39,12 @@ class DataDir:
 
     @property
     def children_fd(self) -> int:
-        """The file descriptor that every child is to inherit."""
+        """Return the file descriptor that every child must inherit."""
         return self._fds[1]
 
     @property
     def postgres(self) -> Path:
-        """Where the embedded PostgreSQL lives."""
+        """Return the folder of the embedded PostgreSQL."""
         return self.path / "postgresql"
 
     async def __aenter__(self) -> Self:
@@ -68,7 +68,7 @@ class DataDir:
         self._leave()
 
     def secret_key(self) -> str:
-        """The installation's secret key, made the first time."""
+        """Return the installation's secret key, and create it the first time."""
         kept = self._read("secret_key")
         if kept is None:
             kept = secrets.token_urlsafe(48)
@@ -76,11 +76,11 @@ class DataDir:
         return kept
 
     def demo_key(self) -> str | None:
-        """The API key of the demo organization, if there is one."""
+        """Return the API key of the demo organization, if there is one."""
         return self._read("demo_key")
 
     def keep_demo_key(self, key: str) -> None:
-        """Remember the API key of the demo organization."""
+        """Store the API key of the demo organization."""
         write_whole(self.path / "demo_key", f"{key}\n")
 
     def _read(self, name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The demo organization of `relay up`, set up over the API as any caller would."""
+"""The demo organization of `relay up`, set up over the API like any other."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _TIER: Final = "enterprise"
 
 
 class Answer(NamedTuple):
-    """What the API said."""
+    """A response of the API."""
 
     status: int
     body: Any
 
 
 class Api:
-    """The API on this machine, called directly: a proxy named in the environment is not for loopback.
+    """A client of the API on this machine. It ignores proxies in the environment.
 
     Args:
-        host: to connect to.
-        port: to connect to.
-        admin_token: goes with every call that makes a key.
+        host: the host to connect to.
+        port: the port to connect to.
+        admin_token: sent with calls that create a key.
     """
 
     def __init__(self, host: str, port: int, admin_token: str | None) -> None:
@@ -43,10 +43,10 @@ class Api:
         self._admin_token = admin_token
 
     async def until_healthy(self) -> None:
-        """Wait until GET /health answers 200.
+        """Wait until GET /health returns 200.
 
         Raises:
-            Unable: it does not for a time in which a database that starts would.
+            StartupError: it does not, within the time that a database needs to start.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _HEALTH_TIMEOUT_S
@@ -56,17 +56,17 @@ class Api:
                     return
                 complaint = StartupError("the API does not reach its database")
             except StartupError as unable:
-                # It says that it is ready a moment before its port is open.
+                # The process reports that it is ready just before its port is open.
                 complaint = unable
             if loop.time() > deadline:
                 raise complaint
             await asyncio.sleep(_HEALTH_PAUSE_S)
 
     async def demo_key(self, data: DataDir) -> str:
-        """An API key of the demo organization: the kept one while it is good, else a new organization's.
+        """Return the stored API key of the demo organization if it is valid, else that of a new organization.
 
         Raises:
-            Unable: the API gives none.
+            StartupError: the API returns none.
         """
         kept = data.demo_key()
         if kept and (await self._call("GET", "/api/keys", {"X-API-Key": kept})).status == 200:
@@ -78,16 +78,16 @@ class Api:
             # The operator's RELAY_SIGNUP_MAX_TIER is lower.
             answer = await self._call("POST", "/api/keys/generate", headers, {"organization_name": _ORGANIZATION})
         if answer.status != 201:
-            raise StartupError(f"the API gives no demo key: it answers {answer.status} to POST /api/keys/generate")
+            raise StartupError(f"cannot create the demo key: POST /api/keys/generate returned {answer.status}")
         key = str(answer.body["api_key"])
         data.keep_demo_key(key)
         return key
 
     async def send_webhooks_to(self, url: str, key: str) -> str | None:
-        """Make `url` the organization's endpoint; its secret, or None when the API refuses the URL."""
+        """Set the organization's endpoint and return its secret, or None if the API rejects the URL."""
         answer = await self._call("POST", "/api/webhook/config", {"X-API-Key": key}, {"webhook_url": url})
         if answer.status != 200:
-            # RELAY_ALLOWED_NETWORKS without loopback does it; everything but the demo works.
+            # RELAY_ALLOWED_NETWORKS lacks loopback. Everything but the demo works.
             _log.warning("demo_endpoint_refused", extra={"status": answer.status})
             return None
         return str(answer.body["secret"])
@@ -109,6 +109,6 @@ class Api:
             received = response.read()
             return Answer(response.status, json.loads(received) if received else None)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise StartupError(f"the API does not answer {method} {path} ({type(error).__name__})") from error
+            raise StartupError(f"the API does not respond to {method} {path} ({type(error).__name__})") from error
         finally:
             connection.close()

@@ -1,4 +1,4 @@
-"""The embedded database of a `relay up` that runs on this machine, for the commands that are run beside it."""
+"""Find the embedded database of a `relay up` on this machine, for commands that run beside it."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ _SOCKETS: Final = 4
 
 
 class Running(NamedTuple):
-    """How to reach it, and the secret key that `relay up` made."""
+    """The URL of the database, and the secret key that `relay up` created."""
 
     database_url: str
     secret_key: str | None
 
 
 def find(data_dir: Path) -> Running:
-    """The database that a `relay up` with this data directory runs.
+    """Return the database of the `relay up` with this data directory.
 
     Raises:
-        Unable: none does, or its files are not for us to read.
+        StartupError: none runs, or its files are not readable.
     """
     home = data_dir.absolute() / "postgresql"
     try:
-        # The folder of the socket is told here alone: it lies elsewhere when the path would be too long.
+        # Only this file names the folder of the socket, which is elsewhere if the path would be too long.
         lines = (read_if_there(home / "cluster" / "postmaster.pid") or "").split("\n")
         password = read_if_there(home / "password")
         secret_key = read_if_there(data_dir / "secret_key")
     except OSError as error:
         raise StartupError(
-            f"DATABASE_URL: not set, and the `relay up` of {data_dir} is not ours to use: {error.strerror}",
+            f"DATABASE_URL: not set, and cannot read the files of the `relay up` in {data_dir}: {error.strerror}",
             _UNREACHABLE,
         ) from None
     if len(lines) <= _SOCKETS or password is None or not _listens(Path(lines[_SOCKETS])):
@@ -45,7 +45,7 @@ def find(data_dir: Path) -> Running:
 
 
 def _listens(sockets: Path) -> bool:
-    """Whether a server answers there: one that was killed leaves its files behind."""
+    """Return whether a server listens there. A killed one leaves its files behind."""
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(str(sockets / cluster.SOCKET))

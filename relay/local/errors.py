@@ -1,14 +1,14 @@
-"""Why something on this machine could not run."""
+"""Errors during startup on this machine."""
 
 from __future__ import annotations
 
 
 class StartupError(Exception):
-    """What the operator can mend.
+    """A failed startup that the operator can fix.
 
     Args:
-        line: one sentence saying what is wrong and what would mend it; empty when a child said it already.
-        code: what the process shall exit with.
+        line: one sentence on what is wrong and what to do; empty if a child has printed it.
+        code: the exit code of the process.
     """
 
     def __init__(self, line: str, code: int = 1) -> None:
@@ -18,15 +18,15 @@ class StartupError(Exception):
 
 
 class ChildEnded(StartupError):
-    """A child ended before it was ready; its own line is on stderr.
+    """A child that exited before it was ready. Its own line is on stderr.
 
     Args:
-        name: which child.
-        returncode: as subprocess gives it, below zero for a signal.
+        name: the name of the child.
+        returncode: as in subprocess, negative for a signal.
     """
 
     def __init__(self, name: str, returncode: int) -> None:
-        # A child that a signal ended has said nothing.
+        # A child killed by a signal has printed nothing.
         line = f"{name} was ended by signal {-returncode} while starting" if returncode < 0 else ""
         super().__init__(line, returncode if returncode > 0 else 1)
         self.name = name

@@ -1,4 +1,4 @@
-"""Files and folders that must be whole after a crash, and private."""
+"""Private files and folders that must be complete after a crash."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 
 def folder(path: Path, mode: int) -> None:
-    """Make `path` with `mode`; one that exists keeps its mode unless it is ours and empty.
+    """Create `path` with `mode`. An existing one keeps its mode unless it is empty and owned by us.
 
-    An operator may name a folder that holds other things: its mode is not ours to change. Folders above it that are
-    made too can be entered by whoever may enter `path`, whatever the umask.
+    An operator may choose a folder with other content, whose mode must not change. Parent folders that are created
+    get the execute bits of `mode`, regardless of the umask.
     """
     missing = [parent for parent in path.parents if not parent.exists()]
     for parent in reversed(missing):
@@ -24,7 +24,7 @@ def folder(path: Path, mode: int) -> None:
     except FileExistsError:
         if path.stat().st_uid != os.geteuid() or any(path.iterdir()):
             return
-    # mkdir's mode goes through the umask.
+    # The umask applies to mkdir's mode.
     path.chmod(mode)
 
 
@@ -38,7 +38,7 @@ def sync(path: Path) -> None:
 
 
 def write_whole(path: Path, text: str, mode: int = 0o600) -> None:
-    """Write `text` so that after a crash `path` is as before or complete, never in between."""
+    """Write `text` atomically: after a crash `path` is unchanged or complete."""
     fd, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     part = Path(name)
     try:
@@ -55,7 +55,7 @@ def write_whole(path: Path, text: str, mode: int = 0o600) -> None:
 
 
 def read_if_there(path: Path) -> str | None:
-    """What a small file holds, without the spaces around it; None when there is none or it is empty."""
+    """Return the stripped content of a small file, or None if it is missing or empty."""
     with contextlib.suppress(FileNotFoundError):
         return path.read_text(encoding="utf-8").strip() or None
     return None

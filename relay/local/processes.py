@@ -1,4 +1,4 @@
-"""Starting children: each in a session of its own, and none that outlives us."""
+"""Start child processes, each in its own session. None outlives its parent."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typing import Final
 from relay.local.errors import ChildEnded
 from relay.local.users import User
 
-# -P: what lies in the current directory is not ours to execute.
+# -P: never execute modules from the current directory.
 _PYTHON: Final = (sys.executable, "-P", "-m")
 _SPAWN: Final = str(Path(__file__).with_name("spawn.py"))
 _STDERR: Final = 2
 
 
 def module(*arguments: str) -> tuple[str, ...]:
-    """The program that runs one of our modules, such as `relay migrate`, by this Python."""
+    """Return the command line that runs a module, such as `relay migrate`, with this Python."""
     return (*_PYTHON, *arguments)
 
 
@@ -38,19 +38,19 @@ async def launch(
     stdout: int = _STDERR,
     stderr: int | None = None,
 ) -> Process:
-    """Start `program`; what it prints goes to our stderr, unless told otherwise.
+    """Start `program`. By default its output goes to our stderr.
 
-    To be called in a thread that stays, which an event loop's is: for the kernel the parent is the thread,
-    not the process, and `death_signal` comes when it ends.
+    Call it in a long-lived thread, such as that of an event loop. For the kernel the parent is the thread, not the
+    process, and `death_signal` is sent when that thread ends.
 
     Args:
         program: its path, then its arguments.
-        env: its whole environment.
-        user: whom it runs as; None for who we are.
-        death_signal: what it gets when we die.
+        env: its complete environment.
+        user: the user to run as; None for the current one.
+        death_signal: sent when the parent dies.
         fds: file descriptors that it inherits.
-        folder: where it runs; None for where we are.
-        stdin: as asyncio.create_subprocess_exec takes it, like the next two.
+        folder: its working directory; None for the current one.
+        stdin: as in asyncio.create_subprocess_exec, like the next two.
         stdout: see above.
         stderr: see above; None for our stderr.
     """
@@ -67,7 +67,7 @@ async def launch(
 
 
 async def finished(process: Process, timeout_s: float) -> bool:
-    """Wait up to `timeout_s` for the end of `process`; whether it came."""
+    """Wait up to `timeout_s` for `process` to exit, and return whether it has."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
             await process.wait()
@@ -75,17 +75,17 @@ async def finished(process: Process, timeout_s: float) -> bool:
 
 
 def tell(process: Process, signal: Signals) -> None:
-    """Send `signal` to a process that may be gone."""
+    """Send `signal` to a process that may have exited."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal)
 
 
 class PythonChild:
-    """One of our own commands as a child: it says by a byte on `--ready-fd` that it is ready.
+    """A relay command as a child. It writes a byte to `--ready-fd` when it is ready.
 
     Args:
-        name: how the log calls it.
+        name: its name in the log.
         arguments: of `python -m`, such as `relay serve`.
         env: its environment.
         fds: file descriptors that it inherits.
@@ -100,14 +100,14 @@ class PythonChild:
 
     @property
     def pid(self) -> int | None:
-        """The process id, None before the first start."""
+        """Return the process id, or None before the first start."""
         return self._process.pid if self._process else None
 
     async def start(self) -> None:
-        """Start it and wait until it is ready, however long that takes.
+        """Start it and wait until it is ready, without a timeout.
 
         Raises:
-            ChildEnded: it ended before.
+            ChildEnded: it exited first.
         """
         read_fd, write_fd = os.pipe()
         try:
@@ -123,12 +123,12 @@ class PythonChild:
             raise ChildEnded(self.name, await self._process.wait())
 
     async def wait(self) -> int:
-        """Wait for its end; the return code."""
+        """Wait until it exits, and return the return code."""
         assert self._process is not None  # noqa: S101 - started first
         return await self._process.wait()
 
     async def stop(self, timeout_s: float) -> None:
-        """SIGTERM, and SIGKILL if it still runs after `timeout_s`."""
+        """Send SIGTERM, and SIGKILL if it still runs after `timeout_s`."""
         if self._process is None:
             return
         tell(self._process, SIGTERM)
@@ -136,14 +136,14 @@ class PythonChild:
             await self.end_now()
 
     async def end_now(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL."""
         if self._process is not None:
             tell(self._process, SIGKILL)
             await self._process.wait()
 
 
 async def _byte(fd: int) -> bytes:
-    """The first byte that comes through a pipe, or nothing when its other end is closed."""
+    """Read one byte from a pipe, or nothing if the other end is closed."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(fd, readable.set)

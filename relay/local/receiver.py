@@ -1,4 +1,4 @@
-"""The demo receiver of `relay up`: it takes the demo organization's webhooks and says so."""
+"""The demo receiver of `relay up`: it receives and prints the demo organization's webhooks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _log: Final = logging.getLogger("relay.local")
 
 _HOST: Final = "127.0.0.1"
 _BODY_BYTES: Final = 1 << 20
-# How far a signature's time may lie from ours (Standard Webhooks, "Verifying webhook authenticity").
+# How far a signature's time may differ from ours (Standard Webhooks, "Verifying webhook authenticity").
 _TOLERANCE_S: Final = 300
 _STOP_TIMEOUT_S: Final = 1.0
 
@@ -33,14 +33,14 @@ Message = MutableMapping[str, Any]
 
 
 class BadDelivery(Exception):
-    """A delivery that is not what relay sends; the argument says why."""
+    """A delivery that relay did not send. The argument is the reason."""
 
 
 def verify(headers: Mapping[bytes, bytes], body: bytes, *, secret: bytes, now_s: float) -> None:
-    """Check a delivery's signature as the Standard Webhooks specification asks a receiver to.
+    """Verify a delivery's signature as the Standard Webhooks specification requires.
 
     Raises:
-        BadDelivery: it is not signed with `secret`, or too long ago.
+        BadDelivery: it is not signed with `secret`, or is too old.
     """
     stamp = headers.get(b"webhook-timestamp", b"")
     if not stamp.isdigit() or len(stamp) > 15 or abs(now_s - int(stamp)) > _TOLERANCE_S:
@@ -55,13 +55,13 @@ def verify(headers: Mapping[bytes, bytes], body: bytes, *, secret: bytes, now_s:
 
 
 def describe(body: bytes, *, now_s: float) -> str:
-    """The line for a delivery: how long after its event it came, the event's type and id.
+    """Return the line for a delivery: the time since its event, the event's type and id.
 
     Raises:
-        BadDelivery: the body is not an event's.
+        BadDelivery: the body is not an event.
     """
     try:
-        # The payload may hold numbers longer than Python turns into an int.
+        # The payload may contain longer numbers than Python converts to int.
         event = json.loads(body, parse_int=str, parse_float=str)
         sent = datetime.datetime.fromisoformat(event["timestamp"])
         passed_ms = (now_s - sent.timestamp()) * 1000
@@ -71,16 +71,16 @@ def describe(body: bytes, *, now_s: float) -> str:
 
 
 def shown(text: str) -> str:
-    """`text` as it may reach a terminal: whatever could steer it is escaped."""
+    """Escape `text` for a terminal."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text[:255])
 
 
 class Lines:
-    """Prints up to `per_second` lines a second and then says how many more there were.
+    """Print at most `per_second` lines a second, and then how many more there were.
 
     Args:
-        write: takes one line.
-        per_second: lines.
+        write: called with each line.
+        per_second: the limit.
     """
 
     def __init__(self, write: Callable[[str], None], per_second: int = 20) -> None:
@@ -92,7 +92,7 @@ class Lines:
 
     @property
     def full(self) -> bool:
-        """Whether the next line would only be counted: it need not be made."""
+        """Return whether the next line would only be counted, so it need not be formatted."""
         return self._left == 0
 
     def say(self, line: str) -> None:
@@ -106,7 +106,7 @@ class Lines:
             self._write(line)
 
     def flush(self) -> None:
-        """Say how many lines were only counted, and begin a new second."""
+        """Print how many lines were only counted, and begin a new second."""
         if self._second is not None:
             self._second.cancel()
             self._second = None
@@ -117,21 +117,21 @@ class Lines:
 
 
 def _print(line: str) -> None:
-    # Whoever read our stdout may have left; deliveries go on.
+    # The reader of stdout may have left. Deliveries go on.
     with contextlib.suppress(OSError, ValueError):
         print(line, file=sys.stdout, flush=True)
 
 
 class DemoReceiver:
-    """An ASGI callable and the server around it, on a port of its own; entering starts it.
+    """An ASGI callable and its server, on a free port. Entering starts it.
 
     Args:
-        write: takes the line of each delivery.
+        write: called with the line of each delivery.
         clock: seconds since 1970.
     """
 
     def __init__(self, write: Callable[[str], None] = _print, clock: Callable[[], float] = time.time) -> None:
-        #: The endpoint's `whsec_` secret; until it is known, deliveries are asked to come again.
+        #: The endpoint's `whsec_` secret. Until it is known, deliveries get 503 and are retried.
         self.secret = ""
         self._lines = Lines(write)
         self._complaints = Lines(lambda line: _log.warning("demo_delivery_refused", extra={"reason": line}))
@@ -142,7 +142,7 @@ class DemoReceiver:
 
     @property
     def url(self) -> str:
-        """Where webhooks go."""
+        """Return the URL for webhooks."""
         return f"http://{_HOST}:{self._port}/"
 
     async def __aenter__(self) -> Self:
@@ -165,14 +165,14 @@ class DemoReceiver:
                 return self
             await asyncio.sleep(0.005)
         await self._serving
-        raise RuntimeError("the demo receiver ended while starting")
+        raise RuntimeError("the demo receiver exited during startup")
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._server is not None and self._serving is not None:
             self._server.stop()  # type: ignore[no-untyped-call]
-            # It would wait for idle connections too.
+            # It would also wait for idle connections.
             _, slow = await asyncio.wait({self._serving}, timeout=_STOP_TIMEOUT_S)
             for task in slow:
                 task.cancel()
@@ -186,7 +186,7 @@ class DemoReceiver:
         receive: Callable[[], Awaitable[Message]],
         send: Callable[[Message], Awaitable[None]],
     ) -> None:
-        """Take one delivery."""
+        """Receive one delivery."""
         body = bytearray()
         more = True
         while more and len(body) <= _BODY_BYTES:
@@ -200,7 +200,7 @@ class DemoReceiver:
         await send({"type": "http.response.body", "body": b""})
 
     def _take(self, headers: Mapping[bytes, bytes], body: bytes) -> int:
-        """Check and print one delivery; the status to answer with."""
+        """Verify and print one delivery, and return the response status."""
         if not self.secret:
             return 503
         if len(body) > _BODY_BYTES:
@@ -216,7 +216,7 @@ class DemoReceiver:
 
 
 def _free_port() -> int:
-    """A port that nobody listens on; Granian wants to be told one."""
+    """Return a free port. Granian requires a number."""
     with socket.socket() as probe:
         probe.bind((_HOST, 0))
         port: int = probe.getsockname()[1]

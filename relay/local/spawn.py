@@ -1,7 +1,7 @@
-"""Becomes another program: with a session and a user of its own, and a signal for when its parent dies.
+"""Replace this process with another program, in its own session, as another user, with a parent-death signal.
 
-Run by path: `python -I -S spawn.py PARENT SIGNAL USER UID GID -- PROGRAM ARGUMENT...`. A program of its own
-because all this has to happen between fork and exec, where Python code in the parent's copy is not safe.
+Run by path: `python -I -S spawn.py PARENT SIGNAL USER UID GID -- PROGRAM ARGUMENT...`. It is a separate program because
+this has to happen between fork and exec, where Python code in the parent's copy is not safe.
 """
 
 import ctypes
@@ -13,12 +13,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 def become(parent: int, death_signal: int, user: str, uid: int, gid: int, program: list[str]) -> NoReturn:
-    """Take the session, the user and the signal, then exec `program`.
+    """Set up the session, the user and the signal, then exec `program`.
 
     Args:
-        parent: the process that shall be our parent; if it is gone by now, so are we.
-        death_signal: what the kernel sends us when the parent dies.
-        user: a login name to become, or `-` to stay who we are; with `uid` and `gid`.
+        parent: the expected parent. If it has died, exit.
+        death_signal: sent by the kernel when the parent dies.
+        user: the login name to switch to, or `-` to keep the current one; with `uid` and `gid`.
         program: its path, then its arguments.
     """
     os.setsid()
@@ -27,16 +27,16 @@ def become(parent: int, death_signal: int, user: str, uid: int, gid: int, progra
         os.setgid(gid)
         os.setuid(uid)
     if sys.platform == "linux":
-        # After the change of user, which clears it.
+        # After the change of user, which clears the signal.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, death_signal, 0, 0, 0)
     if os.getppid() != parent:
-        # It died before the line above: no signal will come.
+        # The parent died before the line above, so no signal will be sent.
         os._exit(1)
     os.execv(program[0], program)  # noqa: S606 - no shell is the point
 
 
 def main() -> NoReturn:
-    """Read the command line and become what it says."""
+    """Parse the command line and run the program."""
     parent, death_signal, user, uid, gid, _, *program = sys.argv[1:]
     try:
         become(int(parent), int(death_signal), user, int(uid), int(gid), program)

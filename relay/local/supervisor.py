@@ -1,4 +1,4 @@
-"""Keeps children alive, and stops them in order."""
+"""Keep children running, and stop them in order."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ _log: Final = logging.getLogger("relay.local")
 
 
 class Child(Protocol):
-    """Something that runs until it is stopped, or ends by itself, which it should not."""
+    """A process that should run until it is stopped."""
 
     @property
     def name(self) -> str:
-        """How the log calls it."""
+        """Return its name in the log."""
 
     async def start(self) -> None:
-        """Start it and wait until it is ready; raises Unable when it cannot be."""
+        """Start it and wait until it is ready. Raise StartupError if that fails."""
 
     async def wait(self) -> int:
-        """Wait for its end; the return code."""
+        """Wait until it exits, and return the return code."""
 
     async def stop(self, timeout_s: float) -> None:
-        """Let it finish what it does, at most `timeout_s`; nothing when it does not run."""
+        """Stop it in order, within `timeout_s`. Do nothing if it does not run."""
 
     async def end_now(self) -> None:
-        """End it without waiting for what it does."""
+        """Stop it at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pauses:
-    """How long a child that died stays away: `first_s`, then twice as long each time up to `longest_s`.
+    """Pauses before a restart: `first_s`, then doubled each time up to `longest_s`.
 
-    One that ran for `steady_s` begins again at `first_s`.
+    A child that ran for `steady_s` starts again at `first_s`.
     """
 
     first_s: float = 0.1
@@ -48,7 +48,7 @@ class Pauses:
     steady_s: float = 30.0
 
     def after(self, pause_s: float | None, lived_s: float) -> float:
-        """The next pause, after one of `pause_s` (None for none yet) and a life of `lived_s`."""
+        """Return the next pause, after one of `pause_s` (None for none yet) and a run of `lived_s`."""
         if pause_s is None or lived_s >= self.steady_s:
             return self.first_s
         return min(pause_s * 2, self.longest_s)
@@ -56,11 +56,11 @@ class Pauses:
 
 @dataclass(frozen=True, slots=True)
 class StopTimes:
-    """How the whole stop stays within 30 s, which is what Docker, Fly and systemd can be told to wait.
+    """Time limits of a stop, which keep it within 30 s. Docker, Fly and systemd can wait that long.
 
-    Children leave one after the other: the next is told when the one before has left, or `next_after_s` after
-    the first signal; the rest then leave side by side. Who still runs after `within_s` is killed. A child
-    that the others need goes last, with what is left of `total_s`, at least `last_s` and at most `most_s`.
+    Children stop one after the other: the next gets its signal when the previous one has exited, or `next_after_s`
+    after the first signal. From then on the rest stop in parallel. A child still running after `within_s` is killed. A
+    child that the others need stops last, with the rest of `total_s`, at least `last_s` and at most `most_s`.
     """
 
     next_after_s: float = 18.0
@@ -71,13 +71,13 @@ class StopTimes:
 
 
 class StopSignals:
-    """What SIGTERM and SIGINT mean: the first one stops, a second one a second later means now.
+    """Handle SIGTERM and SIGINT: the first one stops in order, a second one at least a second later stops at once.
 
-    `make` hands on a signal that the terminal sent to the whole group, so the same one arrives twice: one
-    that comes sooner is that.
+    `make` forwards a signal that the terminal sent to the whole group, so the same signal arrives twice. A second one
+    that arrives sooner is ignored.
 
     Args:
-        clock: seconds that only grow.
+        clock: a monotonic clock in seconds.
     """
 
     APART_S: Final = 1.0
@@ -89,13 +89,13 @@ class StopSignals:
         self._first_at = 0.0
 
     def listen(self) -> None:
-        """Take the two signals from now on; to be called in the main thread's loop."""
+        """Handle the two signals from now on. Call it in the main thread's loop."""
         loop = asyncio.get_running_loop()
         for signal in (SIGTERM, SIGINT):
             loop.add_signal_handler(signal, self.arrived)
 
     def arrived(self) -> None:
-        """One of them has come."""
+        """Record a signal."""
         if not self.stop.is_set():
             self._first_at = self._clock()
             self.stop.set()
@@ -104,30 +104,30 @@ class StopSignals:
 
 
 class Supervisor:
-    """Starts children, brings back those that end, and stops them all.
+    """Start children, restart those that exit, and stop them all.
 
     Args:
-        pauses: between a child's end and its return.
-        times: of the stop.
+        pauses: the pauses before a restart.
+        times: the time limits of a stop.
     """
 
     def __init__(self, pauses: Pauses | None = None, times: StopTimes | None = None) -> None:
         self._pauses = pauses or Pauses()
         self._times = times or StopTimes()
         self._keepers: list[asyncio.Task[None]] = []
-        # In the order in which they stop.
+        # In stop order.
         self._leaving: list[Child] = []
         self._needed: list[Child] = []
 
     async def start(self, child: Child, *, needed: bool = False) -> None:
-        """Start a child, wait until it is ready, and keep it alive from then on.
+        """Start a child, wait until it is ready, and keep it running from then on.
 
         Args:
-            child: stopped before those that were started before it.
-            needed: whether the others need it: it then leaves after all that are not.
+            child: stopped before those that were started earlier.
+            needed: whether the others need it. It then stops after all others.
 
         Raises:
-            Unable: it cannot be started.
+            StartupError: it cannot be started.
         """
         (self._needed if needed else self._leaving).insert(0, child)
         await child.start()
@@ -139,7 +139,7 @@ class Supervisor:
         """Stop all children, in order.
 
         Args:
-            now: set when there is no more time: whoever still runs is killed, the database shut down at once.
+            now: set to stop at once: running children are killed, and the database shuts down immediately.
         """
         for keeper in self._keepers:
             keeper.cancel()
@@ -169,7 +169,7 @@ class Supervisor:
                 try:
                     await child.start()
                 except (StartupError, OSError) as failure:
-                    # OSError: no process or descriptor to be had; a later try may find one.
+                    # OSError: no process or descriptor is available now, but may be later.
                     pause_s = self._pauses.after(pause_s, 0.0)
                     _log.warning(
                         "child_not_started",

@@ -1,4 +1,4 @@
-"""`relay up`: everything on one machine, in the order in which it depends on each other."""
+"""`relay up`: start everything on one machine, in the order of dependency."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _BAD_SETTING: Final = 2
 
 
 class Address(NamedTuple):
-    """Where the API listens."""
+    """The address of the API."""
 
     host: str
     port: int
 
     @property
     def reachable(self) -> str:
-        """The host to connect to: that of a server which listens on every address is loopback."""
+        """Return the host to connect to: loopback if the server listens on every address."""
         return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
 
     @property
     def url(self) -> str:
-        """For people and curl."""
+        """Return the URL of the API."""
         host = f"[{self.reachable}]" if ":" in self.reachable else self.reachable
         return f"http://{host}:{self.port}"
 
@@ -49,11 +49,11 @@ async def up(settings: Settings, environ: Mapping[str, str]) -> None:
     """Run everything until SIGTERM or SIGINT.
 
     Args:
-        settings: in force.
-        environ: what they were read from; the children get it too.
+        settings: the settings in force.
+        environ: the environment that they were read from, passed on to the children.
 
     Raises:
-        Unable: something cannot be started; what was started is stopped again.
+        StartupError: something cannot be started. Everything that was started is stopped.
     """
     signals = StopSignals()
     signals.listen()
@@ -74,11 +74,11 @@ async def up(settings: Settings, environ: Mapping[str, str]) -> None:
 
 
 async def _run(settings: Settings, environ: Mapping[str, str], supervisor: Supervisor, stack: AsyncExitStack) -> None:
-    """Start all of it; what needs no stop in order is left on `stack`."""
+    """Start everything. Parts that need no orderly stop are pushed on `stack`."""
     address = _address(settings)
     data = await stack.enter_async_context(DataDir(settings.data_dir))
     _probe(address)
-    # The children need not say again what is no setting.
+    # The parent has already warned about unknown settings.
     known = {name: value for name, value in environ.items() if name not in unknown(environ)}
     env = {**known, "HOST": address.host, "PORT": str(address.port), **_internal(settings)}
     if not settings.secret_keys:
@@ -88,7 +88,7 @@ async def _run(settings: Settings, environ: Mapping[str, str], supervisor: Super
     if settings.database_url is None:
         postgres = EmbeddedPostgres(data.postgres, fds=fds)
         await supervisor.start(postgres, needed=True)
-        # What libpq's variables say is of other servers: a PGPORT would lead to none.
+        # libpq's variables describe other servers: a PGPORT would be wrong here.
         env = {name: value for name, value in env.items() if not name.startswith("PG")}
         env["DATABASE_URL"] = postgres.url
         env.pop("DATABASE_DIRECT_URL", None)
@@ -105,13 +105,13 @@ async def _run(settings: Settings, environ: Mapping[str, str], supervisor: Super
             group.create_task(supervisor.start(delivery))
             group.create_task(supervisor.start(serving))
     except ExceptionGroup as failures:
-        # The second child may have failed for the same reason: one line is enough.
+        # The second child may have failed for the same reason. One line is enough.
         raise failures.exceptions[0] from failures
     api = Api(address.reachable, address.port, settings.admin_token)
     await api.until_healthy()
     key = await api.demo_key(data)
     receiver.secret = await api.send_webhooks_to(receiver.url, key) or ""
-    # Whoever read it may have left.
+    # The reader of stdout may have left.
     with contextlib.suppress(BrokenPipeError):
         print(_block(address, data, key), file=sys.stdout, flush=True)
 
@@ -120,7 +120,7 @@ def _address(settings: Settings) -> Address:
     host = settings.host or _DEFAULT_HOST
     if not settings.admin_token and not _is_loopback(host):
         raise StartupError(
-            f"HOST: {host!r} is not loopback: set RELAY_ADMIN_TOKEN before others may reach `relay up`",
+            f"HOST: {host!r} is not loopback: set RELAY_ADMIN_TOKEN to let `relay up` listen on it",
             _BAD_SETTING,
         )
     return Address(host, settings.port)
@@ -134,7 +134,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _internal(settings: Settings) -> dict[str, str]:
-    """What `up` decides for its children."""
+    """Return the settings that `up` chooses for its children."""
     decided = {}
     if not settings.admin_token:
         decided = {"RELAY_OPEN_SIGNUP": "1", "RELAY_SIGNUP_MAX_TIER": "enterprise"}
@@ -144,12 +144,12 @@ def _internal(settings: Settings) -> dict[str, str]:
 
 
 def _probe(address: Address) -> None:
-    """Find out whether the port is free.
+    """Check that the port is free.
 
-    Without SO_REUSEPORT, which the server sets: with it we would share the port of another relay.
+    The probe does not set SO_REUSEPORT, as the server does, because it would share the port of another relay.
 
     Raises:
-        Unable: it is not.
+        StartupError: it is not.
     """
     host, port = address
     try:
@@ -157,7 +157,7 @@ def _probe(address: Address) -> None:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         with socket.socket(family, kind, protocol) as probe:
-            # A port whose last connections only wait to be forgotten is free.
+            # A port with connections only in TIME_WAIT is free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(where)
             probe.listen(1)
@@ -168,7 +168,7 @@ def _probe(address: Address) -> None:
 
 
 async def _migrate(env: Mapping[str, str], fds: tuple[int, ...]) -> None:
-    """Apply migrations in a process of its own, which takes asyncpg's memory with it when it ends."""
+    """Apply migrations in a separate process, which frees asyncpg's memory when it exits."""
     process = await launch(module("relay", "migrate"), env=env, fds=fds)
     try:
         code = await process.wait()
@@ -181,7 +181,7 @@ async def _migrate(env: Mapping[str, str], fds: tuple[int, ...]) -> None:
 
 
 def _block(address: Address, data: DataDir, key: str) -> str:
-    """What a newcomer needs: where everything is, and a line to paste."""
+    """Return the summary for the terminal: addresses, and a command to paste."""
     lines = {
         "API": address.url,
         "docs": f"{address.url}/docs",
@@ -197,7 +197,7 @@ def _block(address: Address, data: DataDir, key: str) -> str:
         (
             f"\nrelay {__version__} is up; Ctrl-C stops it\n",
             *(f"  {name:<{width}}  {value}" for name, value in lines.items()),
-            "\nPaste this into another terminal, and the delivery shows up here:\n",
+            "\nPaste this into another terminal. The delivery is printed here:\n",
             curl,
             "",
         )

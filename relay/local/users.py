@@ -1,4 +1,4 @@
-"""Whom PostgreSQL runs as: it refuses root."""
+"""The user that PostgreSQL runs as. It does not run as root."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from relay.local.errors import StartupError
 
 
 class User(NamedTuple):
-    """A login to run a child as."""
+    """The user to run a child as."""
 
     name: str
     uid: int
@@ -22,12 +22,12 @@ class User(NamedTuple):
 
 
 def unprivileged() -> User | None:
-    """The login for PostgreSQL when we are root, None when we are not and it can run as ourselves.
+    """Return the user for PostgreSQL if this process is root, else None.
 
-    `postgres` if there is one, else `relay`, which is made, else `nobody`.
+    It is `postgres` if that exists, else `relay`, which is created, else `nobody`.
 
     Raises:
-        Unable: there is none of them.
+        StartupError: none of them exists.
     """
     if os.geteuid() != 0:
         return None
@@ -58,12 +58,12 @@ def _named(name: str) -> User | None:
         entry = pwd.getpwnam(name)
     except KeyError:
         return None
-    # A root by another name would not do.
+    # Not another name of root.
     return User(entry.pw_name, entry.pw_uid, entry.pw_gid) if entry.pw_uid else None
 
 
 def closed_to(user: User, path: Path) -> Path | None:
-    """The first folder on the way to `path`, or itself, that `user` may not enter; None when all are open."""
+    """Return the first of `path` and its parents that `user` may not enter, or None."""
     groups = os.getgrouplist(user.name, user.gid)
     whole = path.resolve()
     for folder in (*reversed(whole.parents), whole):

@@ -257,7 +257,7 @@ async def test_root_is_told_when_postgresql_may_not_enter_the_folder(tmp_path: P
     user = unprivileged()
     assert user
 
-    with pytest.raises(StartupError, match=rf"user {user.name}, who may not enter /.*RELAY_DATA_DIR"):
+    with pytest.raises(StartupError, match=rf"user {user.name}, which may not enter /.*RELAY_DATA_DIR"):
         await EmbeddedPostgres(tmp_path / "closed").start()
 
 
