@@ -52,9 +52,9 @@ class Admission:
         if tenant is None:
             tenant = await self._guard.admit(key, None)
         exchange.tenant = tenant
-        allowance = self._limiter.spend(tenant.organization_id, tenant.tier)
+        allowance = self._limiter.try_spend(tenant.organization_id, tenant.tier)
         if allowance is None:
-            allowance = await self._limiter.ask(tenant.organization_id, tenant.tier)
+            allowance = await self._limiter.spend(tenant.organization_id, tenant.tier)
         headers = allowance.headers
         # Of the other methods' answers caches keep nothing that does not tell them to (RFC 9111, section 3).
         exchange.limit_headers = headers if exchange.method == "POST" else (*headers, NO_STORE)
@@ -84,8 +84,8 @@ class Admission:
         exchange.limit_headers = allowance.headers
 
     async def _spend(self, tenant: Tenant, cost: int) -> Decision:
-        allowance = self._limiter.spend(tenant.organization_id, tenant.tier, cost)
-        return allowance or await self._limiter.ask(tenant.organization_id, tenant.tier, cost)
+        allowance = self._limiter.try_spend(tenant.organization_id, tenant.tier, cost)
+        return allowance or await self._limiter.spend(tenant.organization_id, tenant.tier, cost)
 
     async def charge(self, exchange: Exchange, tenant: Tenant, events: int) -> None:
         """Pay for the events of a batch, the first of which has been paid for at the door.

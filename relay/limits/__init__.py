@@ -1,4 +1,4 @@
-"""Rate limits: GCRA, exact on one machine, and over several with Redis."""
+"""Rate limits by GCRA: exact on one machine, shared through Redis across several."""
 
 from relay.limits.factory import Limits, open_limits
 from relay.limits.gcra import Decision

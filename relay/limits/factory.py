@@ -1,4 +1,4 @@
-"""Which limiter a process has: that depends on how many there are, and on whether Redis is named."""
+"""Creating the rate limiter of a process, local or with Redis."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from relay.telemetry.metrics import Metrics
 class Limits(Protocol):
     """The rate limits of organizations."""
 
-    def spend(self, tenant_id: UUID, tier: str, cost: int = 1) -> Decision | None:
-        """Take `cost` from an organization's allowance; None if somebody else must be asked first, with `ask`."""
+    def try_spend(self, tenant_id: UUID, tier: str, cost: int = 1) -> Decision | None:
+        """Spend `cost` of an organization's limit if that can be decided locally. None: call `spend`."""
         ...
 
-    async def ask(self, tenant_id: UUID, tier: str, cost: int = 1) -> Decision:
-        """Take `cost` from an organization's allowance, whoever must be asked."""
+    async def spend(self, tenant_id: UUID, tier: str, cost: int = 1) -> Decision:
+        """Spend `cost` of an organization's limit, asking Redis if necessary."""
         ...
 
 
 @asynccontextmanager
 async def open_limits(settings: Settings, table: SharedTable | None, metrics: Metrics) -> AsyncIterator[Limits]:
-    """The limiter that the settings ask for.
+    """Yield the limiter that the settings select.
 
     Args:
-        settings: in force.
-        table: what the processes of this machine share; None for one alone.
-        metrics: where to count.
+        settings: select it by `redis_url`.
+        table: shared by the processes of this machine, or None for a single process.
+        metrics: where it counts.
     """
     if settings.redis_url is None:
         yield Limiter(settings.rates, time.monotonic, table)
         return
-    # Imported here: without REDIS_URL nobody pays for the client.
+    # Imported here: without REDIS_URL the client takes no memory.
     from relay.limits.redis_client import RedisClient
     from relay.limits.redis_limiter import RedisLimiter
 
-    # Each process leases for itself: the table would only make them share what they can ask for as well.
+    # Each process has leases of its own, so it needs no table.
     async with (
         RedisClient(settings.redis_url, f"relay:{settings.schema}", metrics) as redis,
         RedisLimiter(redis, settings.rates, metrics) as limiter,

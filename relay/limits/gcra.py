@@ -9,20 +9,20 @@ import msgspec
 
 from relay.config.settings import Rate
 
-# Times are floats: what rounding takes from an event is not held against the caller.
+# Times are floats. This tolerance keeps a rounding error from rejecting a request.
 _ROUNDING_EVENTS: Final = 0.001
 _ROUNDING_S: Final = 1e-6
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """What a caller may do, right after one request.
+    """The outcome of one request, and the state of the limit after it.
 
     Args:
-        allowed: whether this request is within the limit.
-        limit: how many events or requests may come at once.
+        allowed: True if the request is within the limit.
+        limit: the burst, in events or requests.
         remaining: how many of them are left.
-        reset_s: whole seconds until all of them are there again.
-        retry_after_s: whole seconds, at least one, until this request would be allowed; 0 when it is.
+        reset_s: whole seconds until the full burst is available again.
+        retry_after_s: whole seconds, at least one, until this request would be allowed; 0 if it is allowed.
         headers: the three `RateLimit-` headers.
     """
 
@@ -35,13 +35,13 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 class Meter:
-    """How far one caller is ahead of its rate: a single time, the theoretical arrival time.
+    """The GCRA state of one caller: a single time, the theoretical arrival time.
 
-    A request that is refused leaves that time where it is: hammering makes nobody wait longer.
+    A rejected request does not advance it, so retrying does not prolong the wait.
 
     Args:
-        rate: what the caller may do.
-        arrival: where the theoretical arrival time starts, when a caller's rate has changed.
+        rate: the caller's limit.
+        arrival: the initial theoretical arrival time, if the caller's rate has changed.
     """
 
     __slots__ = ("_limit_header", "_reset_header", "_reset_s", "arrival", "interval_s", "rate")
@@ -49,18 +49,18 @@ class Meter:
     def __init__(self, rate: Rate, arrival: float = 0.0) -> None:
         self.rate = rate
         self.arrival = arrival
-        #: How long one event takes to be forgotten.
+        #: Seconds per event at this rate.
         self.interval_s = 60.0 / rate.per_minute
         self._limit_header = (b"ratelimit-limit", b"%d" % rate.burst)
         self._reset_s = -1
         self._reset_header = (b"ratelimit-reset", b"")
 
     def spend(self, now: float, cost: int) -> Decision:
-        """Take `cost` from the allowance if it is there.
+        """Spend `cost` if that is within the limit.
 
         Args:
-            now: seconds, by a clock that never steps back.
-            cost: 0 or more; with 0 this only looks.
+            now: seconds, by a monotonic clock.
+            cost: 0 or more. A cost of 0 only reads the state.
         """
         rate, interval_s = self.rate, self.interval_s
         ahead_s = self.arrival - now
@@ -75,28 +75,28 @@ class Meter:
             retry_after_s = 0
         else:
             retry_after_s = int((cost - left) * interval_s) + 1
-        return self.allowance(allowed, left, ahead_s, retry_after_s)
+        return self.decision(allowed, left, ahead_s, retry_after_s)
 
     def decided(self, now: float, allowed: bool, cost: int) -> Decision:
-        """The same for a decision that was made elsewhere.
+        """Return the same for a decision that was made elsewhere.
 
         Args:
-            now: see above.
+            now: seconds, by a monotonic clock.
             allowed: the decision.
-            cost: of what was decided about; if it was allowed it has been taken already.
+            cost: of the request. If it was allowed, it has already been spent.
         """
         ahead_s = max(self.arrival - now, 0.0)
         left = self.rate.burst - ahead_s / self.interval_s + _ROUNDING_EVENTS
         retry_after_s = 0 if allowed else max(int((cost - left) * self.interval_s), 0) + 1
-        return self.allowance(allowed, left, ahead_s, retry_after_s)
+        return self.decision(allowed, left, ahead_s, retry_after_s)
 
-    def allowance(self, allowed: bool, left: float, ahead_s: float, retry_after_s: int) -> Decision:
-        """Put a decision into the words of the answer.
+    def decision(self, allowed: bool, left: float, ahead_s: float, retry_after_s: int) -> Decision:
+        """Build a `Decision` with its headers.
 
         Args:
             allowed: the decision.
-            left: what may still come at once.
-            ahead_s: how long until all of it may.
+            left: how many events are left of the burst.
+            ahead_s: seconds until the full burst is available again.
             retry_after_s: as in `Decision`.
         """
         remaining = int(left) if left > 0.0 else 0

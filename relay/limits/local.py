@@ -1,4 +1,4 @@
-"""Who is measured by what: organizations by their tier, sign-ups by address. Exact on one machine."""
+"""Rate limits on one machine, which are exact: of organizations by tier, of sign-ups by address."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from relay.config.settings import Rate
 from relay.limits.gcra import Decision, Meter
 from relay.limits.shared_table import KEY_BYTES, SharedTable
 
-#: What one address may do without the operator's token.
+#: The limit of one address without the operator's token.
 SIGNUP_RATE: Final = Rate(per_minute=60, burst=60)
-_ADDRESSES: Final = 10_000
-# An enterprise's allowance is full again 0.6 ms after a request: tenants in turn would throw out each other's meters.
+_MAX_ADDRESSES: Final = 10_000
+# An enterprise's burst is full again 0.6 ms after a request. Without this minimum, tenants that call in turn would
+# evict each other's meters.
 _KEPT_S: Final = 60.0
 
 Caller = TypeVar("Caller", bound=Hashable)
 
 
 class _Meters(Generic[Caller]):
-    """The meters of those who have called lately.
+    """The meters of recent callers.
 
-    Each new caller makes room by a look at the two oldest meters: one whose allowance has been full for a minute
-    goes. So there are never many more than are in use, and no request pays for a sweep.
+    Each new caller checks the two oldest meters and evicts those whose burst has been full for a minute. So there are
+    few more meters than are in use, and no request pays for a sweep.
     """
 
-    def __init__(self, at_most: int | None = None) -> None:
+    def __init__(self, capacity: int | None = None) -> None:
         self._meters: dict[Caller, Meter] = {}
-        self._at_most = at_most
+        self._capacity = capacity
         self.get = self._meters.get
 
     def __len__(self) -> int:
@@ -40,26 +41,25 @@ class _Meters(Generic[Caller]):
         meters = self._meters
         for _ in range(min(2, len(meters))):
             oldest = next(iter(meters))
-            looked_at = meters.pop(oldest)
-            if looked_at.arrival > now - _KEPT_S:
-                meters[oldest] = looked_at
-        if self._at_most is not None and len(meters) >= self._at_most:
+            candidate = meters.pop(oldest)
+            if candidate.arrival > now - _KEPT_S:
+                meters[oldest] = candidate
+        if self._capacity is not None and len(meters) >= self._capacity:
             del meters[next(iter(meters))]
         meters[caller] = meter
 
 
 class Limiter:
-    """The rate limits of organizations on one machine: exact, in one process as in several that share a table.
+    """The rate limits of organizations on one machine, exact in one process and in several that share a table.
 
-    Every request costs 1, also one that is refused later for its key's scope or its body. A request over the
-    limit does not push the theoretical arrival time further, as GCRA has it: trying again does
-    not make the wait longer.
-    A batch of n events costs n: 1 before its body is read, n-1 after.
+    Every request costs 1, including one that is later rejected for its key's scope or its body. A batch of n events
+    costs n: 1 before its body is read, n-1 after. As GCRA defines it, a request over the limit does not advance the
+    theoretical arrival time, so retrying does not prolong the wait.
 
     Args:
-        rates: what each tier may do.
-        clock: seconds, never stepping back; with a table that of all processes.
-        table: what several processes share; None for one alone, whose own memory is five times as fast.
+        rates: the limit of each tier.
+        clock: monotonic, in seconds. With a table it must be the same in all processes.
+        table: shared by several processes, or None for a single one, whose own memory is five times as fast.
     """
 
     def __init__(
@@ -74,13 +74,13 @@ class Limiter:
         self._meters: _Meters[UUID] = _Meters()
 
     def __len__(self) -> int:
-        """How many organizations are measured now."""
+        """Return the number of organizations in memory."""
         return len(self._meters)
 
-    def spend(self, tenant_id: UUID, tier: str, cost: int = 1) -> Decision:
-        """Take `cost` events or requests from an organization's allowance; 0.8 µs.
+    def try_spend(self, tenant_id: UUID, tier: str, cost: int = 1) -> Decision:
+        """Spend `cost` events or requests of an organization's limit, in 0.8 µs.
 
-        A `cost` above the tier's burst is never allowed, and 0 only looks.
+        A `cost` above the tier's burst is never allowed. A `cost` of 0 only reads the state.
         """
         rate, now = self._rates[tier], self._clock()
         meter = self._meters.get(tenant_id)
@@ -94,24 +94,24 @@ class Limiter:
             return meter.spend(now, cost)
         return self._table.spend(tenant_id.bytes, meter, now, cost)
 
-    async def ask(self, tenant_id: UUID, tier: str, cost: int = 1) -> Decision:
-        """The same: nobody else needs to be asked."""
-        return self.spend(tenant_id, tier, cost)
+    async def spend(self, tenant_id: UUID, tier: str, cost: int = 1) -> Decision:
+        """Do the same as `try_spend`, which always decides here."""
+        return self.try_spend(tenant_id, tier, cost)
 
 
 class SignupLimiter:
-    """The limit of POST /api/keys/generate without the operator's token: 60 a minute for each address.
+    """The limit of POST /api/keys/generate without the operator's token: 60 a minute per address.
 
     Args:
-        clock: seconds, never stepping back.
-        addresses: how many are remembered; one more, and the one seen first is forgotten.
-        table: what several processes share; None for one alone.
+        clock: monotonic, in seconds.
+        addresses: the maximum number in memory. Past that the oldest is evicted.
+        table: shared by several processes, or None for a single one.
     """
 
     def __init__(
         self,
         clock: Callable[[], float] = time.monotonic,
-        addresses: int = _ADDRESSES,
+        addresses: int = _MAX_ADDRESSES,
         table: SharedTable | None = None,
     ) -> None:
         self._clock = clock
@@ -119,11 +119,11 @@ class SignupLimiter:
         self._meters: _Meters[str] = _Meters(addresses)
 
     def __len__(self) -> int:
-        """How many addresses are measured now."""
+        """Return the number of addresses in memory."""
         return len(self._meters)
 
     def spend(self, address: str, cost: int = 1) -> Decision:
-        """Count one sign-up from a client's address; a `cost` of 0 only looks."""
+        """Count one sign-up from a client's address. A `cost` of 0 only reads the state."""
         now = self._clock()
         meter = self._meters.get(address)
         if meter is None:

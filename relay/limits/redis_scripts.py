@@ -1,16 +1,17 @@
-"""What Redis runs for us: each script is atomic, and takes its time from Redis, whose clock all nodes share.
+"""The Redis scripts. Each is atomic and reads the time from Redis, whose clock all nodes share.
 
-A caller's key holds its theoretical arrival time in microseconds since 1970, and goes when its allowance is full again.
+A caller's key holds its theoretical arrival time in microseconds since 1970. It expires when the full burst is
+available again.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-#: KEYS: the caller. ARGV: interval in microseconds, burst, wanted, needed; how far ahead of its rate the asking process
-#: knows the caller to be, in microseconds, for a Redis that has forgotten it; 1 if it is at least that far ahead,
-#: whatever Redis remembers. Gives how many were granted, as many as are there between needed and wanted, else none; and
-#: how far ahead the caller is then. Nobody is further ahead than a burst: clocks that step back shut nobody out.
+#: KEYS: the caller. ARGV: interval in microseconds; burst; wanted; needed; how far ahead of its rate the calling
+#: process knows the caller to be, in microseconds, for a Redis that has lost its key; 1 if the caller is at least that
+#: far ahead, whatever Redis has stored. Returns how many tokens were granted, between needed and wanted or 0, and how
+#: far ahead the caller then is. That is at most one burst, so a clock that steps back locks no caller out.
 GRANT: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -30,7 +31,7 @@ end
 return {granted, string.format('%.0f', arrival - now)}
 """
 
-#: KEYS: the caller. ARGV: interval in microseconds, how many were granted and not used. Gives nothing.
+#: KEYS: the caller. ARGV: interval in microseconds, how many tokens were granted and not used. Returns nothing.
 RETURN: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -43,8 +44,8 @@ end
 return 0
 """
 
-#: KEYS: the set of processes. ARGV: this process, seconds after which one that is not heard of is gone. Gives how many
-#: there are.
+#: KEYS: the set of processes. ARGV: this process, seconds after which a process without a heartbeat is gone. Returns
+#: the number of processes.
 PRESENT: Final = """
 local now = redis.call('TIME')
 redis.call('ZADD', KEYS[1], now[1], ARGV[1])
@@ -53,7 +54,7 @@ redis.call('EXPIRE', KEYS[1], 60)
 return redis.call('ZCARD', KEYS[1])
 """
 
-#: KEYS: the set of processes. ARGV: this process, which leaves. Gives nothing.
+#: KEYS: the set of processes. ARGV: this process, which stops. Returns nothing.
 ABSENT: Final = """
 redis.call('ZREM', KEYS[1], ARGV[1])
 return 0

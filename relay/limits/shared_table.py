@@ -1,4 +1,4 @@
-"""How far callers are ahead of their rates, in memory that the processes of one machine share."""
+"""The GCRA state of callers in memory that the processes of one machine share."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from relay.telemetry.metrics import Metrics
 KEY_BYTES: Final = 16
 _ROW: Final = struct.Struct("=16sd8x")
 _ARRIVAL: Final = struct.Struct("=d")
-#: Rows among which a caller's may be; all of them are under one lock.
+#: The rows that may hold a caller. One lock protects them all.
 WAYS: Final = 8
 _SET_BYTES: Final = WAYS * _ROW.size
 SETS: Final = LIMITS_BYTES // _SET_BYTES
-# A lock is held for microseconds, or for a time slice if its owner has to give up its core meanwhile. Whoever holds it
-# for longer stands still, and is not waited for again so soon.
+# A lock is held for microseconds, or for a time slice if its owner is preempted. An owner that holds it for longer is
+# stopped, and for a while no decision waits for a lock.
 _WAIT_S: Final = 0.1
 _NO_WAIT_S: Final = 1.0
 
 
 class SharedTable:
-    """A row for each caller: whose it is, and a time by the clock that all processes of a machine share.
+    """A table with one row per caller: its key, and a time by the clock that all processes of a machine share.
 
-    A caller's row is one of eight that its key leads to. A caller without a row takes one whose allowance is full
-    again, which loses nothing, and if there is none, the one that is nearest to it: its owner has a full allowance
-    sooner than it should. With 65,536 rows that takes tens of thousands of callers at once; nobody is refused for it.
+    A caller's row is one of the eight of its set. A caller without a row takes one whose burst is full again, which
+    loses nothing. If there is none, it takes the one closest to full: that row's owner gets its full burst sooner than
+    it should. With 65,536 rows this needs tens of thousands of callers at once, and no request is rejected for it.
 
-    Whoever reads and writes holds a record lock on the byte with the number of its set (POSIX, fcntl): it belongs to
-    the process, so that workers which inherited one descriptor shut each other out, and the system takes it from one
-    that dies. A process may be stopped while it holds one: nobody waits for it longer than 0.1 s in a second, and goes
-    on without, at the price of a request or two too many.
+    Reads and writes hold a record lock (POSIX, fcntl) on the byte with the number of the set. The lock belongs to the
+    process, so it works between workers that inherited the same descriptor, and the system releases it if its owner
+    dies. A process may be suspended while it holds one: others wait for it for at most 0.1 s in a second, and continue
+    without the lock, at the price of one or two requests too many.
 
     Args:
-        shared_memory: the memory.
-        metrics: where to count.
+        shared_memory: holds the table.
+        metrics: where it counts.
     """
 
     def __init__(self, shared_memory: SharedMemory, metrics: Metrics) -> None:
@@ -48,27 +48,27 @@ class SharedTable:
         self._no_wait_until = 0.0
         self._unlocked = metrics.counter(
             "relay_limit_locks_missed",
-            "Decisions on a limit that were made without the lock, which somebody held on to.",
+            "Rate limit decisions made without the lock, because another process held it for too long.",
         )
 
     def spend(self, key: bytes, meter: Meter, now: float, cost: int) -> Decision:
-        """Take `cost` from a caller's allowance if it is there; 4 µs.
+        """Spend `cost` of a caller's limit if it is available, in 4 µs.
 
         Args:
-            key: 16 bytes that stand for the caller, of which the last eight are as good as random.
-            meter: by which it is measured; its arrival becomes what the table has.
+            key: 16 bytes that identify the caller. The last eight must be as good as random.
+            meter: of the caller. Its arrival is replaced by the value in the table.
             now: seconds, by the monotonic clock.
-            cost: as `Meter.spend` has it.
+            cost: as in `Meter.spend`.
         """
         set_ = int.from_bytes(key[8:], "little") % SETS
         locked = self._lock(set_)
         try:
             at = self._find(set_ * _SET_BYTES, key, now)
             (meter.arrival,) = _ARRIVAL.unpack_from(self._memory, at + KEY_BYTES)
-            allowance = meter.spend(now, cost)
-            if allowance.allowed:
+            decision = meter.spend(now, cost)
+            if decision.allowed:
                 _ROW.pack_into(self._memory, at, key, meter.arrival)
-            return allowance
+            return decision
         finally:
             if locked:
                 fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, set_)
@@ -93,7 +93,7 @@ class SharedTable:
         return False
 
     def _find(self, start: int, key: bytes, now: float) -> int:
-        """Where the caller's row is, or one that is now: it says that nothing was used up, until it is written."""
+        """Return the offset of the caller's row. A new row says that nothing was spent, until it is written."""
         memory = self._memory
         best, best_arrival = start, float("inf")
         for at in range(start, start + _SET_BYTES, _ROW.size):

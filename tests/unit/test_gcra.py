@@ -41,93 +41,93 @@ def tenant_id() -> UUID:
 
 
 def test_one_minutes_allowance_may_come_at_once_and_no_more(limiter: Limiter, tenant_id: UUID) -> None:
-    answers = [limiter.spend(tenant_id, "free").allowed for _ in range(101)]
+    answers = [limiter.try_spend(tenant_id, "free").allowed for _ in range(101)]
 
     assert answers == [True] * 100 + [False]
 
 
 def test_after_the_burst_one_comes_back_each_interval(limiter: Limiter, clock: Clock, tenant_id: UUID) -> None:
-    limiter.spend(tenant_id, "free", 100)
+    limiter.try_spend(tenant_id, "free", 100)
 
     for _ in range(10):
         clock.now += 0.3
-        assert not limiter.spend(tenant_id, "free").allowed
+        assert not limiter.try_spend(tenant_id, "free").allowed
         clock.now += 0.3
-        assert limiter.spend(tenant_id, "free").allowed
+        assert limiter.try_spend(tenant_id, "free").allowed
 
 
 def test_a_burst_other_than_the_rate_is_respected(limiter: Limiter, clock: Clock, tenant_id: UUID) -> None:
-    assert [limiter.spend(tenant_id, "tight").allowed for _ in range(6)] == [True] * 5 + [False]
+    assert [limiter.try_spend(tenant_id, "tight").allowed for _ in range(6)] == [True] * 5 + [False]
     clock.now += 2.0
-    assert [limiter.spend(tenant_id, "tight").allowed for _ in range(3)] == [True] * 2 + [False]
+    assert [limiter.try_spend(tenant_id, "tight").allowed for _ in range(3)] == [True] * 2 + [False]
 
 
 def test_refusals_do_not_push_the_allowance_away(limiter: Limiter, clock: Clock, tenant_id: UUID) -> None:
-    limiter.spend(tenant_id, "free", 100)
+    limiter.try_spend(tenant_id, "free", 100)
 
-    refused = [limiter.spend(tenant_id, "free") for _ in range(1_000)]
+    refused = [limiter.try_spend(tenant_id, "free") for _ in range(1_000)]
 
     assert {answer.retry_after_s for answer in refused} == {1}
     clock.now += 1.0
-    assert limiter.spend(tenant_id, "free").allowed
+    assert limiter.try_spend(tenant_id, "free").allowed
 
 
 def test_a_batch_costs_as_many_as_it_has_events_or_nothing_at_all(limiter: Limiter, tenant_id: UUID) -> None:
-    assert limiter.spend(tenant_id, "free", 60).remaining == 40
-    refused = limiter.spend(tenant_id, "free", 41)
+    assert limiter.try_spend(tenant_id, "free", 60).remaining == 40
+    refused = limiter.try_spend(tenant_id, "free", 41)
 
     assert (refused.allowed, refused.remaining) == (False, 40)
-    assert limiter.spend(tenant_id, "free", 40).allowed
+    assert limiter.try_spend(tenant_id, "free", 40).allowed
 
 
 def test_a_cost_of_zero_only_looks(limiter: Limiter, tenant_id: UUID) -> None:
-    limiter.spend(tenant_id, "free", 100)
+    limiter.try_spend(tenant_id, "free", 100)
 
-    looked = limiter.spend(tenant_id, "free", 0)
+    looked = limiter.try_spend(tenant_id, "free", 0)
 
     assert (looked.allowed, looked.remaining) == (True, 0)
 
 
 def test_a_cost_above_the_burst_is_never_allowed(limiter: Limiter, clock: Clock, tenant_id: UUID) -> None:
-    assert not limiter.spend(tenant_id, "free", 101).allowed
+    assert not limiter.try_spend(tenant_id, "free", 101).allowed
     clock.now += 1e6
-    assert not limiter.spend(tenant_id, "free", 101).allowed
+    assert not limiter.try_spend(tenant_id, "free", 101).allowed
 
 
 def test_organizations_do_not_share_an_allowance(limiter: Limiter, tenant_id: UUID) -> None:
-    limiter.spend(tenant_id, "free", 100)
+    limiter.try_spend(tenant_id, "free", 100)
 
-    assert limiter.spend(IDS.new(), "free").remaining == 99
+    assert limiter.try_spend(IDS.new(), "free").remaining == 99
 
 
 def test_equal_ids_share_an_allowance_whatever_object_they_are(limiter: Limiter, tenant_id: UUID) -> None:
-    limiter.spend(tenant_id, "free", 100)
+    limiter.try_spend(tenant_id, "free", 100)
 
-    assert not limiter.spend(UUID(int=tenant_id.int), "free").allowed
+    assert not limiter.try_spend(UUID(int=tenant_id.int), "free").allowed
 
 
 def test_an_organization_that_changes_its_tier_has_the_new_rate_and_its_past(
     limiter: Limiter, clock: Clock, tenant_id: UUID
 ) -> None:
-    limiter.spend(tenant_id, "free", 50)
+    limiter.try_spend(tenant_id, "free", 50)
 
-    moved = limiter.spend(tenant_id, "pro")
+    moved = limiter.try_spend(tenant_id, "pro")
 
     assert (moved.limit, moved.remaining) == (1_000, 499)
     clock.now += 60.0
-    assert limiter.spend(tenant_id, "pro").remaining == 999
+    assert limiter.try_spend(tenant_id, "pro").remaining == 999
 
 
 def test_the_headers_say_what_is_left(limiter: Limiter, clock: Clock, tenant_id: UUID) -> None:
-    first = limiter.spend(tenant_id, "free")
+    first = limiter.try_spend(tenant_id, "free")
     assert first.headers == [
         (b"ratelimit-limit", b"100"),
         (b"ratelimit-remaining", b"99"),
         (b"ratelimit-reset", b"1"),
     ]
 
-    limiter.spend(tenant_id, "free", 99)
-    refused = limiter.spend(tenant_id, "free")
+    limiter.try_spend(tenant_id, "free", 99)
+    refused = limiter.try_spend(tenant_id, "free")
     assert refused.headers == [
         (b"ratelimit-limit", b"100"),
         (b"ratelimit-remaining", b"0"),
@@ -135,7 +135,7 @@ def test_the_headers_say_what_is_left(limiter: Limiter, clock: Clock, tenant_id:
     ]
 
     clock.now += 60.0
-    assert limiter.spend(tenant_id, "free", 0).headers == [
+    assert limiter.try_spend(tenant_id, "free", 0).headers == [
         (b"ratelimit-limit", b"100"),
         (b"ratelimit-remaining", b"100"),
         (b"ratelimit-reset", b"0"),
@@ -191,11 +191,11 @@ def test_organizations_that_are_idle_for_a_minute_after_a_full_refill_are_forgot
     limiter: Limiter, clock: Clock
 ) -> None:
     for _ in range(1_000):
-        limiter.spend(IDS.new(), "free", 100)
+        limiter.try_spend(IDS.new(), "free", 100)
     clock.now += 60.0 + 60.0
 
     for _ in range(600):
-        limiter.spend(IDS.new(), "free")
+        limiter.try_spend(IDS.new(), "free")
 
     assert len(limiter) == 600
 
@@ -207,7 +207,7 @@ def test_organizations_that_take_turns_are_not_measured_anew_each_time(limiter: 
         headers = []
         for tenant in tenants:
             clock.now += 1.0
-            headers.append(limiter.spend(tenant, "pro").headers[0])
+            headers.append(limiter.try_spend(tenant, "pro").headers[0])
         return headers
 
     # A meter makes this header once.
@@ -215,12 +215,12 @@ def test_organizations_that_take_turns_are_not_measured_anew_each_time(limiter: 
 
 
 def test_an_organization_that_owes_is_not_forgotten(limiter: Limiter, tenant_id: UUID) -> None:
-    limiter.spend(tenant_id, "free", 100)
+    limiter.try_spend(tenant_id, "free", 100)
 
     for _ in range(1_000):
-        limiter.spend(IDS.new(), "free")
+        limiter.try_spend(IDS.new(), "free")
 
-    assert not limiter.spend(tenant_id, "free").allowed
+    assert not limiter.try_spend(tenant_id, "free").allowed
 
 
 def test_an_address_signs_up_sixty_times_a_minute(clock: Clock) -> None:

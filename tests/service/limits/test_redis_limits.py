@@ -38,9 +38,9 @@ class Node:
         self.metrics = metrics
 
     async def spend(self, tenant: UUID, tier: str, cost: int = 1) -> bool:
-        allowance = self.limiter.spend(tenant, tier, cost)
+        allowance = self.limiter.try_spend(tenant, tier, cost)
         if allowance is None:
-            allowance = await self.limiter.ask(tenant, tier, cost)
+            allowance = await self.limiter.spend(tenant, tier, cost)
         return allowance.allowed
 
     async def spend_many(self, tenant: UUID, tier: str, times: int) -> int:
@@ -258,14 +258,14 @@ async def test_a_batch_that_is_larger_than_a_share_is_not_refused_for_ever(nodes
     nodes.server.kill()
     node, tenant = four[0], uuid4()
     await node.until(up=False)
-    first = node.limiter.spend(tenant, "free", 60)
+    first = node.limiter.try_spend(tenant, "free", 60)
     assert first is not None
     # The limit is the organization's, wherever it is counted: more than that could never pass, less than that can.
     assert (first.allowed, first.limit) == (True, 100)
-    owing = node.limiter.spend(tenant, "free")
+    owing = node.limiter.try_spend(tenant, "free")
     assert owing is not None
     assert (owing.allowed, owing.remaining) == (False, 0)
-    never = node.limiter.spend(uuid4(), "free", 101)
+    never = node.limiter.try_spend(uuid4(), "free", 101)
     assert never is not None
     assert not never.allowed
 

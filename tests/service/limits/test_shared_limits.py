@@ -33,19 +33,19 @@ def limiters(count: int) -> list[Limiter]:
 def test_what_one_spends_the_others_do_not_have() -> None:
     one, other = limiters(2)
     tenant = uuid4()
-    assert [limiter.spend(tenant, "pro").remaining for limiter in (one, other, one)] == [9, 8, 7]
-    assert other.spend(tenant, "pro", 7).allowed
-    refused = one.spend(tenant, "pro")
+    assert [limiter.try_spend(tenant, "pro").remaining for limiter in (one, other, one)] == [9, 8, 7]
+    assert other.try_spend(tenant, "pro", 7).allowed
+    refused = one.try_spend(tenant, "pro")
     assert (refused.allowed, refused.remaining, refused.retry_after_s) == (False, 0, 1)
-    assert one.spend(uuid4(), "pro").remaining == 9
+    assert one.try_spend(uuid4(), "pro").remaining == 9
 
 
 def test_who_changes_tier_takes_along_what_was_used_up() -> None:
     one, other = limiters(2)
     tenant = uuid4()
-    assert one.spend(tenant, "pro", 10).allowed
-    assert other.spend(tenant, "free", 0).remaining < 1000
-    assert not one.spend(tenant, "pro").allowed
+    assert one.try_spend(tenant, "pro", 10).allowed
+    assert other.try_spend(tenant, "free", 0).remaining < 1000
+    assert not one.try_spend(tenant, "pro").allowed
 
 
 def test_processes_that_spend_at_once_spend_no_more_than_there_is() -> None:
@@ -61,7 +61,7 @@ def test_processes_that_spend_at_once_spend_no_more_than_there_is() -> None:
         "limiter = Limiter({'free': Rate(1, 1000)}, time.monotonic, table)\n"
         "print(flush=True); sys.stdin.readline()\n"
         "tenant = uuid.UUID(sys.argv[2])\n"
-        "print(sum(limiter.spend(tenant, 'free').allowed for _ in range(1000)))"
+        "print(sum(limiter.try_spend(tenant, 'free').allowed for _ in range(1000)))"
     )
     workers = [
         subprocess.Popen(
@@ -109,14 +109,14 @@ def test_nobody_waits_for_a_process_that_holds_a_lock_and_stands_still() -> None
     try:
         deadline = time.monotonic() + 20
         while b"relay_limit_locks_missed_total 0.0" in metrics.render() and time.monotonic() < deadline:
-            assert limiter.spend(tenant, "free").allowed
+            assert limiter.try_spend(tenant, "free").allowed
         assert b"relay_limit_locks_missed_total 0.0" not in metrics.render()
     finally:
         os.kill(child, 9)
         os.waitpid(child, 0)
     # The lock died with its owner.
     before = metrics.render()
-    assert limiter.spend(tenant, "free").allowed
+    assert limiter.try_spend(tenant, "free").allowed
     assert metrics.render() == before
 
 
