@@ -1,4 +1,4 @@
-"""A limit on PostgreSQL's processes, also on those that still work on a statement that was given up here."""
+"""A limit on PostgreSQL backends, including those that still run a statement abandoned by this process."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from relay.store import errors
 
 _log = logging.getLogger("relay.store")
 
-#: How long the answer to a cancel may take; what hangs a statement may hang that too.
+#: The timeout of a cancel request, which may hang for the same reason as the statement.
 CANCEL_TIMEOUT_S: Final = 2.0
 _INTERVAL_S: Final = 0.5
 
 
 class BackendLimit(Service):
-    """At most `limit` backends at once. Entering starts the task that looks for those that have ended.
+    """A limit of `limit` backends at once. Entering starts the task that checks which abandoned backends have ended.
 
-    A connection that is closed while its statement runs does not end that statement: its backend lives on until the
-    server notices. It keeps its place in the limit until `left` no longer lists it.
+    Closing a connection does not end its running statement: the backend lives until the server notices. It counts
+    towards the limit until `left` no longer returns it.
 
     Args:
-        limit: how many.
-        left: of backends, given by their process ids and how long ago each was given up in seconds, those that live.
+        limit: the maximum number of backends.
+        left: given process ids and how many seconds ago each backend was abandoned, returns those still alive.
     """
 
     def __init__(self, limit: int, left: Callable[[Sequence[int], Sequence[float]], Awaitable[Sequence[int]]]) -> None:
@@ -48,16 +48,16 @@ class BackendLimit(Service):
 
     @property
     def given_up(self) -> int:
-        """How many places are kept by backends whose connection is closed."""
+        """The number of live backends whose connection is closed."""
         return len(self._given_up)
 
     async def acquire(self, timeout_s: float) -> None:
-        """Take a place.
+        """Acquire a place.
 
         Raises:
-            TimeoutError: there was none in this time.
+            TimeoutError: no place became free in time.
         """
-        # A timer costs more than a place that is free.
+        # A timer costs more than acquiring a free place.
         if self._places.locked():
             async with asyncio.timeout(timeout_s):
                 await self._places.acquire()
@@ -65,19 +65,19 @@ class BackendLimit(Service):
             await self._places.acquire()
 
     def release(self) -> None:
-        """Give a place back."""
+        """Release a place."""
         self._places.release()
 
     def release_after(self, ended: Awaitable[int | None]) -> None:
-        """Give a place back once a statement that was given up has ended.
+        """Release a place once an abandoned statement has ended.
 
         Args:
-            ended: waits for that; gives the process id of the backend if it has not.
+            ended: waits for that. Returns the process id of the backend if it has not ended.
         """
         self._go_on(self._release_after(ended))
 
     def add(self, process_id: int) -> None:
-        """Let a backend that never had a place keep one, as soon as there is one and for as long as it lives."""
+        """Let an abandoned backend without a place take one as soon as one is free, until the backend ends."""
         self._go_on(self._add(process_id))
 
     def _go_on(self, ending: Awaitable[None]) -> None:
@@ -101,7 +101,7 @@ class BackendLimit(Service):
         self._changed.set()
 
     async def run(self) -> None:
-        """Look again and again which of them have ended."""
+        """Check repeatedly which abandoned backends have ended."""
         while True:
             await self._changed.wait()
             await asyncio.sleep(_INTERVAL_S)

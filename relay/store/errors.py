@@ -1,4 +1,4 @@
-"""What a statement can end in other than rows, as its caller must tell them apart."""
+"""The errors of statements, as callers must distinguish them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Final
 
 import asyncpg
 
-#: SQLSTATE classes of a statement that one of its rows has spoilt: cardinality, data, integrity, program limits.
+#: SQLSTATE classes of a statement that failed because of one of its rows: cardinality, data, integrity, program limits.
 ROW_CLASSES: Final = ("21", "22", "23", "54")
 _CHECK_VIOLATION: Final = "23514"
-#: Serialization failure and deadlock: the transaction is rolled back and may simply be tried again.
+#: Serialization failure and deadlock: the transaction is rolled back and can be retried.
 TRY_AGAIN: Final = ("40001", "40P01")
-#: The server says goodbye, or has become a standby: the connection is of no more use.
+#: The server closes the connection, or has become a standby: the connection cannot be used any more.
 GOODBYE: Final = ("25006", "57P01", "57P02", "57P03", "57P05")
 
-# It is starting or stopping; all of its connections are taken.
+# The server is starting or stopping, or all of its connections are in use.
 _NOT_READY: Final = ("57P03", "53300")
 _CANCELLED: Final = "57014"
 _DISK_FULL: Final = "53100"
@@ -29,23 +29,23 @@ _REJECTED: Final = ("0A000", "42")
 
 
 class StoreError(Exception):
-    """The base of what this room raises."""
+    """The base class of these errors."""
 
 
 class DatabaseUnavailable(StoreError):
-    """The database did not do it, for certain: nothing was sent, or the statement was rolled back."""
+    """The statement certainly had no effect: it was not sent, or was rolled back."""
 
 
 class ServerNotReady(DatabaseUnavailable):
-    """No connection was to be had, and soon one may: the server is slow, is starting, or has none left."""
+    """Connecting failed but may soon succeed: the server is slow, is starting, or has no connection left."""
 
 
 class PartitionMissing(DatabaseUnavailable):
-    """One of the rows is of a day that has no partition, not yet or no more; nothing of the statement was stored."""
+    """The day of one of the rows has no partition, not yet or no more. Nothing of the statement was stored."""
 
 
 class DiskFull(DatabaseUnavailable):
-    """PostgreSQL has no space left to write it down."""
+    """PostgreSQL has no disk space left."""
 
 
 class StatementRejected(DatabaseUnavailable):
@@ -57,11 +57,11 @@ class StatementRejected(DatabaseUnavailable):
 
 
 class OutcomeUnknown(StoreError):
-    """The connection was lost while a statement was under way: it may have been committed."""
+    """The connection was lost during a statement, which may have been committed."""
 
 
 class RowRefused(StoreError):
-    """PostgreSQL refuses a value in one of the rows; nothing of the statement was stored."""
+    """PostgreSQL rejects a value in one of the rows. Nothing of the statement was stored."""
 
     def __init__(self, sqlstate: str) -> None:
         super().__init__(f"PostgreSQL refuses a value (SQLSTATE {sqlstate})")
@@ -69,20 +69,20 @@ class RowRefused(StoreError):
 
 
 class TransactionConflict(StoreError):
-    """Rolled back in favour of another transaction; trying again is safe."""
+    """The transaction was rolled back in favour of another. Retrying is safe."""
 
 
 class MigrationRefused(StoreError):
-    """A migration cannot be applied; the message is a line for the operator."""
+    """A migration cannot be applied. The message is one line for the operator."""
 
 
 def said(error: asyncpg.PostgresError) -> str:
-    """What PostgreSQL said, with its SQLSTATE and without its details, which may quote rows."""
+    """Return PostgreSQL's message with its SQLSTATE, without its details, which may quote rows."""
     return f"{error.args[0] if error.args else 'no message'} (SQLSTATE {error.sqlstate})"
 
 
 def connecting(error: BaseException) -> StoreError:
-    """What a failure to connect means."""
+    """Return the error that a failure to connect means."""
     if isinstance(error, TimeoutError | asyncio.TimeoutError):
         return ServerNotReady("PostgreSQL does not answer")
     if isinstance(error, asyncpg.InvalidPasswordError | asyncpg.InvalidAuthorizationSpecificationError):
@@ -98,16 +98,16 @@ def connecting(error: BaseException) -> StoreError:
         return DatabaseUnavailable(
             "PostgreSQL cannot be reached: a socket or certificate that the URL names is not there"
         )
-    # The text of an OSError or a bad URL may hold the URL and so a password: only its kind is told.
+    # The text of an OSError or of an invalid URL may contain the URL and so a password: only its type is given.
     return DatabaseUnavailable(f"PostgreSQL cannot be reached ({type(error).__name__})")
 
 
 def running(error: BaseException) -> StoreError:
-    """What a failure while a statement ran means for that statement."""
+    """Return the error that a failure during a statement means."""
     if isinstance(error, asyncpg.PostgresError):
         state = error.sqlstate or "XX000"
         if state == _CHECK_VIOLATION and error.constraint_name is None:
-            # Not the row's fault: its day has no partition yet, which shares its SQLSTATE and names no constraint.
+            # A missing partition has the same SQLSTATE but names no constraint. The row itself is valid.
             return PartitionMissing("a partition is missing")
         if state == _DISK_FULL:
             return DiskFull("PostgreSQL's disk is full")

@@ -1,4 +1,4 @@
-"""Requests that may be sent twice: what was answered to the first one with an Idempotency-Key."""
+"""The stored responses of requests with an Idempotency-Key."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from relay.store.cell import Cell
 
 
 class IdempotencyKey(NamedTuple):
-    """An Idempotency-Key, a digest of the request it came with, and for how long the answer is kept."""
+    """An Idempotency-Key, the digest of its request, and how long the response is stored."""
 
     key: str
     digest: bytes
@@ -18,11 +18,11 @@ class IdempotencyKey(NamedTuple):
 
 
 async def stored_response(cell: Cell, organization_id: UUID, once: IdempotencyKey | None) -> bytes | None:
-    """The answer to an earlier request like this one, or None when there was none.
+    """Return the stored response to an earlier request like this one, or None if there is none.
 
     Raises:
-        ApiError: `idempotency_key_reused`: the key came with another request.
-        StoreError: the database does not answer.
+        ApiError: `idempotency_key_reused`: the key was used for a different request.
+        StoreError: the database does not respond.
     """
     if once is None:
         return None

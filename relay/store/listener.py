@@ -1,4 +1,4 @@
-"""LISTEN on a connection of its own that is watched, because asyncpg does not notice a dead one."""
+"""LISTEN on a dedicated connection that is probed, because asyncpg does not notice a dead one."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ _LONGEST_PAUSE_S: Final = 5.0
 
 
 class Listener(Service):
-    """Calls `heard` for each notification on a channel, or on several. A hint may be lost: whoever listens also polls.
+    """A service that calls a callback for each notification on one or several channels.
 
-    Entering starts it, also while the database is away; leaving stops it.
+    A notification may be lost, so callers also poll. It starts even if the database is unavailable.
     """
 
     def __init__(self, opener: ConnectionFactory, channel: str) -> None:
         self._opener = opener
         self._channel = channel
         self._heard: dict[str, Callable[[], None]] = {}
-        #: Whether there is a connection now.
+        #: True while it is connected.
         self.is_open = False
 
     def on_notice(self, heard: Callable[[], None]) -> Self:
-        """Say what to call; before entering."""
+        """Set the callback. Call this before entering."""
         self._heard[self._channel] = heard
         return self
 
     def and_on(self, channel: str, heard: Callable[[], None]) -> Self:
-        """What to call for another channel of the same database; before entering."""
+        """Set the callback for another channel of the same database. Call this before entering."""
         self._heard[channel] = heard
         return self
 
     async def run(self) -> None:
-        """Listen, on one connection after the other. Behind a transaction pooler nothing would be heard: it gives the
-        server's connection to somebody else after each statement.
+        """Listen, and reconnect when the connection ends. Do nothing behind a transaction pooler: it gives the server's
+        connection to another client after each statement, so no notification would arrive.
         """
         if self._opener.pooled:
             return
@@ -77,7 +77,7 @@ class Listener(Service):
         for channel, heard in self._heard.items():
             async with asyncio.timeout(_PROBE_TIMEOUT_S):
                 await connection.add_listener(channel, self._notice)
-            # Whatever was said while nobody listened is made up for by looking once.
+            # Call once to make up for notifications that were sent while this was not connected.
             heard()
         while not self._opener.is_old(connection):
             await asyncio.sleep(_PROBE_INTERVAL_S)

@@ -25,7 +25,7 @@ _ALREADY_THERE: Final = (
     asyncpg.DuplicateSchemaError,
     asyncpg.DuplicateTableError,
 )
-#: How many days of partitions are there ahead of time.
+#: The number of days for which partitions are created in advance.
 DAYS_AHEAD: Final = 7
 
 
@@ -39,7 +39,7 @@ class Migration:
 
 
 def migrations(folder: Path | None = None) -> list[Migration]:
-    """The files in the order in which they apply."""
+    """Return the files in the order in which they are applied."""
     found = []
     for path in sorted((folder or sql_folder() / "migrations").glob("[0-9]*.sql")):
         text = path.read_text(encoding="utf-8")
@@ -48,22 +48,22 @@ def migrations(folder: Path | None = None) -> list[Migration]:
 
 
 async def migrate(url: str, schema: str, folder: Path | None = None) -> list[str]:
-    """Apply what has not been applied, each file in a transaction of its own, and make the first partitions.
+    """Apply the files that have not been applied, each in its own transaction, and create the first partitions.
 
     Args:
-        url: the database; better not through a transaction pooler, though each file is one transaction.
-        schema: the cell's schema, made when missing.
-        folder: where the files lie, if not in `sql/migrations/`.
+        url: the database. A direct connection is better than a transaction pooler, though each file is one transaction.
+        schema: the cell's schema, created if it is missing.
+        folder: the folder of the files, if not `sql/migrations/`.
 
     Returns:
         The names that were applied.
 
     Raises:
-        MigrationRefused: an applied file says something else now, or a file cannot be applied.
-        DatabaseUnavailable: PostgreSQL does not answer.
+        MigrationRefused: a file has changed since it was applied, or cannot be applied.
+        DatabaseUnavailable: PostgreSQL does not respond.
     """
     try:
-        # A statement that stays prepared is one more thing that a pooler cannot do.
+        # Transaction poolers do not support prepared statements.
         target = DatabaseUrl.read(url)
         connection = await asyncpg.connect(
             target.dsn, timeout=target.connect_timeout_s or _CONNECT_TIMEOUT_S, statement_cache_size=0
@@ -111,7 +111,7 @@ async def _migrate(
 
 
 async def _create_table(connection: asyncpg.Connection, statements: Statements, schema: str) -> None:
-    """`if not exists` still fails where two processes create the same thing at the same moment."""
+    """Create the schema and its table, with retries: `if not exists` fails if two processes create them at once."""
     for attempt in range(_CREATE_TRIES):
         try:
             (found,) = await connection.fetch(statements["schema_is_there"], schema)

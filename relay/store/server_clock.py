@@ -1,51 +1,50 @@
-"""When a change of PostgreSQL's clock is believed. Pure."""
+"""When a step of PostgreSQL's clock is accepted. Pure."""
 
 from __future__ import annotations
 
 import enum
 from typing import Final
 
-# Clocks that are kept differ by less, and are corrected in smaller steps.
+# Synchronized clocks differ by less, and are corrected in smaller steps.
 _STEP_NS: Final = 60 * 10**9
-# A step is believed once it has been seen for so long, this often at least.
+# A step is accepted once it has been seen for this long, and at least this often.
 _LASTS_NS: Final = 300 * 10**9
 _LOOKS: Final = 3
 
 
 class Step(enum.Enum):
-    """What became of a step of more than a minute."""
+    """The state of a step of more than a minute."""
 
     SEEN = "seen"
     BELIEVED = "believed"
 
 
 class ServerClock:
-    """PostgreSQL's clock as an offset to a steady one, which is the referee: no id is made at a time that was wrong for
-    seconds.
+    """PostgreSQL's clock as an offset to a monotonic one, so that no id is made from a time that was wrong for seconds.
 
-    A process that has just begun believes what it sees: the clock of a machine that has just booted is often put right
-    within seconds. Once an offset has held for five minutes, one that differs by more than a minute is believed when it
-    has lasted for as long.
+    A new process accepts every step, because the clock of a machine that has just booted is often corrected within
+    seconds. Once an offset has held for five minutes, one that differs by more than a minute is accepted only after it
+    has lasted for five minutes too.
     """
 
     __slots__ = ("_believed_since", "_step", "believed_ns", "seen_ns")
 
     def __init__(self) -> None:
-        #: What to add to the steady clock to have PostgreSQL's.
+        #: The accepted offset from the monotonic clock to PostgreSQL's.
         self.believed_ns = 0
-        #: What the last look said.
+        #: The last offset seen.
         self.seen_ns = 0
         self._believed_since: int | None = None
-        # A step that is not believed yet: its offset, since when it has been seen, and how often.
+        # A step that is not accepted yet: its offset, since when it has been seen, and how often.
         self._step: tuple[int, int, int] | None = None
 
     @property
     def is_settled(self) -> bool:
-        """Whether the last look found the clock where it was."""
+        """Return True if the last offset seen agrees with the accepted one."""
         return abs(self.seen_ns - self.believed_ns) <= _STEP_NS
 
     def look(self, offset_ns: int, at_ns: int) -> Step | None:
-        """Take in an offset that was seen at `at_ns` of the steady clock; what that says of a step, if anything."""
+        """Record an offset that was seen at `at_ns` of the monotonic clock. Return the state of a step, if any."""
         self.seen_ns = offset_ns
         if self._believed_since is None:
             self._believe(offset_ns, at_ns)

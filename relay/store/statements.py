@@ -14,20 +14,20 @@ _SCHEMA: Final = re.compile(r"\brelay\b(?=[.;])")
 
 
 def sql_folder() -> Path:
-    """Where `sql/` lies: inside the installed package, or beside it in a checkout."""
+    """Return the path of `sql/`: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent.parent
     inside = package / "_sql"
     return inside if inside.is_dir() else package.parent / "sql"
 
 
 def in_schema(text: str, schema: str) -> str:
-    """The same SQL for a cell whose schema is called otherwise than `relay`."""
+    """Return the SQL for a cell whose schema has another name than `relay`."""
     return text if schema == "relay" else _SCHEMA.sub(f'"{schema}"', text)
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One named statement: what Python calls it, what it says about itself, and its text."""
+    """A named statement: its name, its comment and its text."""
 
     name: str
     comment: str
@@ -55,7 +55,7 @@ class Statements(Mapping[str, str]):
 
 
 def read(text: str) -> Iterator[Statement]:
-    """The statements of one file, in order."""
+    """Yield the statements of one file, in order."""
     marks = list(_NAME.finditer(text))
     for mark, following in zip(marks, [*marks[1:], None], strict=True):
         body = text[mark.end() : following.start() if following else len(text)]
