@@ -151,7 +151,7 @@ class ApiError(Exception):
     Args:
         code: a row of `KINDS`.
         details: for 422, the members that are wrong and why.
-        sentence: replaces the sentence of the table, where figures are known.
+        sentence: replaces the sentence of the table if figures are known.
         extra: further members of the response body, such as the first id of a duplicate.
         retry_after_s: whole seconds for `Retry-After`. The default for 503 is 1.
         headers: further headers, such as `Allow`.

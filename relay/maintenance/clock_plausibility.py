@@ -42,7 +42,7 @@ class PlausibleTime:
         has_agreed = self._has_agreed()
         if not self._cell.server_clock.is_settled:
             return False
-        (row,) = await self._cell.fetch_steadily("events_are_recent")
+        (row,) = await self._cell.fetch_on_control_connection("events_are_recent")
         return has_agreed or bool(row["are_recent"])
 
     async def until_trusted(self) -> None:

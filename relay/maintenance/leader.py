@@ -62,7 +62,7 @@ class Leader(Service):
     async def _request(self) -> None:
         led, requested_at = self.leads, time.monotonic()
         try:
-            rows = await self._cell.fetch_steadily(
+            rows = await self._cell.fetch_on_control_connection(
                 "lead", self._duty, self._id, self._lease_s, self._patience_s, timeout_s=self._lease_s / 3
             )
         except DiskFull:
@@ -90,6 +90,6 @@ class Leader(Service):
             return
         self._leads_until = 0.0
         try:
-            await self._cell.fetch_steadily("stop_leading", self._duty, self._id, timeout_s=_LEAVE_S)
+            await self._cell.fetch_on_control_connection("stop_leading", self._duty, self._id, timeout_s=_LEAVE_S)
         except StoreError as reason:
             _log.info("lead_not_given_back", extra={"duty": self._duty, "reason": str(reason)})

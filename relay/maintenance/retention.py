@@ -141,7 +141,9 @@ class Retention(Service):
 
     async def _drop_days(self) -> float:
         """Drop the days that can be dropped, and return the wait before the next check."""
-        rows = await self._cell.fetch_steadily("expired_days", self._days, self._max_days, self._cell.now())
+        rows = await self._cell.fetch_on_control_connection(
+            "expired_days", self._days, self._max_days, self._cell.now()
+        )
         days = [_Day(**row) for row in rows]
         self._overdue = len(days)
         rest_s = self._pace.interval_s
@@ -164,12 +166,12 @@ class Retention(Service):
                 rest_s = self._pace.locked_s
         await self._sweep()
         if not self._overdue:
-            await self._cell.fetch_steadily("note_kept_days", self._days)
+            await self._cell.fetch_on_control_connection("note_kept_days", self._days)
         return rest_s
 
     async def _is_lowered(self) -> bool:
         """Return whether the retention time is shorter than when there was last nothing to drop."""
-        (row,) = await self._cell.fetch_steadily("kept_days")
+        (row,) = await self._cell.fetch_on_control_connection("kept_days")
         return row["retention_days"] is not None and self._days < row["retention_days"]
 
     def _may_drop(self) -> bool:
@@ -219,12 +221,14 @@ class Retention(Service):
         return held
 
     async def _holders(self, day: _Day) -> set[str]:
-        (row,) = await self._cell.fetch_steadily("holders_of_day", day.day)
+        (row,) = await self._cell.fetch_on_control_connection("holders_of_day", day.day)
         return set(row["holders"])
 
     async def _drop(self, parent: str, day: _Day) -> str:
         for _ in range(_DROP_TRIES):
-            (row,) = await self._cell.fetch_steadily("drop_partition", parent, day.day, timeout_s=_DROP_TIMEOUT_S)
+            (row,) = await self._cell.fetch_on_control_connection(
+                "drop_partition", parent, day.day, timeout_s=_DROP_TIMEOUT_S
+            )
             if row["outcome"] != "locked":
                 return str(row["outcome"])
             self._postponed.add()
@@ -234,7 +238,7 @@ class Retention(Service):
     async def _sweep(self) -> None:
         """Delete rows opened while their day was dropped, and rows left by a leader that died."""
         if not self._swept:
-            (row,) = await self._cell.fetch_steadily("first_day")
+            (row,) = await self._cell.fetch_on_control_connection("first_day")
             if row["low"] is not None:
                 await self._losses.forget_open(_FIRST_ID, row["low"], deliveries=True)
             self._swept = True

@@ -51,7 +51,9 @@ class Losses:
         async for organization_id in self._organizations(high):
             place: tuple[object, ...] = (*FIRST, _NIL)
             while True:
-                (row,) = await self._cell.fetch_steadily("open_of_day", organization_id, *place, low, high, _EXAMINED)
+                (row,) = await self._cell.fetch_on_control_connection(
+                    "open_of_day", organization_id, *place, low, high, _EXAMINED
+                )
                 if row["deliveries"]:
                     return True
                 if _is_complete(row, _EXAMINED, high):
@@ -70,7 +72,7 @@ class Losses:
             place: tuple[object, ...] = (*FIRST, _NIL)
             try:
                 while True:
-                    (row,) = await self._cell.fetch_steadily(
+                    (row,) = await self._cell.fetch_on_control_connection(
                         "forget_open", organization_id, *place, low, high, deliveries, _DELETED
                     )
                     lost["delivery"] += row["deliveries"]
@@ -90,7 +92,9 @@ class Losses:
         """
         found: dict[UUID, int] = {}
         place = (_NIL, _NIL, _NIL)
-        while rows := await self._cell.fetch_steadily("dead_letters_of_day", *place, low, high, _DEAD_LETTERS):
+        while rows := await self._cell.fetch_on_control_connection(
+            "dead_letters_of_day", *place, low, high, _DEAD_LETTERS
+        ):
             for row in rows:
                 organization_id = row["organization_id"]
                 found[organization_id] = found.get(organization_id, 0) + row["dead_letters"]
@@ -110,7 +114,7 @@ class Losses:
         """Yield the organizations whose oldest open row may belong to an event before `high`."""
         after = _NIL
         while True:
-            rows = await self._cell.fetch_steadily(
+            rows = await self._cell.fetch_on_control_connection(
                 "organizations_with_open", after, shifted(high, COMMITTED_WITHIN_S), _ORGANIZATIONS
             )
             for row in rows:

@@ -1,4 +1,4 @@
-"""A cell: one PostgreSQL schema with all tables, and everything that a process needs to work with it."""
+"""A cell: one PostgreSQL schema with all tables, and the connections and clock of a process that uses it."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from relay.values.uuid7 import Uuid7Clock, steady_ns
 _log = logging.getLogger("relay.store")
 
 CLOCK_INTERVAL_S: Final = 10.0
-# The quickest of so many looks at the server's clock tells most: the error is at most half of its round trip.
+# The fastest of several readings of the server's clock is the best: its error is at most half of its round trip.
 _COMPARISONS: Final = 3
 # `remote_write` and `remote_apply` ask for more than a flush here.
 _DURABLE: Final = ("on", "remote_write", "remote_apply")
 _STATEMENT_TIMEOUT_S: Final = 10.0
-# The server ends a statement by itself a little after we have given it up.
+# The server ends a statement by itself shortly after this process has abandoned it.
 _SERVER_TIMEOUT_S: Final = 12.0
 # Dropping a partition, which waits for those who read it.
-_STEADY_TIMEOUT_S: Final = 130.0
-# A pooler that has no connection left lets us wait, by default for two minutes.
+_CONTROL_TIMEOUT_S: Final = 130.0
+# A pooler without a free connection makes clients wait, by default for two minutes.
 _PROBE_TIMEOUT_S: Final = 5.0
-# While a server is waited for.
+# The pause between attempts to reach a server.
 _CONTACT_PAUSE_S: Final = 0.5
 _SLOWEST_CONNECT_S: Final = 10.0
 _CONFLICT_TRIES: Final = 5
@@ -47,7 +47,7 @@ _OWNED_CONNECTIONS: Final = 8
 
 
 class Connections(NamedTuple):
-    """How many connections to PostgreSQL a process has: of its pool, and those that something owns."""
+    """The numbers of a process's connections to PostgreSQL: in the pool, and owned by a service."""
 
     in_use: int
     idle: int
@@ -132,12 +132,12 @@ class Cell:
             await self._pool
             stack.callback(self._pool.terminate)
             stack.push_async_callback(self._close_owned)
-            self._heart = self.owned_connection(_STEADY_TIMEOUT_S)
-            self._heart_free = asyncio.Lock()
+            self._control = self.owned_connection(_CONTROL_TIMEOUT_S)
+            self._control_lock = asyncio.Lock()
             await self.refresh()
             await stack.enter_async_context(self._backends)
-            beating = asyncio.create_task(self._keep_time(), name="cell clock")
-            stack.push_async_callback(_cancel, beating)
+            clock_task = asyncio.create_task(self._keep_time(), name="cell clock")
+            stack.push_async_callback(_cancel, clock_task)
             self._stack = stack.pop_all()
         return self
 
@@ -149,39 +149,39 @@ class Cell:
     def owned_connection(
         self, server_timeout_s: float = _SERVER_TIMEOUT_S, *, plans: str | None = None
     ) -> HotConnection:
-        """A connection for one hot path to keep; the cell closes it in the end.
+        """Return a connection owned by one hot path. The cell closes it.
 
         Args:
-            server_timeout_s: after which PostgreSQL ends a statement that was given up here.
-            plans: `PLAN_KEPT` where a statement's plan does not depend on its parameters; None leaves it to PostgreSQL.
+            server_timeout_s: after which PostgreSQL ends a statement that was abandoned here.
+            plans: `PLAN_KEPT` if a statement's plan does not depend on its parameters; None leaves it to PostgreSQL.
         """
         connection = HotConnection(self._opener, self.statements, server_timeout_s, self._backend_given_up, plans)
         self._owned.append(connection)
         return connection
 
     def listener(self, channel: str) -> Listener:
-        """A listener for notifications on this cell's `channel`."""
+        """Return a listener for notifications on this cell's `channel`."""
         listener = Listener(self._direct, self.channel(channel))
         self._owned.append(listener)
         return listener
 
     def channel(self, name: str) -> str:
-        """The notification channel `name` of this cell; cells of one database do not hear each other."""
+        """Return the name of this cell's notification channel `name`. Cells of one database have separate channels."""
         return f"{self.schema}_{name}"
 
     def now(self) -> datetime.datetime:
-        """The time that ids are made from: PostgreSQL's, as it is believed."""
+        """Return the time that ids are made from: PostgreSQL's, as accepted by `ServerClock`."""
         return datetime.datetime.fromtimestamp(self.clock.now_ns() / 1e9, datetime.UTC)
 
     def connections(self) -> Connections:
-        """How many connections there are now."""
+        """Return the current numbers of connections."""
         size, idle = (self._pool.get_size(), self._pool.get_idle_size()) if self._pool is not None else (0, 0)
         return Connections(size - idle, idle, sum(owned.is_open for owned in self._owned))
 
     async def fetch(
         self, name: str, *args: Any, timeout_s: float = _STATEMENT_TIMEOUT_S, plans: str = PLAN_EACH
     ) -> Sequence[Row]:
-        """Run a named statement on a connection of the pool and give its rows.
+        """Run a named statement on a connection of the pool and return its rows.
 
         Args:
             name: of the statement.
@@ -190,7 +190,7 @@ class Cell:
             plans: `PLAN_KEPT` for what reads all partitions whatever its parameters say.
 
         Raises:
-            StoreError: as in `relay.store.errors`; conflicts with other transactions are tried again here.
+            StoreError: as in `relay.store.errors`. Conflicts with other transactions are retried here.
         """
         for _ in range(_CONFLICT_TRIES):
             try:
@@ -233,12 +233,12 @@ class Cell:
             raise errors.running(error) from None
         finally:
             if given_up:
-                # asyncpg has sent a cancel, and whether that is through nobody here waits for.
+                # asyncpg has sent a cancel request. Nothing here waits until it has taken effect.
                 self._backends.release_after(self._cancelled(pool, connection))
             else:
                 try:
                     if spent:
-                        # A connection that died has left the pool already, and says so.
+                        # A dead connection has already left the pool, and raises this.
                         with suppress(asyncpg.InterfaceError):
                             connection.terminate()
                     await pool.release(connection)
@@ -246,13 +246,13 @@ class Cell:
                     self._backends.release()
 
     async def _cancelled(self, pool: asyncpg.Pool, proxy: Any) -> int | None:
-        """Give back a connection whose statement was cancelled. The process id of its backend, if that may go on."""
+        """Release a connection whose statement was cancelled. Return its backend's process id if that may still run."""
         connection: Connection = proxy.itself()
         try:
             await pool.release(proxy, timeout=CANCEL_TIMEOUT_S)
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, TimeoutError):
             connection.terminate()
-        # A pooler makes process ids up, and has a limit of its own.
+        # A pooler invents process ids, and has its own limit.
         return connection.process_id if connection.is_closed() and not self._opener.pooled else None
 
     def _backend_given_up(self, process_id: int) -> None:
@@ -260,39 +260,44 @@ class Cell:
             self._backends.add(process_id)
 
     async def _backends_left(self, process_ids: Sequence[int], ages_s: Sequence[float]) -> Sequence[int]:
-        return [row["pid"] for row in await self.fetch_steadily("backends_left", process_ids, ages_s, timeout_s=5.0)]
+        return [
+            row["pid"]
+            for row in await self.fetch_on_control_connection("backends_left", process_ids, ages_s, timeout_s=5.0)
+        ]
 
     async def fetch_row(self, name: str, *args: Any, timeout_s: float = _STATEMENT_TIMEOUT_S) -> Row | None:
-        """The first row of a named statement, or None."""
+        """Return the first row of a named statement, or None."""
         rows = await self.fetch(name, *args, timeout_s=timeout_s)
         return rows[0] if rows else None
 
-    async def fetch_steadily(self, name: str, *args: Any, timeout_s: float = _STATEMENT_TIMEOUT_S) -> Sequence[Row]:
-        """Run a named statement on the connection that reads the clock, one after the other.
+    async def fetch_on_control_connection(
+        self, name: str, *args: Any, timeout_s: float = _STATEMENT_TIMEOUT_S
+    ) -> Sequence[Row]:
+        """Run a named statement on the connection that reads the clock, one statement at a time.
 
-        It is always open: where PostgreSQL takes no new connection, for instance because its disk is full and it cannot
-        write down how its catalogs look, this one still works.
+        It is always open. If PostgreSQL accepts no new connection, for instance because its disk is full and it cannot
+        write its catalog cache files, this one still works.
 
         Raises:
             StoreError: as in `relay.store.errors`.
         """
-        async with self._heart_free:
-            return await self._heart.fetch(name, *args, timeout_s=timeout_s)
+        async with self._control_lock:
+            return await self._control.fetch(name, *args, timeout_s=timeout_s)
 
     async def renew_epoch(self) -> None:
-        """Raise the epoch, if the server behind the connections is not the one that it stands for.
+        """Raise the epoch if the server behind the connections is not the one it was recorded for.
 
         Raises:
-            StoreError: it is not raised: the server does not answer, or a write of events goes on for too long.
+            StoreError: the epoch was not raised: the server does not respond, or a write of events takes too long.
         """
-        (row,) = await self.fetch_steadily("renew_epoch", timeout_s=RENEW_TIMEOUT_S)
+        (row,) = await self.fetch_on_control_connection("renew_epoch", timeout_s=RENEW_TIMEOUT_S)
         _log.info("epoch_renewed", extra={"epoch": row["epoch"]})
 
     async def is_ahead(self, position: Position) -> bool:
-        """Whether no reader of this database can have come to a position: it is of a history that is gone.
+        """Return True if no reader of this database can have reached a position: its history is gone.
 
         Raises:
-            StoreError: the database does not answer.
+            StoreError: the database does not respond.
         """
         if position[:2] < self._horizon:
             return False
@@ -302,16 +307,16 @@ class Cell:
 
     @property
     def epoch(self) -> int:
-        """The epoch at the last look at the horizon."""
+        """The epoch when the horizon was last read."""
         return self._horizon[0]
 
     async def refresh(self) -> None:
         """Read this cell's id and clock from the server.
 
         Raises:
-            StoreError: the server does not answer, or has no such cell.
+            StoreError: the server does not respond, or has no such cell.
         """
-        (row,) = await self.fetch_steadily("enter_cell", timeout_s=5.0)
+        (row,) = await self.fetch_on_control_connection("enter_cell", timeout_s=5.0)
         self.id = row["id"]
         if not row["is_current"]:
             await self.renew_epoch()
@@ -325,22 +330,22 @@ class Cell:
             self.on_clock_step(step)
 
     async def _compare_clocks(self) -> tuple[int, int]:
-        """One look at the server's clock: how long it took, and how far ahead of ours it is, in nanoseconds."""
-        async with self._heart_free:
+        """Read the server's clock. Return how long that took, and how far it is ahead of ours, in nanoseconds."""
+        async with self._control_lock:
             before = steady_ns()
-            (row,) = await self._heart.fetch("server_clock", timeout_s=5.0)
+            (row,) = await self._control.fetch("server_clock", timeout_s=5.0)
             after = steady_ns()
         self.oldest_write_s = row["oldest_write_s"]
         self.oldest_snapshot_s = row["oldest_snapshot_s"]
         return after - before, int(row["seconds"] * 1e9) - (before + after) // 2
 
     async def check_durability(self) -> None:
-        """Warn when the server's settings take back what a 201 promises.
+        """Log a warning if the server's settings make a 201 less durable than promised.
 
         Raises:
-            StoreError: the server does not answer.
+            StoreError: the server does not respond.
         """
-        (row,) = await self.fetch_steadily("durability", timeout_s=5.0)
+        (row,) = await self.fetch_on_control_connection("durability", timeout_s=5.0)
         off = sorted(name for name, value in row.items() if value not in _DURABLE)
         if off:
             _log.warning("not_durable", extra={"settings_off": ",".join(off)})
@@ -358,7 +363,7 @@ class Cell:
         try:
             return self._direct.target.pooled or await _behind_pooler(self._direct, self._direct.connect_timeout_s)
         except errors.DatabaseUnavailable:
-            # Only hints come that way: they go on trying, and say so.
+            # Only notifications use it. The listeners keep retrying, and log that.
             return False
 
     async def _close_owned(self) -> None:
@@ -372,10 +377,10 @@ def _nothing() -> None:
 
 
 async def _first_contact(opener: ConnectionFactory, patience_s: float) -> bool:
-    """Whether a pooler stands in front of a server that may be slow to take the first connection.
+    """Return True if there is a pooler in front of the server, which may be slow to accept the first connection.
 
     Raises:
-        DatabaseUnavailable: nothing answers, or not in `patience_s`.
+        DatabaseUnavailable: there is no response within `patience_s`.
     """
     try:
         return await _behind_pooler(opener, opener.connect_timeout_s)
@@ -396,17 +401,17 @@ async def _first_contact(opener: ConnectionFactory, patience_s: float) -> bool:
             await asyncio.sleep(_CONTACT_PAUSE_S)
     begun = now()
     pooled = await _behind_pooler(opener, _SLOWEST_CONNECT_S)
-    # One that is far away takes as long each time.
+    # A distant server takes as long each time.
     opener.allow(2 * (now() - begun))
     return pooled
 
 
 async def _behind_pooler(opener: ConnectionFactory, timeout_s: float) -> bool:
-    """Whether a pooler stands in front: it invents the backend's process id. One that pools sessions does that too;
-    nothing breaks when it is taken for one that pools transactions.
+    """Return True if there is a pooler in front: it invents the backend's process id. A session pooler does that too,
+    and can safely be treated as a transaction pooler.
 
     Raises:
-        DatabaseUnavailable: nothing answers.
+        DatabaseUnavailable: there is no response.
     """
     connection = await opener.probe(timeout_s)
     try:
