@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Final, NamedTuple, cast
+from uuid import UUID
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -18,7 +19,7 @@ from aiohttp.http_parser import RawResponseMessage
 from aiohttp.streams import StreamReader
 
 from relay.delivery.transport.request import Message
-from relay.delivery.transport.resolver import Resolver
+from relay.delivery.transport.resolver import Resolver, lookup_owner
 from relay.delivery.transport.response_reader import MAX_INTERIM, ResponseParser, is_interim
 from relay.delivery.transport.route import Route
 from relay.delivery.transport.shortage import Shortage
@@ -32,6 +33,8 @@ _KEEP_MARGIN_S: Final = 1.0
 _SWEEP_S: Final = 1.0
 # Each costs memory, with TLS some 50 KB.
 _MOST_IDLE: Final = 4_096
+# When all are taken, one of an organization with at least this part of them is closed, and none of others.
+_SHARE_OF_IDLE: Final = 4
 _KEEP_ALIVE: Final = re.compile(r"(?:^|[,;\s])timeout\s*=\s*\"?([0-9]{1,6})", re.IGNORECASE | re.ASCII)
 # Connecting has no timeout of its own: that of the attempt covers it.
 _NO_LIMIT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
@@ -62,6 +65,7 @@ class _Connection(ResponseHandler):
         self._read_bufsize = _READ_AHEAD_BYTES
         #: Whether it was kept from an earlier exchange, and until when it may stay idle.
         self.is_kept = False
+        self.organization_id: UUID | None = None
         self.keep_until = inf
         #: Whether a byte of the response has been received.
         self.has_received = False
@@ -140,6 +144,9 @@ class ConnectionPool:
         self._busy = 0
         # Kept connections, longest idle first.
         self._idle: OrderedDict[_Connection, None] = OrderedDict()
+        self._idle_of: dict[UUID | None, OrderedDict[_Connection, None]] = {}
+        self._over_share: set[UUID | None] = set()
+        self._most_idle_of_one = max(1, int(min(_MOST_IDLE, max_connections)) // _SHARE_OF_IDLE)
         self._sweeping: asyncio.TimerHandle | None = None
 
     def _connector(self, guard: SsrfGuard, resolver: Resolver, *, keep: bool) -> aiohttp.TCPConnector:
@@ -167,6 +174,8 @@ class ConnectionPool:
         if self._sweeping is not None:
             self._sweeping.cancel()
         self._idle.clear()
+        self._idle_of.clear()
+        self._over_share.clear()
         await self._pool.close()
         await self._fresh.close()
 
@@ -186,7 +195,7 @@ class ConnectionPool:
         if self._busy >= self._max_connections:
             raise Shortage("connections")
         if self._busy + len(self._idle) >= self._max_connections or len(self._idle) >= _MOST_IDLE:
-            self.end_idle(1)
+            self._end_one()
         self._busy += 1
         try:
             return await self._exchange(route, message, self._fresh if fresh else self._pool)
@@ -197,7 +206,7 @@ class ConnectionPool:
     async def _exchange(self, route: Route, message: Message, connector: aiohttp.TCPConnector) -> Reply:
         held = await connector.connect(route.origin, [], _NO_LIMIT)
         connection = cast(_Connection, held.protocol)
-        self._idle.pop(connection, None)
+        self._forget(connection)
         try:
             transport = connection.transport
             if transport is None:
@@ -239,6 +248,12 @@ class ConnectionPool:
         held.release()
         if not connection.is_connected():
             return
+        asker = lookup_owner.get()
+        connection.organization_id = None if asker is None else asker.organization_id
+        own = self._idle_of.setdefault(connection.organization_id, OrderedDict())
+        own[connection] = None
+        if len(own) >= self._most_idle_of_one:
+            self._over_share.add(connection.organization_id)
         self._idle[connection] = None
         if self._sweeping is None:
             self._sweeping = self._loop.call_later(_SWEEP_S, self._sweep)
@@ -246,15 +261,37 @@ class ConnectionPool:
     def _sweep(self) -> None:
         """Close the connections whose keep time has passed. aiohttp's pool then skips them."""
         for connection in [connection for connection in self._idle if not connection.is_connected()]:
-            del self._idle[connection]
+            self._forget(connection)
             connection.close()
         self._sweeping = self._loop.call_later(_SWEEP_S, self._sweep) if self._idle else None
 
     def end_idle(self, count: int) -> None:
         """Close at most `count` kept connections, longest idle first."""
         for _ in range(min(count, len(self._idle))):
-            connection, _ = self._idle.popitem(last=False)
+            connection = next(iter(self._idle))
+            self._forget(connection)
             connection.close()
+
+    def _end_one(self) -> None:
+        """Close a kept connection to make room: one of an organization that over its share, if any."""
+        if not self._over_share:
+            self.end_idle(1)
+            return
+        connection = next(iter(self._idle_of[next(iter(self._over_share))]))
+        self._forget(connection)
+        connection.close()
+
+    def _forget(self, connection: _Connection) -> None:
+        """Count a connection as idle no longer, if it was."""
+        if connection not in self._idle:
+            return
+        del self._idle[connection]
+        own = self._idle_of[connection.organization_id]
+        del own[connection]
+        if len(own) < self._most_idle_of_one:
+            self._over_share.discard(connection.organization_id)
+        if not own:
+            del self._idle_of[connection.organization_id]
 
 
 def _write(transport: asyncio.Transport, head: bytes, body: Sequence[bytes]) -> None:

@@ -432,3 +432,20 @@ async def test_kept_connections_give_way_to_new_ones_at_the_limit(sender: Sender
             assert (await attempt(sender, receiver.url)).error_class is None
             assert sender._connection_pool.idle <= 3
     assert sender._connection_pool._busy == 0
+
+
+async def test_an_organization_with_many_kept_connections_gives_way_before_others(sender: Sender) -> None:
+    pool = sender._connection_pool
+    pool._max_connections = 4
+    pool._most_idle_of_one = 2
+    quiet, greedy = CLOCK.new(), CLOCK.new()
+    async with Receiver() as first, Receiver() as second, Receiver() as third, Receiver() as fourth, Receiver() as last:
+        for organization_id, receiver in (
+            (quiet, first), (greedy, second), (greedy, third), (greedy, fourth), (greedy, last), (quiet, first),
+        ):  # fmt: skip
+            target = Target(receiver.url, SigningKeys(SECRET), {}, 5.0, organization_id)
+            response = await sender.send(Post(target, CLOCK.new(), "order.created", b"1", 1))
+            assert response.error_class is None
+        # The quiet one's connection was idle longest, and is still there.
+        assert first.connections == 1
+        assert pool.idle == sum(len(own) for own in pool._idle_of.values())
