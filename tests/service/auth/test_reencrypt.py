@@ -78,7 +78,7 @@ async def test_what_no_secret_opens_is_left_and_said_and_the_rest_is_moved(cell:
         await make_default(cell, cell.clock.new(), endpoint_id, seal)
     code, said, complained = await reencrypt(database, f"{NEW},{SECRET_KEY}")
     assert (code, said, complained.count("\n")) == (2, "re-encrypted 2 of 3 seals\n", 1)
-    assert complained.startswith("relay: RELAY_SECRET_KEY: none of the given secrets opens 1 of the seals")
+    assert complained.startswith("relay: RELAY_SECRET_KEY: none of the secrets opens 1 of the seals")
     assert SECRET_KEY not in complained
 
 
