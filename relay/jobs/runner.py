@@ -232,13 +232,14 @@ class JobRunner:
         job = batch.job
         self._handled.add(batch.handled, job.kind)
         self._cancelled.add(batch.cancelled)
+        has_ended = batch.status != "running"
+        # Before anything that waits: a process that stops meanwhile would never count it.
+        if has_ended:
+            self._ended.add(1, job.kind, batch.status)
+            _log.info("job_ended", extra={"job_id": str(job.id), "kind": job.kind, "status": batch.status})
         if batch.is_due:
             await self._cell.fetch("wake", self._cell.channel("wake"))
-        if batch.status == "running":
-            return False
-        self._ended.add(1, job.kind, batch.status)
-        _log.info("job_ended", extra={"job_id": str(job.id), "kind": job.kind, "status": batch.status})
-        return True
+        return has_ended
 
     async def _wait_for_attempts(self, job: Job, opened: Opened) -> bool:
         """Wait until most of a batch has been attempted, so that live traffic queues behind one batch at most.

@@ -39,6 +39,23 @@ async def until(condition: Callable[[], Awaitable[object]], timeout_s: float = 1
     return found
 
 
+async def told(metrics: Metrics, *lines: str) -> str:
+    """The page of metrics, once it has these lines.
+
+    A count follows what is counted: whoever saw a row in the database may be a moment ahead of it.
+    """
+
+    async def page() -> str | None:
+        rendered = metrics.render().decode()
+        return rendered if all(f"\n{line}\n" in rendered for line in lines) else None
+
+    try:
+        rendered: str = await until(page, 5.0)
+    except TimeoutError:
+        raise AssertionError(f"not all of {lines} in\n{metrics.render().decode()}") from None
+    return rendered
+
+
 class Books:
     """What a test writes into the database and reads in it."""
 

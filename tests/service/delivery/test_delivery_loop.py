@@ -26,7 +26,7 @@ from relay.values.encryption import Vault
 from relay.values.signature import written
 from relay.values.uuid7 import bucket
 from tests.conftest import open_cell
-from tests.support.delivery_harness import SECRET, Books, delivering, until
+from tests.support.delivery_harness import SECRET, Books, delivering, told, until
 from tests.support.proxy import Proxy
 from tests.support.receiver import Received, Receiver, hang, reply
 
@@ -84,9 +84,11 @@ async def test_after_five_attempts_a_delivery_has_failed(cell: Cell, books: Book
     assert {(attempt["status_code"], attempt["error_class"], attempt["response"]) for attempt in attempts} == {
         (500, "http", b"\x00no\xff")
     }
-    rendered = metrics.render().decode()
-    assert 'relay_delivery_attempts_total{result="http"} 5.0' in rendered
-    assert 'relay_deliveries_ended_total{status="failed"} 1.0' in rendered
+    await told(
+        metrics,
+        'relay_delivery_attempts_total{result="http"} 5.0',
+        'relay_deliveries_ended_total{status="failed"} 1.0',
+    )
 
 
 async def test_a_retry_that_succeeds_ends_the_delivery(cell: Cell, books: Books, receiver: Receiver) -> None:

@@ -26,7 +26,7 @@ from relay.jobs.runner import JobRunner
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
 from relay.values.uuid7 import floor
-from tests.support.delivery_harness import VAULT, Books, delivering, settings, until
+from tests.support.delivery_harness import VAULT, Books, delivering, settings, told, until
 from tests.support.flush import flush_of
 from tests.support.receiver import Received, Receiver, hang, reply
 
@@ -187,7 +187,7 @@ async def test_a_breaker_opens_and_probes_with_the_oldest_delivery_until_one_suc
     async with delivering(cell, metrics, **QUICK, retry_schedule=(60.0,)):
         await books.accept(organization_id, 5)
         await until(lambda: books.read("select 1 from relay.endpoints where broken_since is not null"))
-        assert 'relay_delivery_breakers{state="open"} 1.0' in metrics.render().decode()
+        await told(metrics, 'relay_delivery_breakers{state="open"} 1.0')
         before = len(receiver.received)
         oldest, *rest = await books.accept(organization_id, 20)
         probes = (await receiver.until(before + 3))[before:]
@@ -200,9 +200,11 @@ async def test_a_breaker_opens_and_probes_with_the_oldest_delivery_until_one_suc
         receiver.script = reply()
         await until(lambda: books.read("select 1 where (select count(*) from relay.deliveries) = 20"))
         await until(lambda: books.read("select 1 from relay.endpoints where broken_since is null"))
-        rendered = metrics.render().decode()
-    assert 'relay_delivery_breakers{state="open"} 0.0' in rendered
-    assert 'relay_delivery_probes_total{result="delivered"} 1.0' in rendered
+        rendered = await told(
+            metrics,
+            'relay_delivery_breakers{state="open"} 0.0',
+            'relay_delivery_probes_total{result="delivered"} 1.0',
+        )
     assert float(rendered.partition('relay_delivery_probes_total{result="http"} ')[2].split("\n")[0]) >= 3
     # The probe that succeeded is an attempt like any other.
     (first, *_) = [row for row in await books.attempts() if row["event_id"] == oldest]
