@@ -21,7 +21,7 @@ import click
 import uvloop
 
 from bench.service import Bed, Relay, free_port
-from relay.config.settings import load
+from relay.config.environment import load
 from relay.maintenance.leader_tasks import LeaderTasks
 from relay.store import Cell
 from relay.telemetry.metrics import Counter, Metrics

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from relay.cli.settings import read_settings
-from relay.config.settings import describe
+from relay.config.environment import describe
 
 
 @click.command()

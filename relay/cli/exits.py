@@ -11,7 +11,7 @@ from typing import Final
 
 import click
 
-from relay.config.settings import BadSetting
+from relay.config.environment import BadSetting
 from relay.telemetry.colour import RED, YELLOW, is_wanted, painted
 from relay.values.database_url import DatabaseUrl
 

@@ -29,7 +29,8 @@ from relay.cli.http_server import (
 )
 from relay.cli.settings import read_settings
 from relay.cli.tracing import tracer_of
-from relay.config.settings import Settings, unknown
+from relay.config.environment import unknown
+from relay.config.settings import Settings
 from relay.http.application import Application
 from relay.local.errors import StartupError
 from relay.local.processes import PythonChild

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from relay.cli.exits import warn
-from relay.config.settings import Settings, load, unknown
+from relay.config.environment import load, unknown
+from relay.config.settings import Settings
 
 
 def read_settings() -> Settings:

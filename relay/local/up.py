@@ -13,7 +13,8 @@ from signal import SIGTERM
 from typing import Final, NamedTuple
 
 from relay import __version__
-from relay.config.settings import Settings, unknown
+from relay.config.environment import unknown
+from relay.config.settings import Settings
 from relay.local.data_dir import DataDir
 from relay.local.demo import Api
 from relay.local.errors import ChildEnded, StartupError

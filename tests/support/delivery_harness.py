@@ -10,7 +10,8 @@ from uuid import UUID
 
 import asyncpg
 
-from relay.config.settings import Settings, load
+from relay.config.environment import load
+from relay.config.settings import Settings
 from relay.delivery.loop import DeliveryLoop
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics

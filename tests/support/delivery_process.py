@@ -9,7 +9,7 @@ import sys
 import uvloop
 
 from relay.cli.http_server import say_ready
-from relay.config.settings import load
+from relay.config.environment import load
 from relay.delivery.loop import DeliveryLoop
 from relay.delivery.ownership.bucket_leases import Pace
 from relay.store import Cell

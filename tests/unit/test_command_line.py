@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.config.settings import BadSetting, load, unknown
+from relay.config.environment import BadSetting, load, unknown
 from relay.local.files import folder
 
 ROOT = Path(__file__).parents[2]

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from relay.config.environment import BadSetting, describe, load
 from relay.config.parsers import STANDARD_RETRY_SCHEDULE
-from relay.config.settings import SETTINGS, BadSetting, Rate, describe, load
+from relay.config.settings import Rate
+from relay.config.variables import SETTINGS
 
 BAD = {
     "DATABASE_URL": ["mysql://u:hunter2hunter2@h/d", "hunter2hunter2"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from relay.config.settings import BadSetting, describe, load
+from relay.config.environment import BadSetting, describe, load
 from relay.values.database_url import BadUrl, DatabaseUrl, masked
 
 

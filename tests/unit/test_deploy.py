@@ -23,7 +23,8 @@ from relay import __version__
 from relay.__main__ import COMMANDS
 from relay.cli.exits import USAGE
 from relay.cli.http_server import MOST_FILES
-from relay.config.settings import SETTINGS, load
+from relay.config.environment import load
+from relay.config.variables import SETTINGS
 
 ROOT = Path(__file__).parents[2]
 SETTING_NAMES = {setting.variable for setting in SETTINGS}

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from relay.__main__ import COMMANDS
-from relay.config.settings import SETTINGS
+from relay.config.variables import SETTINGS
 from relay.errors import KINDS
 
 ROOT = Path(__file__).parents[2]

@@ -21,7 +21,7 @@ from jsonschema import Draft202012Validator
 from prometheus_client.parser import text_string_to_metric_families
 
 import relay
-from relay.config.settings import load
+from relay.config.environment import load
 from relay.errors import KINDS
 from relay.http.routes import Services, operations
 from relay.telemetry.metrics import Metrics
