@@ -9,7 +9,8 @@ from typing import Any, Final, Literal
 import asyncpg
 import msgspec
 
-from relay.store.connection import ConnectionFactory, HotConnection, Row
+from relay.store.connection import ConnectionFactory, Row
+from relay.store.hot_connection import HotConnection
 
 Mode = Literal["force_custom_plan", "force_generic_plan"]
 #: A prepared statement is planned for its parameters five times, and then perhaps once for all.

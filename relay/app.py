@@ -92,7 +92,7 @@ class Relay:
                     patience_s=_DATABASE_PATIENCE_S,
                 )
             )
-            await cell.check_durability()
+            await cell.server.check_durability()
             watch_cell(cell, metrics)
             if self._shared_memory.page == 0:
                 await stack.enter_async_context(CellMetrics(cell, metrics))

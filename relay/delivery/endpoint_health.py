@@ -164,7 +164,7 @@ class EndpointHealth(Service):
             _DISABLED,
         )
         if row is not None and row["disabled"] is None:
-            await self._cell.renew_epoch()
+            await self._cell.server.renew_epoch()
             # Retried after a pause.
             raise DatabaseUnavailable("PostgreSQL was restarted")
         if row is None or not row["disabled"]:

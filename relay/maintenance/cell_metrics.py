@@ -122,7 +122,7 @@ def watch_cell(cell: Cell, metrics: Metrics) -> None:
     metrics.gauge(
         "relay_postgres_up",
         "1 while PostgreSQL responds to every process, each of which checks every 10 s; otherwise 0.",
-        lambda: float(cell.answers),
+        lambda: float(cell.server.answers),
         combine="min",
     )
     metrics.gauge(
@@ -143,7 +143,7 @@ def watch_cell(cell: Cell, metrics: Metrics) -> None:
     )
     for step in Step:
         steps.labels(step.value)
-    cell.on_clock_step = lambda step: steps.add(1, step.value)
+    cell.server.on_clock_step = lambda step: steps.add(1, step.value)
     cell.found_ahead = metrics.counter(
         "relay_cursors_ahead",
         "Pages requested with a cursor beyond the last commit, from a history that was lost.",
@@ -151,12 +151,12 @@ def watch_cell(cell: Cell, metrics: Metrics) -> None:
     metrics.gauge(
         "relay_oldest_write_transaction_seconds",
         "Age of the oldest transaction that may still write, by which forward readers lag.",
-        lambda: cell.oldest_write_s,
+        lambda: cell.server.oldest_write_s,
         combine="max",
     )
     metrics.gauge(
         "relay_oldest_snapshot_seconds",
         "Age of the oldest transaction with a snapshot of the database, which vacuum has to respect.",
-        lambda: cell.oldest_snapshot_s,
+        lambda: cell.server.oldest_snapshot_s,
         combine="max",
     )

@@ -40,7 +40,7 @@ class PlausibleTime:
             StoreError: the database does not respond.
         """
         has_agreed = self._has_agreed()
-        if not self._cell.server_clock.is_settled:
+        if not self._cell.server.clock.is_settled:
             return False
         (row,) = await self._cell.fetch_on_control_connection("events_are_recent")
         return has_agreed or bool(row["are_recent"])
@@ -57,7 +57,7 @@ class PlausibleTime:
             await asyncio.sleep(_CHECK_S)
 
     def _has_agreed(self) -> bool:
-        clock = self._cell.server_clock
+        clock = self._cell.server.clock
         now_ns = steady_ns()
         if not clock.is_settled or abs(time.time_ns() - now_ns - clock.seen_ns) > _AGREE_NS:
             self._agreed_since_ns = None

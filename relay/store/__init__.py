@@ -1,7 +1,7 @@
 """PostgreSQL access: cells, connections, named statements, migrations. Only this package uses asyncpg."""
 
 from relay.store.cell import Cell
-from relay.store.connection import PLAN_EACH, PLAN_KEPT, HotConnection, Row
+from relay.store.connection import PLAN_EACH, PLAN_KEPT, Row
 from relay.store.errors import (
     DatabaseUnavailable,
     DiskFull,
@@ -13,6 +13,7 @@ from relay.store.errors import (
     StatementRejected,
     StoreError,
 )
+from relay.store.hot_connection import HotConnection
 from relay.store.listener import Listener
 from relay.store.statements import Statements
 

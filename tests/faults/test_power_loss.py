@@ -68,7 +68,7 @@ async def test_what_was_flushed_before_it_was_acknowledged_outlasts_a_power_fail
     acknowledged: list[str] = []
     async with powered(home, synchronous_commit) as (postgres, power, connection), open_cell(postgres.url) as cell:
         with caplog.at_level(logging.WARNING):
-            await cell.check_durability()
+            await cell.server.check_durability()
         async with committing(cell, commit_timeout_s=60.0) as commit:
             for number in range(50):
                 event = PostedEvent("a", msgspec.Raw(b"%d" % number), f"{number}")
@@ -118,7 +118,7 @@ async def test_flushes_reach_the_disk_and_where_they_do_not_that_is_said(
             await migrate(postgres.url, "relay")
             async with open_cell(postgres.url) as cell, committing(cell) as commit:
                 with caplog.at_level(logging.WARNING):
-                    await cell.check_durability()
+                    await cell.server.check_durability()
                 for number in range(20):
                     await commit.join(UUID(int=1), PostedEvent("a", msgspec.Raw(b"%d" % number), None))
             connection = await asyncpg.connect(postgres.url)

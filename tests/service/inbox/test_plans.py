@@ -29,8 +29,8 @@ async def test_pages_of_everything_are_planned_once_and_what_asks_for_ids_each_t
             await cell.fetch("event_by_id", NOBODY, NOBODY)
             await read_page(cell, query(status="pending"))
             await read_page(cell, query(order="asc", span=TimeRange(since=datetime.datetime.now(datetime.UTC))))
-        assert cell._pool is not None
-        async with cell._pool.acquire() as connection:
+        assert cell._pool._pool is not None
+        async with cell._pool._pool.acquire() as connection:
             rows = await connection.fetch("select statement, generic_plans, custom_plans from pg_prepared_statements")
     if pooled_url(database):
         # Nothing is prepared there.

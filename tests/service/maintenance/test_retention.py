@@ -439,8 +439,8 @@ async def test_nothing_goes_while_nothing_says_that_the_time_is_right(past: Past
 async def test_nothing_goes_by_a_clock_that_has_just_stepped(past: Past) -> None:
     await old_days(past, 9, 0)
     # As if PostgreSQL's clock had been a day behind for long, until now.
-    past.cell.server_clock.look(past.cell.server_clock.seen_ns - 86_400 * 10**9, steady_ns() - 1000 * 10**9)
-    await past.cell.refresh()
+    past.cell.server.clock.look(past.cell.server.clock.seen_ns - 86_400 * 10**9, steady_ns() - 1000 * 10**9)
+    await past.cell.server.refresh()
     metrics = Metrics()
     async with retaining(past, metrics):
         await until(lambda: _is(shown(metrics, "relay_retention_time_doubted") == 1))

@@ -107,8 +107,8 @@ async def test_sessions_have_limits_of_their_own(direct: str) -> None:
         " current_setting('idle_in_transaction_session_timeout')"
     )
     async with open_cell(direct) as cell:
-        assert cell._pool is not None
-        async with cell._pool.acquire() as connection:
+        assert cell._pool._pool is not None
+        async with cell._pool._pool.acquire() as connection:
             assert tuple(await connection.fetchrow(query) or ()) == ("12s", "1s", "30s")
         hot = cell.owned_connection(2 * 5.0)
         await hot.fetch("server_clock")

@@ -68,10 +68,10 @@ async def test_steps_of_the_clock_are_counted(cell: Cell) -> None:
     watch_cell(cell, metrics)
     believed_ns = cell.clock.offset_ns
     # It has been believed for long, and then somebody sets it.
-    cell.server_clock.look(believed_ns + 86_400 * 10**9, steady_ns() - 1000 * 10**9)
-    await cell.refresh()
+    cell.server.clock.look(believed_ns + 86_400 * 10**9, steady_ns() - 1000 * 10**9)
+    await cell.server.refresh()
     assert abs(cell.clock.offset_ns - believed_ns) > 86_000 * 10**9
-    cell.on_clock_step(Step.BELIEVED)
+    cell.server.on_clock_step(Step.BELIEVED)
     rendered = metrics.render().decode()
     assert 'relay_clock_steps_total{state="seen"} 1.0' in rendered
     assert 'relay_clock_steps_total{state="believed"} 1.0' in rendered

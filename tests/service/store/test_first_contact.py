@@ -108,6 +108,6 @@ async def test_the_url_of_a_provider_works_as_it_is(
 async def test_a_url_that_says_pgbouncer_is_treated_as_one(direct: str) -> None:
     async with open_cell(direct + "&pgbouncer=true") as cell:
         # Nothing is prepared and no setting is used.
-        assert cell._pool is not None
-        async with cell._pool.acquire() as connection:
+        assert cell._pool._pool is not None
+        async with cell._pool._pool.acquire() as connection:
             assert await connection.fetchval("show application_name") == ""

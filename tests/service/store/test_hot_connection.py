@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from relay.store import Cell, OutcomeUnknown
-from relay.store.connection import ConnectionFactory, HotConnection
+from relay.store.connection import ConnectionFactory
+from relay.store.hot_connection import HotConnection
 from relay.values import uuid7
 from relay.values.database_url import DatabaseUrl
 

@@ -265,7 +265,7 @@ async def test_a_restart_hides_nothing_either(folder: Path) -> None:
             await source.stop()
             await source.start()
             # The same process, whose connections are gone.
-            await cell.refresh()
+            await cell.server.refresh()
             await followers.go_on(cell)
 
 

@@ -500,7 +500,7 @@ async def test_figures_of_a_database_that_is_away_are_not_shown_and_postgres_is_
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("relay.maintenance.cell_metrics._INTERVAL_S", 0.05)
-    monkeypatch.setattr("relay.store.cell.CLOCK_INTERVAL_S", 0.05)
+    monkeypatch.setattr("relay.store.server_state.READ_INTERVAL_S", 0.05)
     async with Proxy(database) as proxy, open_cell(proxy.url) as cell:
         metrics = Metrics()
         watch_cell(cell, metrics)
@@ -526,11 +526,11 @@ async def test_a_reader_that_holds_a_snapshot_is_told_by_its_age(cell: Cell, dat
     reader = await asyncpg.connect(database)
     async with reader.transaction(isolation="repeatable_read"):
         await reader.fetch("select count(*) from relay.events")
-        await cell.refresh()
-        first = cell.oldest_snapshot_s
-        await cell.refresh()
-        assert cell.oldest_snapshot_s > first > 0
-        assert cell.oldest_write_s == 0
-    await cell.refresh()
-    assert cell.oldest_snapshot_s == 0
+        await cell.server.refresh()
+        first = cell.server.oldest_snapshot_s
+        await cell.server.refresh()
+        assert cell.server.oldest_snapshot_s > first > 0
+        assert cell.server.oldest_write_s == 0
+    await cell.server.refresh()
+    assert cell.server.oldest_snapshot_s == 0
     await reader.close()
