@@ -24,7 +24,7 @@ import uvloop
 
 from bench.plans import Explained, outline
 from bench.service import Bed
-from relay.delivery.capacity.concurrency import ClaimBudget
+from relay.delivery.capacity.claim_budget import ClaimBudget
 from relay.delivery.capacity.endpoint_state import FIRST_SLOTS
 from relay.delivery.claims import Claimer
 from relay.delivery.ownership.buckets import EVERYTHING

@@ -11,7 +11,7 @@ from bench import backlogs
 from bench.generator.tally import percentile
 from bench.plans import Explained, outline
 from bench.scenarios.run import Bench, Outcome
-from relay.delivery.capacity.concurrency import ClaimBudget
+from relay.delivery.capacity.claim_budget import ClaimBudget
 from relay.delivery.capacity.endpoint_state import FIRST_SLOTS
 from relay.delivery.claims import Claimer
 from relay.delivery.ownership.buckets import EVERYTHING

@@ -19,7 +19,7 @@ from bench.processes import cpu_s
 from bench.scenarios.ingest import RATE
 from bench.scenarios.run import TENANTS, Bench, Outcome
 from bench.service import Relay, free_port, marker, module
-from relay.delivery.capacity.concurrency import ClaimBudget
+from relay.delivery.capacity.claim_budget import ClaimBudget
 from relay.delivery.claims import Claimer
 from relay.delivery.ownership.buckets import EVERYTHING
 from relay.delivery.recorder import Recorder, Result

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from msgspec import Struct
 
-from relay.delivery.capacity.concurrency import ClaimBudget
+from relay.delivery.capacity.claim_budget import ClaimBudget
 from relay.delivery.ownership.buckets import Assignment, BucketRange
 from relay.store import HotConnection, Row, StoreError
 

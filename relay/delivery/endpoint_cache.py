@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from relay.config.settings import Settings
-from relay.delivery.capacity.endpoint_state import MOST_SLOTS, SLOW_AFTER_S, Limits
+from relay.delivery.capacity.endpoint_state import MOST_SLOTS, SLOW_AFTER_S, EndpointLimits
 from relay.delivery.claims import ClaimedDelivery
 from relay.delivery.transport.request import RESERVED, Key, SigningKeys, Target
 from relay.store import Cell, HotConnection, Row
@@ -50,7 +50,7 @@ class Endpoint(Struct, frozen=True):
     target: Target | None
     schedule: tuple[float, ...]
     attempts: int
-    limits: Limits
+    limits: EndpointLimits
 
 
 class EndpointCache:
@@ -135,7 +135,7 @@ class EndpointCache:
             target=target,
             schedule=self._settings.retry_schedule if waits is None else tuple(waits),
             attempts=self._settings.attempts if waits is None else len(waits) + 1,
-            limits=Limits(
+            limits=EndpointLimits(
                 version=row["version"],
                 max_in_flight=row["max_in_flight"] or MOST_SLOTS,
                 per_second=row["rate_limit_per_second"],

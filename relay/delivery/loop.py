@@ -2,11 +2,11 @@
 
 # Theory of operation
 #
-# One task claims. `_iterate` asks the ConcurrencyLimiter for a budget (free slots, tokens and bytes, by endpoint and by
-# organization) and BucketLeases for the assignment, and the Claimer takes due deliveries within both. Leases tracks
+# One task claims: ClaimLoop. It asks the ConcurrencyLimiter for a budget (free slots, tokens and bytes, by endpoint and
+# by organization) and BucketLeases for the assignment, and the Claimer takes due deliveries within both. Leases tracks
 # each claim, EndpointCache supplies URL and secret, and the limiter reserves a slot. Attempts then sends each delivery
 # in a task of its own and passes the result to the Recorder, which writes results in batches. `_recorded` stops
-# renewing their leases, sets a timer for their retries, and polls again if capacity was the limit. Claiming is
+# renewing their leases, sets a timer for their retries, and claims again if capacity was the limit. Claiming is
 # triggered by a `wake` notification, a retry timer, a free slot, a token or probe that is due, and once a second in any
 # case. Test deliveries, endpoint health and bucket leases have tasks of their own.
 #
@@ -33,19 +33,18 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import logging
-from collections import Counter
 from collections.abc import Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from relay.config.settings import Settings
 from relay.delivery.attempts import Attempts
 from relay.delivery.capacity.circuit_breaker import Tolerance
-from relay.delivery.capacity.concurrency import ClaimBudget, ConcurrencyLimiter
-from relay.delivery.claims import ClaimedDelivery, Claimer, has_crashed
+from relay.delivery.capacity.concurrency import ConcurrencyLimiter
+from relay.delivery.claim_loop import ClaimLoop
+from relay.delivery.claims import Claimer
 from relay.delivery.endpoint_cache import EndpointCache
 from relay.delivery.endpoint_health import EndpointHealth
 from relay.delivery.leases import Leases
@@ -57,7 +56,7 @@ from relay.delivery.retry_timer import RetryTimer
 from relay.delivery.transport.resolver import Resolver
 from relay.delivery.transport.sender import Sender
 from relay.delivery.transport.ssrf_guard import SsrfGuard
-from relay.store import Cell, StatementRejected, StoreError
+from relay.store import Cell
 from relay.telemetry.metrics import Metrics
 from relay.values.encryption import Vault
 
@@ -66,14 +65,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("relay.delivery")
 
-# Wakeups may be lost, so polling makes up for them.
-_POLL_S: Final = 1.0
-# The shortest interval between checks for parked deliveries, those whose retry was more than a minute away.
-_UNPARK_S: Final = 0.5
-_FIRST_PAUSE_S: Final = 0.05
-_LONGEST_PAUSE_S: Final = 1.0
-# The same while PostgreSQL rejects the statement itself, which somebody has to mend.
-_LONGEST_REJECTED_PAUSE_S: Final = 30.0
 # The time that requests in flight have to finish when the process stops.
 _FINISH_S: Final = 18.0
 _FINISH_CLAIM_S: Final = 2.0
@@ -104,40 +95,50 @@ class DeliveryLoop:
         tracer: Tracer | None = None,
     ) -> None:
         self._cell = cell
-        self._max_unrecorded = settings.max_in_flight
         self._slots = ConcurrencyLimiter(
             settings.max_in_flight,
             Tolerance(settings.breaker_failures, settings.breaker_window_s),
             settings.delivery_mb * 1024 * 1024,
         )
-        self._metrics = DeliveryMetrics(metrics, self._slots)
+        # Set when something may be due.
+        self._wake = asyncio.Event()
+        delivery_metrics = DeliveryMetrics(metrics, self._slots)
         claiming = cell.owned_connection()
-        self._claimer = Claimer(
-            claiming, settings.lease_s, lost=self._metrics.lost, timeout_s=settings.delivery_timeout_s
-        )
-        self._endpoint_cache = EndpointCache(claiming, settings, vault)
+        endpoint_cache = EndpointCache(claiming, settings, vault)
         self._leases = Leases(cell.owned_connection(), settings.lease_s)
-        self._bucket_leases = BucketLeases(cell, self._leases.endpoint_ids, self._poll, metrics, pace, settings.lease_s)
+        self._bucket_leases = BucketLeases(
+            cell, self._leases.endpoint_ids, self._wake.set, metrics, pace, settings.lease_s
+        )
         self._recorder = Recorder(cell.owned_connection(), self._recorded)
         self._sender = Sender(
             SsrfGuard(settings.allowed_networks or ()),
-            now=self._now,
-            resolver=lambda: Resolver(on_start=self._metrics.lookup_started),
+            now=cell.now,
+            resolver=lambda: Resolver(on_start=delivery_metrics.lookup_started),
         )
-        self._health = EndpointHealth(cell, settings.endpoint_disable_after_s, self._now, metrics)
+        self._health = EndpointHealth(cell, settings.endpoint_disable_after_s, cell.now, metrics)
         self._attempts = Attempts(
-            self._sender, self._slots, self._leases, self._recorder, self._health, self._metrics, tracer
+            self._sender, self._slots, self._leases, self._recorder, self._health, delivery_metrics, tracer
         )
-        self._ping_worker = PingWorker(cell, self._endpoint_cache, self._sender, settings.delivery_timeout_s)
-        self._retry_timer = RetryTimer(self._poll)
-        self._next_poll: asyncio.TimerHandle | None = None
-        self._wake = asyncio.Event()
-        self._stopping = asyncio.Event()
-        self._is_blocked = False
-        self._unpark_at = 0.0
+        self._claims = ClaimLoop(
+            self._wake,
+            settings.max_in_flight,
+            cell.now,
+            claimer=Claimer(
+                claiming, settings.lease_s, lost=delivery_metrics.lost, timeout_s=settings.delivery_timeout_s
+            ),
+            slots=self._slots,
+            bucket_leases=self._bucket_leases,
+            leases=self._leases,
+            endpoint_cache=endpoint_cache,
+            attempts=self._attempts,
+            recorder=self._recorder,
+            metrics=delivery_metrics,
+        )
+        self._ping_worker = PingWorker(cell, endpoint_cache, self._sender, settings.delivery_timeout_s)
+        self._retry_timer = RetryTimer(self._wake.set)
         self._stack = AsyncExitStack()
         #: Set once the first assignment is known and its due deliveries have been claimed.
-        self.ready = asyncio.Event()
+        self.ready = self._claims.ready
         #: Set when a task has failed, which is logged. Nothing is delivered from then on.
         self.broken = asyncio.Event()
 
@@ -149,10 +150,10 @@ class DeliveryLoop:
             await stack.enter_async_context(self._recorder)
             await stack.enter_async_context(self._health)
             await stack.enter_async_context(self._sender)
-            claiming = asyncio.create_task(self._run(), name="claims")
+            claiming = asyncio.create_task(self._claims.run(), name="claims")
             stack.push_async_callback(self._finish, claiming)
             await stack.enter_async_context(self._ping_worker)
-            listener = self._cell.listener("wake").on_notice(self._poll)
+            listener = self._cell.listener("wake").on_notice(self._wake.set)
             await stack.enter_async_context(listener.and_on(self._cell.channel("ping"), self._ping_worker.poll))
             for task in (claiming, self._recorder.task, self._leases.task):
                 if task is not None:
@@ -170,138 +171,23 @@ class DeliveryLoop:
             _log.critical("delivery_broken", extra={"task": task.get_name()}, exc_info=task.exception())
             self.broken.set()
 
-    def _poll(self) -> None:
-        """Wake the loop: something may be due."""
-        self._wake.set()
-
-    def _schedule_poll(self) -> None:
-        """Poll again when the next token or probe is due."""
-        if self._next_poll is not None:
-            self._next_poll.cancel()
-        loop = asyncio.get_running_loop()
-        wait_s = self._slots.poll_in_s(loop.time())
-        self._next_poll = None if wait_s is None else loop.call_later(wait_s, self._poll)
-
-    def _now(self) -> datetime.datetime:
-        """Return PostgreSQL's time, which ids are generated from too."""
-        return datetime.datetime.fromtimestamp(self._cell.clock.now_ns() / 1e9, datetime.UTC)
-
-    async def _run(self) -> None:
-        pause_s = _FIRST_PAUSE_S
-        while not self._stopping.is_set():
-            self._wake.clear()
-            try:
-                await self._iterate()
-                await self._unpark()
-            except StatementRejected as rejected:
-                _log.error("claim_rejected_by_database", extra={"sqlstate": rejected.sqlstate, "reason": str(rejected)})
-                await self._rest(pause_s)
-                pause_s = min(_LONGEST_REJECTED_PAUSE_S, pause_s * 2)
-                continue
-            except StoreError as reason:
-                _log.warning("claims_wait_for_database", extra={"reason": str(reason)})
-                await asyncio.sleep(min(pause_s, _LONGEST_PAUSE_S))
-                pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
-                continue
-            pause_s = _FIRST_PAUSE_S
-            self._schedule_poll()
-            if self._bucket_leases.joined:
-                self.ready.set()
-            try:
-                async with asyncio.timeout(_POLL_S):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
-
-    async def _rest(self, seconds: float) -> None:
-        """Sleep, but not beyond the stop."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-
-    async def _unpark(self) -> None:
-        now = asyncio.get_running_loop().time()
-        if now < self._unpark_at:
-            return
-        unparked, more = await self._claimer.unpark()
-        if unparked:
-            self._poll()
-        if not more:
-            self._unpark_at = now + _UNPARK_S
-
-    async def _iterate(self) -> None:
-        """Claim until nothing more can be claimed now."""
-        self._claimer.begin_pass()
-        more = True
-        while more and not self._stopping.is_set():
-            self._is_blocked = self._recorder.failing or self._recorder.backlog >= self._max_unrecorded
-            if self._is_blocked or self._attempts.is_exhausted:
-                return
-            assignment, budget = self._bucket_leases.assignment, self._slots.budget(asyncio.get_running_loop().time())
-            if budget is None or not assignment.ranges:
-                return
-            claimed, more = await self._claimer.claim(budget, assignment)
-            self._metrics.claimed(claimed)
-            self._leases.track(delivery.claim for delivery in claimed)
-            await self._start(budget, claimed)
-
-    async def _keep_owned(self, claimed: list[ClaimedDelivery]) -> list[ClaimedDelivery]:
-        """Release the claims whose buckets were lost while statements ran, and return the rest."""
-        while lost := {
-            delivery.claim for delivery in claimed if not self._bucket_leases.owns(delivery.claim.endpoint_id)
-        }:
-            await self._leases.release(list(lost))
-            claimed = [delivery for delivery in claimed if delivery.claim not in lost]
-        return claimed
-
-    async def _start(self, budget: ClaimBudget, claimed: Sequence[ClaimedDelivery]) -> None:
-        try:
-            endpoints = await self._endpoint_cache.of_claim(claimed)
-        except StoreError:
-            await self._leases.release([delivery.claim for delivery in claimed])
-            raise
-        if self._stopping.is_set():
-            endpoints = {}
-        known = [delivery for delivery in claimed if delivery.claim.endpoint_id in endpoints]
-        if len(known) < len(claimed):
-            await self._leases.release(
-                [delivery.claim for delivery in claimed if delivery.claim.endpoint_id not in endpoints]
-            )
-        known = await self._keep_owned(known)
-        for delivery in [each for each in known if has_crashed(each)]:
-            known.remove(delivery)
-            self._attempts.fail_unsent(delivery, self._now())
-        taken = Counter(delivery.claim.endpoint_id for delivery in known)
-        limits = {endpoint_id: endpoints[endpoint_id].limits for endpoint_id in taken}
-        for nth, delivery in enumerate(known):
-            payload = self._slots.quotas.reserve_payload(
-                delivery.claim.organization_id, delivery.claim.event_id, delivery.payload
-            )
-            if payload is not delivery.payload:
-                known[nth] = delivery._replace(payload=payload)
-        self._slots.reserve(budget, taken, limits, asyncio.get_running_loop().time())
-        for delivery in known:
-            self._attempts.start(delivery, endpoints[delivery.claim.endpoint_id])
-
     def _recorded(self, results: Sequence[Result]) -> None:
         """Stop renewing the leases of a written batch, and claim again at most once per batch."""
         self._leases.forget(result.claim for result in results)
         for result in results:
             if result.retry_s is not None:
                 self._retry_timer.add(result.retry_s)
-        if self._slots.wanted or self._is_blocked:
-            self._poll()
+        if self._slots.wanted or self._claims.is_blocked:
+            self._wake.set()
 
     async def _finish(self, claiming: asyncio.Task[None]) -> None:
-        self._stopping.set()
         self._bucket_leases.leave()
-        self._poll()
+        self._claims.stop()
         deadline = asyncio.get_running_loop().time() + _FINISH_S
         # Wait for a running claim: if it were cancelled, the deliveries it took would stay leased.
         await asyncio.wait((claiming,), timeout=_FINISH_CLAIM_S)
         claiming.cancel()
         await asyncio.wait((claiming,))
         self._retry_timer.close()
-        if self._next_poll is not None:
-            self._next_poll.cancel()
+        self._claims.close()
         await self._attempts.finish(deadline - asyncio.get_running_loop().time())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from relay.delivery.capacity.circuit_breaker import Breaker, Tolerance
 from relay.delivery.capacity.concurrency import ConcurrencyLimiter, Slot
-from relay.delivery.capacity.endpoint_state import FIRST_SLOTS, MOST_SLOTS, AttemptOutcome, Limits
+from relay.delivery.capacity.endpoint_state import FIRST_SLOTS, MOST_SLOTS, AttemptOutcome, EndpointLimits
 
 A, B = UUID(int=1), UUID(int=2)
 EVENT = UUID(int=3)
@@ -29,14 +29,14 @@ def slots_of(total: int, tolerance: Tolerance = NEVER) -> ConcurrencyLimiter:
 
 
 def claim(
-    slots: ConcurrencyLimiter, backlog: dict[UUID, int], now: float = 0.0, limits: Limits | None = None
+    slots: ConcurrencyLimiter, backlog: dict[UUID, int], now: float = 0.0, limits: EndpointLimits | None = None
 ) -> list[UUID]:
     """Take as a claim would that finds `backlog` and knows each endpoint's limits; lessens it."""
-    return claim_of(slots, backlog, dict.fromkeys(backlog, limits or Limits()), now)
+    return claim_of(slots, backlog, dict.fromkeys(backlog, limits or EndpointLimits()), now)
 
 
 def claim_of(
-    slots: ConcurrencyLimiter, backlog: dict[UUID, int], limits: Mapping[UUID, Limits], now: float = 0.0
+    slots: ConcurrencyLimiter, backlog: dict[UUID, int], limits: Mapping[UUID, EndpointLimits], now: float = 0.0
 ) -> list[UUID]:
     """The same where each endpoint has limits of its own."""
     budget = slots.budget(now)
@@ -139,8 +139,8 @@ def test_a_full_endpoint_is_offered_nothing_and_wanted_again_once_a_slot_is_free
     assert not slots.wanted
 
 
-def of_organization(number: int, *, may_be_slow: bool = False, most: int = MOST_SLOTS) -> Limits:
-    return Limits(organization_id=UUID(int=10**6 + number), may_be_slow=may_be_slow, max_in_flight=most)
+def of_organization(number: int, *, may_be_slow: bool = False, most: int = MOST_SLOTS) -> EndpointLimits:
+    return EndpointLimits(organization_id=UUID(int=10**6 + number), may_be_slow=may_be_slow, max_in_flight=most)
 
 
 def test_the_last_tenth_is_for_organizations_with_nothing_on_the_wire_one_slot_each() -> None:
@@ -160,7 +160,7 @@ def test_the_last_tenth_is_for_organizations_with_nothing_on_the_wire_one_slot_e
     assert slots.budget(0.0) is None
 
 
-def grown(slots: ConcurrencyLimiter, endpoint_ids: Iterable[UUID], limits: Limits, now: float = 0.0) -> None:
+def grown(slots: ConcurrencyLimiter, endpoint_ids: Iterable[UUID], limits: EndpointLimits, now: float = 0.0) -> None:
     """Let endpoints show that they answer, until each may have all its slots."""
     for endpoint_id in endpoint_ids:
         for _ in range(6):
@@ -316,7 +316,7 @@ def test_no_bound_is_ever_passed(total: int, steps: list[tuple[UUID, int, Attemp
 
 @pytest.mark.parametrize(("most", "sizes"), [(2, [2, 2, 2]), (200, [4, 8, 16])])
 def test_an_endpoint_never_has_more_slots_than_it_allows(most: int, sizes: list[int]) -> None:
-    slots, limits = slots_of(1000), Limits(max_in_flight=most)
+    slots, limits = slots_of(1000), EndpointLimits(max_in_flight=most)
     backlog = {A: 10_000}
     seen = []
     for _ in range(3):
@@ -328,7 +328,7 @@ def test_an_endpoint_never_has_more_slots_than_it_allows(most: int, sizes: list[
 
 def test_an_endpoint_of_few_slots_is_wanted_again_after_its_first_claim() -> None:
     slots = slots_of(1000)
-    taken = claim(slots, {A: 10}, limits=Limits(max_in_flight=2))
+    taken = claim(slots, {A: 10}, limits=EndpointLimits(max_in_flight=2))
     end(slots, taken, AttemptOutcome.FAILED)
     assert slots.wanted
 
@@ -338,8 +338,8 @@ def test_slots_that_are_lowered_are_lowered_at_once() -> None:
     backlog = {A: 100}
     for _ in range(2):
         end(slots, claim(slots, backlog), AttemptOutcome.DELIVERED)
-    assert len(claim(slots, {A: 1}, limits=Limits(version=1, max_in_flight=3))) == 1
-    assert len(claim(slots, backlog, limits=Limits(version=1, max_in_flight=3))) == 2
+    assert len(claim(slots, {A: 1}, limits=EndpointLimits(version=1, max_in_flight=3))) == 1
+    assert len(claim(slots, backlog, limits=EndpointLimits(version=1, max_in_flight=3))) == 2
 
 
 def test_an_endpoint_that_has_too_much_to_do_keeps_half_and_wins_it_back_one_by_one() -> None:
@@ -352,7 +352,7 @@ def test_an_endpoint_that_has_too_much_to_do_keeps_half_and_wins_it_back_one_by_
     sizes = []
     for ending in (AttemptOutcome.OVERLOADED, AttemptOutcome.OVERLOADED, AttemptOutcome.DELIVERED):
         end(slots, [A], ending)
-        sizes.append(slots._busy[A].allowed)
+        sizes.append(slots._endpoints.busy[A].allowed)
     assert sizes == [25, 12, 13]
     end(slots, taken[3:], AttemptOutcome.OVERLOADED)
     assert len(claim(slots, backlog)) == 1
@@ -361,7 +361,7 @@ def test_an_endpoint_that_has_too_much_to_do_keeps_half_and_wins_it_back_one_by_
 
 
 def test_a_rate_lets_one_second_through_at_once_and_then_one_by_one() -> None:
-    slots, limits = slots_of(1000), Limits(per_second=5)
+    slots, limits = slots_of(1000), EndpointLimits(per_second=5)
     backlog = {A: 100}
     assert len(claim(slots, backlog, limits=limits)) == FIRST_SLOTS
     end(slots, [A] * 4, AttemptOutcome.DELIVERED)
@@ -374,14 +374,14 @@ def test_a_rate_lets_one_second_through_at_once_and_then_one_by_one() -> None:
     assert claim(slots, backlog, 0.2, limits) == [A]
     # Tokens of a high rate are waited for together.
     quick = slots_of(1000)
-    while claim(quick, {B: 100}, limits=Limits(per_second=100)):
+    while claim(quick, {B: 100}, limits=EndpointLimits(per_second=100)):
         end(quick, [B] * quick.in_flight, AttemptOutcome.DELIVERED)
     assert quick.poll_in_s(0.0) == 0.1
     assert quick.budget(0.1).free == [10]  # type: ignore[union-attr]
 
 
 def test_a_rate_without_a_backlog_is_not_looked_after() -> None:
-    slots, limits = slots_of(1000), Limits(per_second=1)
+    slots, limits = slots_of(1000), EndpointLimits(per_second=1)
     assert claim(slots, {A: 1}, limits=limits) == [A]
     end(slots, [A], AttemptOutcome.DELIVERED)
     assert slots.poll_in_s(0.0) == 1.0
@@ -434,7 +434,7 @@ def test_a_probe_that_could_not_be_sent_leaves_room_for_another() -> None:
 
 def test_a_breaker_that_was_open_before_we_came_is_taken_up_and_closed_when_somebody_enables_it() -> None:
     slots = slots_of(1000, Tolerance(5, 0.0))
-    limits = Limits(version=3, failing_at=-40.0, broken_at=-10.0)
+    limits = EndpointLimits(version=3, failing_at=-40.0, broken_at=-10.0)
     assert claim(slots, {A: 9}, 0.0, limits) == [A]
     assert slots.is_broken(A)
     release(slots, A, AttemptOutcome.TIMED_OUT, 0.0, EVENT, probe=True)
@@ -442,7 +442,7 @@ def test_a_breaker_that_was_open_before_we_came_is_taken_up_and_closed_when_some
     assert slots.poll_in_s(0.0) == 20.0
     assert claim(slots, {A: 1}, 20.0, limits) == [A]
     release(slots, A, AttemptOutcome.TIMED_OUT, 20.0, EVENT, probe=True)
-    assert claim(slots, {A: 1}, 60.0, Limits(version=4)) == [A]
+    assert claim(slots, {A: 1}, 60.0, EndpointLimits(version=4)) == [A]
     assert not slots.is_broken(A)
 
 

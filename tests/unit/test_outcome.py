@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from relay.delivery.capacity.endpoint_state import AttemptOutcome, Limits
+from relay.delivery.capacity.endpoint_state import AttemptOutcome, EndpointLimits
 from relay.delivery.claims import ClaimedDelivery, ClaimRef
 from relay.delivery.endpoint_cache import Endpoint
 from relay.delivery.outcome import outcome_of, result_of
@@ -25,7 +25,7 @@ ENDPOINT = Endpoint(
     target=None,
     schedule=(1.0, 2.0),
     attempts=3,
-    limits=Limits(),
+    limits=EndpointLimits(),
 )
 
 

@@ -2,56 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from math import inf
-from typing import Final, NamedTuple
+from typing import Final
 from uuid import UUID
 
 from relay.delivery.capacity.circuit_breaker import Breaker, Tolerance
-from relay.delivery.capacity.endpoint_state import FIRST_SLOTS, AttemptOutcome, EndpointState, Limits
-from relay.delivery.capacity.organization_quota import EVERYTHING, LARGEST_PAYLOAD, Allotment, Quotas
+from relay.delivery.capacity.claim_budget import ClaimBudget
+from relay.delivery.capacity.endpoint_state import FIRST_SLOTS, AttemptOutcome, EndpointLimits, EndpointState
+from relay.delivery.capacity.known_endpoints import KnownEndpoints
+from relay.delivery.capacity.organization_quota import LARGEST_PAYLOAD, Quotas
 from relay.delivery.capacity.token_bucket import Bucket
 
-#: Idle endpoints that are remembered. Each is a parameter of every claim.
-_REMEMBERED: Final = 1_000
-#: The limit is higher for those with an open breaker: a forgotten one would be probed in every pass.
-_BROKEN_REMEMBERED: Final = 5_000
-#: After a probe has been due for this long without a delivery, the endpoint is forgotten: it may be disabled, gone, or
-#: assigned to another process. Its state is read from its row again with its next delivery.
-_UNUSED_S: Final = 600.0
 _BATCH: Final = 100
 # The shortest wait for tokens, so that deliveries of an endpoint with a high rate are not claimed one by one.
 _MIN_POLL_S: Final = 0.1
-_NONE: Final[Mapping[UUID, Allotment]] = {}
-
-
-class ClaimBudget(NamedTuple):
-    """The limits of one claim.
-
-    Attributes:
-        batch: deliveries in total.
-        endpoint_ids: the known endpoints.
-        free: their free slots. `CLOSED` is one slot if the row shows a closed breaker, else none.
-        first: the slots of every other endpoint.
-        is_new: whether each known endpoint is still new.
-        is_slow: whether each known endpoint is slow.
-        left: what organizations with deliveries in flight may claim.
-        untouched: what every other organization may claim.
-        bytes: payload bytes for all organizations together.
-        suspects: whether to claim deliveries that may be what kills their process.
-    """
-
-    batch: int
-    endpoint_ids: list[UUID]
-    free: list[int]
-    first: int
-    is_new: Sequence[bool] = ()
-    is_slow: Sequence[bool] = ()
-    left: Mapping[UUID, Allotment] = _NONE
-    untouched: Allotment = EVERYTHING
-    bytes: int = EVERYTHING.bytes
-    suspects: bool = True
 
 
 class Slot:
@@ -98,11 +64,7 @@ class ConcurrencyLimiter:
         self._half = max(1, total // 2)
         self._tolerance = tolerance
         self.quotas = Quotas(total, bytes_)
-        self._busy: dict[UUID, EndpointState] = {}
-        self._idle: OrderedDict[UUID, EndpointState] = OrderedDict()
-        # Idle endpoints with an open breaker, and the open breakers of all endpoints.
-        self._idle_broken: OrderedDict[UUID, EndpointState] = OrderedDict()
-        self._broken: dict[UUID, Breaker] = {}
+        self._endpoints = KnownEndpoints()
         # Endpoints that may have more deliveries due than they had slots, and whether the capacity of the process or of
         # an organization may have been the limit.
         self._slot_limited: set[UUID] = set()
@@ -123,16 +85,16 @@ class ConcurrencyLimiter:
     @property
     def broken(self) -> int:
         """Return the number of endpoints with an open breaker."""
-        return len(self._broken)
+        return len(self._endpoints.broken)
 
     @property
     def probing(self) -> int:
         """Return the number of endpoints with a probe in flight."""
-        return sum(breaker.probing for breaker in self._broken.values())
+        return sum(breaker.probing for breaker in self._endpoints.broken.values())
 
     def is_broken(self, endpoint_id: UUID) -> bool:
         """Return whether the endpoint's breaker is open, so that its next delivery is a probe."""
-        return endpoint_id in self._broken
+        return endpoint_id in self._endpoints.broken
 
     def budget(self, now: float) -> ClaimBudget | None:
         """Return the limits of the next claim; None while no slot or no bytes are free."""
@@ -143,18 +105,17 @@ class ConcurrencyLimiter:
         if free <= 0:
             return None
         self._budgeted_at = now
-        self._forget_unused(now)
+        self._endpoints.forget_unused(now)
         self._token_limited.clear()
         left = quotas.limited()
         if not all(each.slots and each.slow for each in left.values()):
             self._exhausted = True
         ids, slots, is_new, is_slow = [], [], [], []
-        for endpoints in (self._busy, self._idle, self._idle_broken):
-            for endpoint_id, endpoint in endpoints.items():
-                ids.append(endpoint_id)
-                slots.append(self._free_slots(endpoint_id, endpoint, now))
-                is_new.append(endpoint.is_new)
-                is_slow.append(endpoint.is_slow)
+        for endpoint_id, endpoint in self._endpoints:
+            ids.append(endpoint_id)
+            slots.append(self._free_slots(endpoint_id, endpoint, now))
+            is_new.append(endpoint.is_new)
+            is_slow.append(endpoint.is_slow)
         return ClaimBudget(
             batch=min(free, _BATCH),
             endpoint_ids=ids,
@@ -167,15 +128,6 @@ class ConcurrencyLimiter:
             bytes=quotas.bytes_free,
             suspects=self._suspects == 0,
         )
-
-    def _forget_unused(self, now: float) -> None:
-        unused = [
-            endpoint_id
-            for endpoint_id, endpoint in self._idle_broken.items()
-            if now - endpoint.breaker.probe_at > _UNUSED_S
-        ]
-        for endpoint_id in unused:
-            del self._idle_broken[endpoint_id], self._broken[endpoint_id]
 
     def _free_slots(self, endpoint_id: UUID, endpoint: EndpointState, now: float) -> int:
         free = endpoint.slots(now)
@@ -191,14 +143,14 @@ class ConcurrencyLimiter:
         return free
 
     def reserve(
-        self, budget: ClaimBudget, taken: Mapping[UUID, int], limits: Mapping[UUID, Limits], now: float
+        self, budget: ClaimBudget, taken: Mapping[UUID, int], limits: Mapping[UUID, EndpointLimits], now: float
     ) -> None:
         """Reserve slots for what a claim took: the number by endpoint, and the current limits of each."""
         for endpoint_id, count in taken.items():
-            endpoint = self._busy.get(endpoint_id)
+            endpoint = self._endpoints.busy.get(endpoint_id)
             if endpoint is None:
-                endpoint = self._activate(endpoint_id, limits[endpoint_id], now)
-            elif endpoint.limits.version != limits[endpoint_id].version:
+                endpoint = self._endpoints.activate(endpoint_id, limits[endpoint_id], now)
+            if endpoint.limits.version != limits[endpoint_id].version:
                 self._update_limits(endpoint_id, endpoint, limits[endpoint_id], now)
             endpoint.reserve(count)
             self.quotas.reserve(endpoint.limits.organization_id, count)
@@ -209,7 +161,7 @@ class ConcurrencyLimiter:
             budgeted[endpoint_id] = first = limits[endpoint_id].first(budget.first)
             if first == limits[endpoint_id].per_second:
                 self._token_limited.add(endpoint_id)
-        for endpoint_id in self._busy:
+        for endpoint_id in self._endpoints.busy:
             if taken.get(endpoint_id, 0) >= budgeted.get(endpoint_id, budget.first):
                 self._slot_limited.add(endpoint_id)
             else:
@@ -218,7 +170,7 @@ class ConcurrencyLimiter:
             endpoint_id: endpoint.bucket
             for endpoint_id in self._token_limited
             if taken.get(endpoint_id, 0) >= budgeted.get(endpoint_id, budget.first)
-            and (endpoint := self._busy.get(endpoint_id) or self._idle.get(endpoint_id)) is not None
+            and (endpoint := self._endpoints.find(endpoint_id)) is not None
             and endpoint.bucket is not None
         }
 
@@ -226,7 +178,7 @@ class ConcurrencyLimiter:
         """Record which organizations may have more due than their part of the budget."""
         slots, new, slow = Counter[UUID](), Counter[UUID](), Counter[UUID]()
         for endpoint_id, count in taken.items():
-            endpoint = self._busy[endpoint_id]
+            endpoint = self._endpoints.busy[endpoint_id]
             organization_id = endpoint.limits.organization_id
             slots[organization_id] += count
             if endpoint.is_new:
@@ -243,12 +195,12 @@ class ConcurrencyLimiter:
     def start(self, endpoint_id: UUID, event_id: UUID, now: float, *, suspect: bool = False) -> Slot:
         """Start one of the deliveries that slots are reserved for."""
         self._suspects += suspect
-        return Slot(endpoint_id, event_id, now, probe=endpoint_id in self._broken, suspect=suspect)
+        return Slot(endpoint_id, event_id, now, probe=endpoint_id in self._endpoints.broken, suspect=suspect)
 
     def mark_slow(self, slot: Slot) -> None:
         """Record that a delivery has been in flight for longer than `SLOW_AFTER_S`."""
         slot.is_slow = True
-        endpoint = self._busy[slot.endpoint_id]
+        endpoint = self._endpoints.busy[slot.endpoint_id]
         endpoint.mark_slow()
         self._count(endpoint)
 
@@ -265,7 +217,7 @@ class ConcurrencyLimiter:
             The endpoint's breaker.
         """
         endpoint_id, probe = slot.endpoint_id, slot.probe
-        endpoint = self._busy[endpoint_id]
+        endpoint = self._endpoints.busy[endpoint_id]
         breaker = endpoint.breaker
         quota = self.quotas.holders[endpoint.limits.organization_id]
         endpoint.end(outcome, was_slow=slot.is_slow)
@@ -283,7 +235,7 @@ class ConcurrencyLimiter:
         elif outcome is not AttemptOutcome.UNSENT:
             began_at = slot.began_at if outcome is AttemptOutcome.TIMED_OUT else None
             breaker.failed(slot.event_id, self._tolerance, now, chance, probe=probe, timed_out_since=began_at)
-        if probe or (breaker.broken_at is not None) != (endpoint_id in self._broken):
+        if probe or (breaker.broken_at is not None) != (endpoint_id in self._endpoints.broken):
             self._note_breaker(endpoint_id, breaker)
         if (
             self._exhausted
@@ -292,7 +244,8 @@ class ConcurrencyLimiter:
         ):
             self.wanted = True
         if endpoint.in_flight == 0:
-            self._make_idle(endpoint_id, endpoint)
+            self._slot_limited.discard(endpoint_id)
+            self._endpoints.make_idle(endpoint_id)
         return breaker
 
     def _count(self, endpoint: EndpointState) -> None:
@@ -307,49 +260,23 @@ class ConcurrencyLimiter:
         waits = [max(_MIN_POLL_S, bucket.wait_s(now)) for bucket in self._out_of_tokens.values()]
         waits += [
             max(0.0, breaker.probe_at - now)
-            for breaker in self._broken.values()
+            for breaker in self._endpoints.broken.values()
             if not breaker.probing and breaker.probe_at > self._budgeted_at
         ]
         return min(waits, default=None)
 
-    def _activate(self, endpoint_id: UUID, limits: Limits, now: float) -> EndpointState:
-        known = self._idle.pop(endpoint_id, None) or self._idle_broken.pop(endpoint_id, None)
-        endpoint = known or EndpointState(limits, now)
-        self._busy[endpoint_id] = endpoint
-        if endpoint.limits.version != limits.version:
-            self._update_limits(endpoint_id, endpoint, limits, now)
-        elif known is None and endpoint.breaker.broken_at is not None:
-            self._broken[endpoint_id] = endpoint.breaker
-        return endpoint
-
-    def _update_limits(self, endpoint_id: UUID, endpoint: EndpointState, limits: Limits, now: float) -> None:
+    def _update_limits(self, endpoint_id: UUID, endpoint: EndpointState, limits: EndpointLimits, now: float) -> None:
         endpoint.update_limits(limits, now)
         self._count(endpoint)
         self._note_breaker(endpoint_id, endpoint.breaker)
 
     def _note_breaker(self, endpoint_id: UUID, breaker: Breaker) -> None:
-        if breaker.broken_at is None:
-            self._broken.pop(endpoint_id, None)
-        else:
-            self._broken[endpoint_id] = breaker
+        self._endpoints.note_breaker(endpoint_id, breaker)
         self.wanted = True
 
     def _may_take(self, endpoint_id: UUID, endpoint: EndpointState) -> bool:
-        if endpoint_id in self._out_of_tokens or endpoint_id in self._broken:
+        if endpoint_id in self._out_of_tokens or endpoint_id in self._endpoints.broken:
             return False
         if endpoint.in_flight == 0:
             return True
         return endpoint.in_flight < endpoint.allowed
-
-    def _make_idle(self, endpoint_id: UUID, endpoint: EndpointState) -> None:
-        del self._busy[endpoint_id]
-        self._slot_limited.discard(endpoint_id)
-        if endpoint.breaker.broken_at is not None:
-            self._idle_broken[endpoint_id] = endpoint
-            if len(self._idle_broken) > _BROKEN_REMEMBERED:
-                forgotten, _ = self._idle_broken.popitem(last=False)
-                del self._broken[forgotten]
-        elif not endpoint.is_default:
-            self._idle[endpoint_id] = endpoint
-            if len(self._idle) > _REMEMBERED:
-                self._idle.popitem(last=False)

@@ -34,7 +34,7 @@ class AttemptOutcome(Enum):
     UNSENT = "unsent"
 
 
-class Limits(NamedTuple):
+class EndpointLimits(NamedTuple):
     """The limits of one version of an endpoint, and its health when it was read.
 
     Args:
@@ -84,7 +84,7 @@ class EndpointState:
         "timeouts",
     )  # fmt: skip
 
-    def __init__(self, limits: Limits, now: float) -> None:
+    def __init__(self, limits: EndpointLimits, now: float) -> None:
         self.allowed = min(FIRST_SLOTS, limits.max_in_flight)
         self.in_flight = 0
         self.timeouts = 0
@@ -111,7 +111,7 @@ class EndpointState:
             return Counted(held, self.slow_in_flight) if self.is_new else Counted(0, self.slow_in_flight)
         return Counted(held if self.is_new else 0, held if self.is_slow else self.slow_in_flight, held)
 
-    def update_limits(self, limits: Limits, now: float) -> None:
+    def update_limits(self, limits: EndpointLimits, now: float) -> None:
         """Apply a new version of the endpoint."""
         self.limits = limits
         self.allowed = min(self.allowed, limits.max_in_flight)

@@ -13,7 +13,9 @@ from uuid import UUID
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from relay.delivery.transport.lookup_cache import LookupCache, LookupHung
 from relay.delivery.transport.shortage import Shortage
+from relay.delivery.transport.system_lookup import Address, ask_system
 
 # Concurrent lookups. uvloop's own pool has four threads, so four dead name servers of one organization would block the
 # lookups of all others.
@@ -21,18 +23,12 @@ _LOOKUPS: Final = 64
 _LOOKUPS_OF_ONE: Final = 8
 # The last of them are for organizations with no lookup running: eight with dead name servers would take all.
 _RESERVE: Final = 16
-# A name with a thousand addresses must not cause a thousand connection attempts.
-_ADDRESSES: Final = 8
-_REMEMBERED_S: Final = 10.0
-_NAMES: Final = 4_096
-_NAMES_OF_ONE: Final = 512
 _NO_ORGANIZATION: Final = UUID(int=0)
 
-Address = tuple[socket.AddressFamily, int, str]
 LookUp = Callable[[str], list[Address]]
 
 
-class Pace(NamedTuple):
+class LookupTimes(NamedTuple):
     """The time limits of lookups.
 
     Args:
@@ -48,7 +44,7 @@ class Pace(NamedTuple):
     longest_rest_s: float = 480.0
 
 
-PACE: Final = Pace()
+_TIMES: Final = LookupTimes()
 
 
 class LookupOwner(NamedTuple):
@@ -60,18 +56,6 @@ class LookupOwner(NamedTuple):
 
 #: Set in the task of an attempt. aiohttp's connector calls the resolver in that task, with only a host and a port.
 lookup_owner: ContextVar[LookupOwner | None] = ContextVar("lookup_owner", default=None)
-
-
-class LookupHung(OSError):
-    """Raised for a name whose name servers did not respond recently, so that they are not asked again yet.
-
-    Args:
-        rest_s: the time until they are asked again.
-    """
-
-    def __init__(self, rest_s: float) -> None:
-        super().__init__(socket.EAI_AGAIN, "the name servers of the host did not respond")
-        self.rest_s = rest_s
 
 
 class _Lookup:
@@ -87,18 +71,6 @@ class _Lookup:
         self.started_at = 0.0
 
 
-class _Name:
-    """The cached result for a name: its addresses, or none if its lookup hung."""
-
-    __slots__ = ("addresses", "organization_id", "rest_s", "until")
-
-    def __init__(self, organization_id: UUID, addresses: list[Address], until: float, rest_s: float = 0.0) -> None:
-        self.organization_id = organization_id
-        self.addresses = addresses
-        self.until = until
-        self.rest_s = rest_s
-
-
 class Resolver(AbstractResolver):
     """Call the system's resolver, each lookup in a daemon thread of its own, which does not delay process exit.
 
@@ -107,15 +79,15 @@ class Resolver(AbstractResolver):
 
     Args:
         look_up: looks up a name in a thread. None: `ask_system`.
-        pace: the time limits.
+        times: the time limits.
         on_start: called when a lookup starts, with the number that its organization is then running.
     """
 
     def __init__(
-        self, look_up: LookUp | None = None, pace: Pace = PACE, on_start: Callable[[int], None] | None = None
+        self, look_up: LookUp | None = None, times: LookupTimes = _TIMES, on_start: Callable[[int], None] | None = None
     ) -> None:
         self._look_up = look_up or ask_system
-        self._pace = pace
+        self._times = times
         self._on_start = on_start
         self._loop = asyncio.get_running_loop()
         self._running: dict[str, _Lookup] = {}
@@ -123,8 +95,7 @@ class Resolver(AbstractResolver):
         self._queued: dict[str, _Lookup] = {}
         # By organization, in round-robin order.
         self._queue: OrderedDict[UUID, OrderedDict[str, _Lookup]] = OrderedDict()
-        self._known: OrderedDict[str, _Name] = OrderedDict()
-        self._known_of: dict[UUID, OrderedDict[str, None]] = {}
+        self._cache = LookupCache(times.first_rest_s, times.longest_rest_s)
 
     @property
     def waiting(self) -> int:
@@ -143,7 +114,7 @@ class Resolver(AbstractResolver):
         """
         owner = lookup_owner.get()
         organization_id = _NO_ORGANIZATION if owner is None else owner.organization_id
-        addresses = self._remembered(host)
+        addresses = self._cache.find(host, self._loop.time())
         if addresses is None:
             addresses = await self._ask(host, organization_id, None if owner is None else owner.limit)
         return [
@@ -161,16 +132,6 @@ class Resolver(AbstractResolver):
 
     async def close(self) -> None:
         """Do nothing: threads that are still waiting end by themselves."""
-
-    def _remembered(self, host: str) -> list[Address] | None:
-        name = self._known.get(host)
-        if name is None or (left_s := name.until - self._loop.time()) <= 0:
-            return None
-        if not name.addresses:
-            raise LookupHung(left_s)
-        # Each connection starts with the next address.
-        name.addresses.append(name.addresses.pop(0))
-        return name.addresses
 
     async def _ask(self, host: str, organization_id: UUID, limit: asyncio.Timeout | None) -> list[Address]:
         look_up = self._running.get(host)
@@ -193,10 +154,10 @@ class Resolver(AbstractResolver):
             left_s = ends_at - self._loop.time()
             limit.reschedule(None)
         try:
-            async with asyncio.timeout(self._pace.patience_s):
+            async with asyncio.timeout(self._times.patience_s):
                 await look_up.started.wait()
         except TimeoutError:
-            raise Shortage("look-ups", self._pace.patience_s, is_general=False) from None
+            raise Shortage("look-ups", self._times.patience_s, is_general=False) from None
         finally:
             if limit is not None and left_s is not None:
                 limit.reschedule(self._loop.time() + left_s)
@@ -264,15 +225,11 @@ class Resolver(AbstractResolver):
         if not self._running_of[organization_id]:
             del self._running_of[organization_id]
         if isinstance(found, list):
-            self._remember(host, _Name(organization_id, found, now + _REMEMBERED_S))
-        elif isinstance(found, OSError) and now - look_up.started_at >= self._pace.hung_s:
-            before = self._known.get(host)
-            rest_s = self._pace.first_rest_s if before is None or not before.rest_s else before.rest_s * 2
-            rest_s = min(rest_s, self._pace.longest_rest_s)
-            self._remember(host, _Name(organization_id, [], now + rest_s, rest_s))
-            found = LookupHung(rest_s)
+            self._cache.remember(host, organization_id, found, now)
+        elif isinstance(found, OSError) and now - look_up.started_at >= self._times.hung_s:
+            found = LookupHung(self._cache.remember_hung(host, organization_id, now))
         else:
-            self._forget(host)
+            self._cache.forget(host)
         for waiting in look_up.waiting:
             if waiting.done():
                 continue
@@ -281,52 +238,3 @@ class Resolver(AbstractResolver):
             else:
                 waiting.set_exception(found)
         self._start_next()
-
-    def _remember(self, host: str, name: _Name) -> None:
-        self._forget(host)
-        of_organization = self._known_of.setdefault(name.organization_id, OrderedDict())
-        if len(of_organization) >= _NAMES_OF_ONE:
-            self._forget(next(iter(of_organization)))
-        elif len(self._known) >= _NAMES:
-            self._forget(next(iter(self._known)))
-        self._known[host] = name
-        self._known_of.setdefault(name.organization_id, of_organization)[host] = None
-
-    def _forget(self, host: str) -> None:
-        name = self._known.pop(host, None)
-        if name is None:
-            return
-        of_organization = self._known_of[name.organization_id]
-        del of_organization[host]
-        if not of_organization:
-            del self._known_of[name.organization_id]
-
-
-def ask_system(host: str) -> list[Address]:
-    """Return the first addresses of a name from the system's resolver. Called in a thread.
-
-    Raises:
-        OSError: the name has no addresses.
-        Shortage: the process has no descriptor left for the lookup.
-    """
-    try:
-        infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
-    except OSError as error:
-        # Without a free descriptor the C library reports that the name is unknown.
-        _check_descriptors()
-        raise error
-    except ValueError as error:
-        # For example, a name that cannot be encoded.
-        raise OSError(None, type(error).__name__) from error
-    found: list[Address] = []
-    for kind, _, protocol, _, address in infos[:_ADDRESSES]:
-        zone = f"%{address[3]}" if len(address) == 4 and address[3] else ""
-        found.append((kind, protocol, f"{address[0]}{zone}"))
-    return found
-
-
-def _check_descriptors() -> None:
-    try:
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
-    except OSError as error:
-        raise Shortage("descriptors") from error

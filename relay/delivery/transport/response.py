@@ -11,7 +11,7 @@ from typing import Final
 
 import aiohttp
 
-from relay.delivery.transport.resolver import LookupHung
+from relay.delivery.transport.lookup_cache import LookupHung
 from relay.delivery.transport.ssrf_guard import Blocked
 
 #: The longest delay that a receiver can ask for.

@@ -13,7 +13,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from relay.delivery.capacity.concurrency import ClaimBudget
+from relay.delivery.capacity.claim_budget import ClaimBudget
 from relay.delivery.capacity.organization_quota import EVERYTHING as UNBOUNDED
 from relay.delivery.capacity.organization_quota import LARGEST_PAYLOAD
 from relay.delivery.claims import Claimer, columns

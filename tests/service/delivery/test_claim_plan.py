@@ -7,7 +7,7 @@ import pytest
 
 from bench.backlogs import make_due, make_endpoints
 from bench.plans import MODES, Explained, looked_at, nodes, outline
-from relay.delivery.capacity.concurrency import ClaimBudget
+from relay.delivery.capacity.claim_budget import ClaimBudget
 from relay.delivery.capacity.endpoint_state import FIRST_SLOTS
 from relay.delivery.claims import Claimer
 from relay.delivery.ownership.buckets import EVERYTHING

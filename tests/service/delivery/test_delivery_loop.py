@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 from standardwebhooks import Webhook
 
-from relay.delivery.capacity.concurrency import ClaimBudget
+from relay.delivery.capacity.claim_budget import ClaimBudget
 from relay.delivery.claims import Claimer, ClaimRef
 from relay.delivery.leases import Leases
 from relay.delivery.ownership.buckets import EVERYTHING

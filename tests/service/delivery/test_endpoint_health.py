@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 
 from relay.delivery.capacity.circuit_breaker import Breaker
-from relay.delivery.capacity.concurrency import ClaimBudget
+from relay.delivery.capacity.claim_budget import ClaimBudget
 from relay.delivery.claims import ClaimedDelivery, Claimer
 from relay.delivery.endpoint_cache import EndpointCache
 from relay.delivery.endpoint_health import EndpointHealth
@@ -51,7 +51,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Probes begin at a twentieth of a second, and nothing is found by polling."""
-    monkeypatch.setattr("relay.delivery.loop._POLL_S", 60.0)
+    monkeypatch.setattr("relay.delivery.claim_loop._POLL_S", 60.0)
     monkeypatch.setattr("relay.delivery.capacity.circuit_breaker._FIRST_PAUSE_S", 0.05)
 
 

@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from relay.delivery.capacity.concurrency import ClaimBudget
+from relay.delivery.capacity.claim_budget import ClaimBudget
 from relay.delivery.claims import Claimer
 from relay.delivery.ownership.buckets import EVERYTHING
 from relay.store import Cell
@@ -242,7 +242,7 @@ async def test_a_rate_is_kept_without_looking_again_and_again(
     cell: Cell, books: Books, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Nothing is found by polling.
-    monkeypatch.setattr("relay.delivery.loop._POLL_S", 60.0)
+    monkeypatch.setattr("relay.delivery.claim_loop._POLL_S", 60.0)
     organization_id, endpoint_id = await books.endpoint(receiver.url)
     await books.change(endpoint_id, rate_limit_per_second=10)
     await books.accept(organization_id, 100)

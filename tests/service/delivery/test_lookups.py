@@ -16,12 +16,14 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from relay.delivery.transport.lookup_cache import LookupHung
 from relay.delivery.transport.request import SigningKeys, Target
-from relay.delivery.transport.resolver import Address, LookupHung, LookupOwner, Pace, Resolver, lookup_owner
+from relay.delivery.transport.resolver import LookupOwner, LookupTimes, Resolver, lookup_owner
 from relay.delivery.transport.response import ErrorClass
 from relay.delivery.transport.sender import AttemptResponse, Post, Sender
 from relay.delivery.transport.shortage import Shortage
 from relay.delivery.transport.ssrf_guard import SsrfGuard
+from relay.delivery.transport.system_lookup import Address
 from relay.store import Cell
 from relay.values.uuid7 import Uuid7Clock
 from tests.support.delivery_harness import Books, delivering, until
@@ -30,7 +32,7 @@ from tests.support.receiver import Receiver
 HOME: list[Address] = [(socket.AF_INET, socket.IPPROTO_TCP, "127.0.0.1")]
 CLOCK = Uuid7Clock()
 #: Patient enough for a busy machine, where the test does not wait for the patience to end.
-PATIENT = Pace(patience_s=60.0)
+PATIENT = LookupTimes(patience_s=60.0)
 
 
 class Names:
@@ -159,7 +161,7 @@ async def test_one_lookup_serves_all_who_wait_for_the_name_whoever_they_are(name
 
 
 async def test_waiting_for_a_thread_of_ours_is_a_shortage_and_the_time_limit_stands_still(names: Names) -> None:
-    resolver = Resolver(names.look_up, Pace(patience_s=0.2))
+    resolver = Resolver(names.look_up, LookupTimes(patience_s=0.2))
     hanging = [resolving(resolver, 1, f"slow{number}.one") for number in range(8)]
     await asked(names, 8)
     # The limit is shorter than the wait, and does not count it.
@@ -178,7 +180,7 @@ async def test_a_lookup_itself_counts_against_the_time_limit(names: Names) -> No
 async def test_a_name_that_hung_is_left_alone_twice_as_long_each_time() -> None:
     names = Names()
     names.let_go()
-    resolver = Resolver(names.look_up, Pace(hung_s=0.0, first_rest_s=30.0, longest_rest_s=100.0))
+    resolver = Resolver(names.look_up, LookupTimes(hung_s=0.0, first_rest_s=30.0, longest_rest_s=100.0))
     for rest_s in (30.0, 60.0, 100.0, 100.0):
         with pytest.raises(LookupHung) as hung:
             await resolve(resolver, 1, "slow.one")
@@ -189,7 +191,7 @@ async def test_a_name_that_hung_is_left_alone_twice_as_long_each_time() -> None:
             await resolve(resolver, 2, "slow.one")
         assert 0 < again.value.rest_s <= rest_s
         assert len(names.asked) == before
-        resolver._known["slow.one"].until = 0.0
+        resolver._cache._known["slow.one"].until = 0.0
 
 
 async def test_a_name_that_fails_at_once_is_asked_for_again_at_once(names: Names) -> None:
@@ -205,7 +207,7 @@ async def test_what_is_remembered_of_names_is_bounded_for_each_organization_and_
     resolver = Resolver(names.look_up, PATIENT)
     await resolve(resolver, 2, "quick.two")
     await asyncio.gather(*[resolving(resolver, 1, f"name{number}.one") for number in range(1_000)])
-    assert len(resolver._known) == 512 + 1
+    assert len(resolver._cache._known) == 512 + 1
     # It has not pushed out what another one uses.
     before = len(names.asked)
     await resolve(resolver, 2, "quick.two")
@@ -213,8 +215,8 @@ async def test_what_is_remembered_of_names_is_bounded_for_each_organization_and_
     await asyncio.gather(
         *[resolving(resolver, 10 + number % 20, f"name{number}.{number % 20}") for number in range(5_000)]
     )
-    assert len(resolver._known) == 4_096
-    assert sum(len(own) for own in resolver._known_of.values()) == 4_096
+    assert len(resolver._cache._known) == 4_096
+    assert sum(len(own) for own in resolver._cache._known_of.values()) == 4_096
 
 
 async def test_addresses_take_turns(names: Names) -> None:
@@ -246,7 +248,8 @@ async def send(sender: Sender, url: str, organization: int = 1) -> AttemptRespon
 async def test_an_attempt_at_a_name_that_hung_is_put_off_until_it_is_asked_for_again(names: Names) -> None:
     names.let_go()
     guard, now = SsrfGuard((ipaddress.ip_network("127.0.0.0/8"),)), datetime.datetime.now(datetime.UTC)
-    async with Sender(guard, now=lambda: now, resolver=lambda: Resolver(names.look_up, Pace(hung_s=0.0))) as sender:
+    times = LookupTimes(hung_s=0.0)
+    async with Sender(guard, now=lambda: now, resolver=lambda: Resolver(names.look_up, times)) as sender:
         for _ in range(2):
             answer = await send(sender, "http://slow.one/")
             assert answer.error_class is ErrorClass.DNS

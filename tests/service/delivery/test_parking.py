@@ -11,7 +11,7 @@ import pytest
 
 from bench.backlogs import make_endpoints
 from bench.plans import Explained, nodes
-from relay.delivery.capacity.concurrency import ClaimBudget
+from relay.delivery.capacity.claim_budget import ClaimBudget
 from relay.delivery.claims import Claimer
 from relay.delivery.ownership.buckets import EVERYTHING
 from relay.store import Cell

@@ -15,7 +15,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from relay.delivery.capacity.concurrency import ClaimBudget
+from relay.delivery.capacity.claim_budget import ClaimBudget
 from relay.delivery.claims import Claimer
 from relay.delivery.loop import DeliveryLoop
 from relay.delivery.ownership.bucket_leases import PACE, BucketLeases, Pace

@@ -17,11 +17,12 @@ import asyncpg
 import pytest
 
 from relay.delivery.transport.request import SigningKeys, Target
-from relay.delivery.transport.resolver import Address, Resolver
+from relay.delivery.transport.resolver import Resolver
 from relay.delivery.transport.response import ErrorClass
 from relay.delivery.transport.sender import AttemptResponse, Post, Sender
 from relay.delivery.transport.shortage import Shortage, most_connections
 from relay.delivery.transport.ssrf_guard import SsrfGuard
+from relay.delivery.transport.system_lookup import Address
 from relay.store import Cell
 from relay.values.uuid7 import Uuid7Clock
 from tests.conftest import Commands

@@ -16,7 +16,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.delivery.transport.connection_pool import _Connection, keep_alive_s
+from relay.delivery.transport.idle_connections import keep_s
+from relay.delivery.transport.receiver_connection import ReceiverConnection
 from relay.delivery.transport.request import SigningKeys, Target
 from relay.delivery.transport.response import ErrorClass
 from relay.delivery.transport.response_reader import is_interim
@@ -91,7 +92,8 @@ async def test_the_host_header_names_the_host_and_no_user(sender: Sender, author
 
 
 async def test_an_international_name_is_asked_for_and_named_in_ascii(receiver: Receiver) -> None:
-    from relay.delivery.transport.resolver import Address, Resolver
+    from relay.delivery.transport.resolver import Resolver
+    from relay.delivery.transport.system_lookup import Address
 
     asked = []
 
@@ -233,7 +235,7 @@ class Cut(asyncio.Transport):
 
 async def result_of(pieces: Iterable[bytes]) -> tuple[object, ...]:
     """What a connection makes of bytes that come in these pieces, up to its end: a status and the body, or an error."""
-    connection, transport = _Connection(asyncio.get_running_loop()), Cut()
+    connection, transport = ReceiverConnection(asyncio.get_running_loop()), Cut()
     connection.connection_made(transport)
     connection.begin()
     for piece in pieces:
@@ -396,7 +398,7 @@ def script_of(*headers: bytes) -> Script:
     ],
 )
 def test_a_connection_is_kept_as_long_as_its_receiver_says_within_bounds(said: str, kept: float) -> None:
-    assert keep_alive_s(said) == kept
+    assert keep_s(said) == kept
 
 
 async def test_a_connection_that_its_receiver_ends_at_once_is_not_used_again(
@@ -413,7 +415,7 @@ async def test_connections_are_kept_for_one_that_says_so_and_closed_when_their_t
 ) -> None:
     receiver.script = script_of(b"Keep-Alive: timeout=30")
     assert (await attempt(sender, receiver.url)).error_class is None
-    (kept,) = sender._connection_pool._idle
+    (kept,) = sender._connection_pool._kept
     assert 28 < kept.keep_until - asyncio.get_running_loop().time() <= 29
     kept.keep_until = 0.0
     async with asyncio.timeout(10):
@@ -437,7 +439,7 @@ async def test_kept_connections_give_way_to_new_ones_at_the_limit(sender: Sender
 async def test_an_organization_with_many_kept_connections_gives_way_before_others(sender: Sender) -> None:
     pool = sender._connection_pool
     pool._max_connections = 4
-    pool._most_idle_of_one = 2
+    pool._kept.most_of_one = 2
     quiet, greedy = CLOCK.new(), CLOCK.new()
     async with Receiver() as first, Receiver() as second, Receiver() as third, Receiver() as fourth, Receiver() as last:
         for organization_id, receiver in (
@@ -448,4 +450,4 @@ async def test_an_organization_with_many_kept_connections_gives_way_before_other
             assert response.error_class is None
         # The quiet one's connection was idle longest, and is still there.
         assert first.connections == 1
-        assert pool.idle == sum(len(own) for own in pool._idle_of.values())
+        assert pool.idle == sum(len(own) for own in pool._kept._of.values())
