@@ -2,7 +2,7 @@
 
 from relay.auth.authenticator import Authenticator
 from relay.auth.hasher import Hasher
-from relay.auth.key_admin import KeyAdmin, NewKey, NewOrganization, Rotated
+from relay.auth.key_admin import KeyAdmin, NewKey, NewOrganization, RotatedKey
 from relay.auth.key_format import ApiKey, generate, parse
 from relay.auth.key_listing import KeyDetails, KeyListing, Organization, OwnedKey
 from relay.auth.keyring import Keyring, SecretKeyMismatch
@@ -21,7 +21,7 @@ __all__ = [
     "NewOrganization",
     "Organization",
     "OwnedKey",
-    "Rotated",
+    "RotatedKey",
     "SecretKeyMismatch",
     "Tenant",
     "generate",

@@ -38,7 +38,7 @@ class NewKey(NamedTuple):
     key_id: UUID
 
 
-class Rotated(NamedTuple):
+class RotatedKey(NamedTuple):
     """The only copy of a new key, and the time at which the previous key expires."""
 
     api_key: str
@@ -112,7 +112,7 @@ class KeyAdmin:
             raise ApiError("too_many_keys")
         return NewKey(text, key.key_id)
 
-    async def rotate(self, organization_id: UUID, key_id: UUID, overlap_s: float) -> Rotated:
+    async def rotate(self, organization_id: UUID, key_id: UUID, overlap_s: float) -> RotatedKey:
         """Replace a key with a new one that has the same name, the same scopes, and the expiry that the old key was
         created with.
 
@@ -138,7 +138,7 @@ class KeyAdmin:
                 raise ApiError("invalid_api_key")
             ends_at = rows[0]["expires_at"]
         await self._announce()
-        return Rotated(text, key.key_id, ends_at)
+        return RotatedKey(text, key.key_id, ends_at)
 
     async def revoke(self, organization_id: UUID, key_id: UUID) -> None:
         """Revoke a key.

@@ -34,7 +34,7 @@ class Written(NamedTuple):
     replayed: bool
 
 
-class Rotated(NamedTuple):
+class RotatedSecret(NamedTuple):
     """A new secret: the symmetric secret as text or the public key, and the expiry of the previous secret."""
 
     secret: str | None
@@ -205,7 +205,7 @@ class EndpointRepository:
         self._changed(organization_id)
         return row is not None
 
-    async def rotate(self, organization_id: UUID, endpoint_id: UUID) -> Rotated | None:
+    async def rotate(self, organization_id: UUID, endpoint_id: UUID) -> RotatedSecret | None:
         """Give an endpoint a new secret. The present one stays valid for a day. Return None if it does not exist."""
         secret = signature.new_secret()
         row = await self._cell.fetch_row(
@@ -218,7 +218,7 @@ class EndpointRepository:
         if row is None:
             return None
         shown = signature.written(secret) if row["signature"] == "v1" else None
-        return Rotated(shown, row["public_key"], row["old_secret_until"])
+        return RotatedSecret(shown, row["public_key"], row["old_secret_until"])
 
     async def set_default(self, organization_id: UUID, tier: str, url: str) -> tuple[UUID, bytes]:
         """Set the URL of the organization's default endpoint. An existing secret stays.

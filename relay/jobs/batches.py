@@ -46,7 +46,7 @@ class Opened(NamedTuple):
     endpoint_id: Sequence[UUID]
 
 
-class Batch(NamedTuple):
+class JobBatch(NamedTuple):
     """The outcome of a batch.
 
     Args:
@@ -82,7 +82,7 @@ class Batches:
         self._lease_s = lease_s
         self._settled_s = settled_s
 
-    async def run(self, job: Job) -> Batch | None:
+    async def run(self, job: Job) -> JobBatch | None:
         """Run one batch. None: the lease is lost or the job was stopped.
 
         Raises:
@@ -114,7 +114,7 @@ class Batches:
             *(bucket(_endpoint_of(job)), _CHANGED, self._lease_s, self._settled_s),
         )
 
-    async def _reopen(self, job: Job) -> Batch | None:
+    async def _reopen(self, job: Job) -> JobBatch | None:
         row = await self._cell.fetch_row(
             "reopen_batch",
             *(job.organization_id, job.id, job.claim_token),
@@ -128,7 +128,7 @@ class Batches:
         moved = job._replace(at_event_id=row["at_event_id"], at_endpoint_id=row["at_endpoint_id"])
         return _opening(moved, row, rest_s=0.0)
 
-    async def _catch_up(self, job: Job) -> Batch | None:
+    async def _catch_up(self, job: Job) -> JobBatch | None:
         bounds = await self._cell.fetch_row(
             "position_bounds",
             job.organization_id,
@@ -165,14 +165,14 @@ def _endpoint_of(job: Job) -> UUID:
     return job.endpoint_id
 
 
-def _opening(job: Job, row: Row, rest_s: float) -> Batch:
+def _opening(job: Job, row: Row, rest_s: float) -> JobBatch:
     opened = Opened(row["epoch"], row["xid"], row["event_id"], row["endpoint_id"])
     is_due = len(opened.event_id) > 0
-    return Batch(job, row["status"], row["handled"], opened if is_due else None, is_due, rest_s)
+    return JobBatch(job, row["status"], row["handled"], opened if is_due else None, is_due, rest_s)
 
 
-def _change(job: Job, row: Row | None, *, is_due: bool) -> Batch | None:
+def _change(job: Job, row: Row | None, *, is_due: bool) -> JobBatch | None:
     if row is None:
         return None
     handled = row["handled"]
-    return Batch(job, row["status"], handled, None, is_due and handled > 0, 0.0 if handled else _IDLE_S)
+    return JobBatch(job, row["status"], handled, None, is_due and handled > 0, 0.0 if handled else _IDLE_S)

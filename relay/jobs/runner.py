@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 from uuid import UUID
 
-from relay.jobs.batches import Batch, Batches, Job, Opened
+from relay.jobs.batches import Batches, Job, JobBatch, Opened
 from relay.store import Cell, RowRefused, StoreError
 from relay.telemetry.delivery_counter import deliveries_ended
 from relay.telemetry.metrics import Metrics
@@ -227,7 +227,7 @@ class JobRunner:
                 return
         await self._release(job, rest_s)
 
-    async def _count(self, batch: Batch) -> bool:
+    async def _count(self, batch: JobBatch) -> bool:
         """Count a batch and wake delivery processes. Return whether the job has ended."""
         job = batch.job
         self._handled.add(batch.handled, job.kind)

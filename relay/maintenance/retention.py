@@ -25,7 +25,7 @@ _PARENTS: Final = ("events", "deliveries", "acknowledgements", "attempts")
 _FIRST_ID: Final = UUID(int=0)
 # A transaction that holds its locks at both ends of this interval is a long one.
 _WATCHED_S: Final = 0.1
-# The limit of days dropped within `Pace.patience_s`.
+# The limit of days dropped within `RetentionPace.patience_s`.
 _DAYS_AT_ONCE: Final = 2
 _DROP_TRIES: Final = 20
 _DROP_PAUSE_S: Final = 0.25
@@ -33,7 +33,7 @@ _DROP_PAUSE_S: Final = 0.25
 _DROP_TIMEOUT_S: Final = 120.0
 
 
-class Pace(NamedTuple):
+class RetentionPace(NamedTuple):
     """The intervals of retention, in seconds.
 
     Attributes:
@@ -51,7 +51,7 @@ class Pace(NamedTuple):
     patience_s: float = 3600.0
 
 
-PACE: Final = Pace()
+PACE: Final = RetentionPace()
 
 
 class _Day(NamedTuple):
@@ -96,7 +96,7 @@ class Retention(Service):
         days: int,
         max_days: int,
         metrics: Metrics,
-        pace: Pace = PACE,
+        pace: RetentionPace = PACE,
     ) -> None:
         self._cell = cell
         self._leader = leader

@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from relay.runtime.shared_memory import PAGE_BYTES, SharedMemory
 from relay.telemetry.exposition import Exposition
-from relay.telemetry.metrics_page import Definition, Page
+from relay.telemetry.metrics_page import Definition, SharedPage
 
 _log = logging.getLogger("relay.telemetry")
 
@@ -171,7 +171,7 @@ class Metrics:
         else:
             pages = [shared_memory.page_of(number) for number in range(shared_memory.pages)]
             own = shared_memory.page
-        self.page = Page(pages[own])
+        self.page = SharedPage(pages[own])
         self._gauges: dict[str, Gauge] = {}
         self._definitions: dict[str, Definition] = {}
         self._exposition = Exposition(pages)

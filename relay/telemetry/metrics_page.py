@@ -67,7 +67,7 @@ _LAYOUT: Final = 1
 _SIGNED: Final = _LAYOUT << 32 | crc32(relay.__version__.encode())
 
 
-class Page:
+class SharedPage:
     """A page that this process writes. It explains itself: each metric and each series is described once, before its
     first number, and what has been described stays.
 

@@ -10,14 +10,14 @@ import asyncpg
 
 from relay.maintenance.clock_plausibility import PlausibleTime
 from relay.maintenance.leader import Leader
-from relay.maintenance.retention import Pace, Retention
+from relay.maintenance.retention import Retention, RetentionPace
 from relay.store import Cell
 from relay.telemetry.metrics import Metrics
 from relay.values.uuid7 import Uuid7Clock, bucket
 from tests.support.flush import flush_of
 
 TABLES = ("events", "deliveries", "attempts", "acknowledgements")
-QUICK = Pace(interval_s=0.05, waiting_s=0.05, locked_s=0.05, dropped_s=0.0)
+QUICK = RetentionPace(interval_s=0.05, waiting_s=0.05, locked_s=0.05, dropped_s=0.0)
 
 
 def day_of(days_ago: int) -> datetime.date:
@@ -98,7 +98,7 @@ def retention(
     days: int = 1,
     max_days: int = 3,
     agreed_s: float = 0.0,
-    pace: Pace = QUICK,
+    pace: RetentionPace = QUICK,
 ) -> Retention:
     trust = PlausibleTime(cell, agreed_s=agreed_s)
     return Retention(cell, leader, trust, days=days, max_days=max_days, metrics=metrics or Metrics(), pace=pace)

@@ -266,7 +266,7 @@ def test_a_page_that_is_written_meanwhile_is_never_shown_torn_negative_or_going_
 def test_a_page_takes_no_memory_that_nothing_was_written_to() -> None:
     memory = bytearray(b"\xff" * PAGE_BYTES)
     memory[:64] = bytes(64)
-    metrics = pages.Page(memoryview(memory))
+    metrics = pages.SharedPage(memoryview(memory))
     metrics.series(pages.Definition("relay_things", "counter", "Things."), ())
     assert memory[-1024:] == b"\xff" * 1024
     assert metrics.cells[1] == 0.0
