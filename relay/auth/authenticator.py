@@ -18,7 +18,7 @@ from relay.auth.last_used import LastUsed
 from relay.auth.tenant import Tenant
 from relay.auth.verifier import Verifier, tenant_of
 from relay.errors import ApiError
-from relay.store import Cell, StoreError
+from relay.store import Cell, StatementRejected, StoreError
 from relay.telemetry.metrics import Metrics
 
 _log = logging.getLogger("relay.auth")
@@ -101,6 +101,7 @@ class Authenticator:
         Raises:
             ApiError: `missing_api_key`, `invalid_api_key`, `insufficient_scope`, or `database_unavailable` if the key
                 has to be looked up and the lookup fails.
+            StatementRejected: PostgreSQL rejects the lookup.
         """
         if not key:
             raise ApiError("missing_api_key")
@@ -109,6 +110,8 @@ class Authenticator:
             self._misses.add()
             try:
                 tenant = await self._verifier.verify(key)
+            except StatementRejected:
+                raise
             except StoreError:
                 raise ApiError("database_unavailable") from None
         if tenant is None:

@@ -15,7 +15,7 @@ from relay.auth.key_format import ApiKey, digest, generate
 from relay.auth.keyring import Keyring
 from relay.auth.tenant import SCOPES
 from relay.errors import ApiError, invalid
-from relay.store import Cell, OutcomeUnknown, Row, RowRefused, StoreError
+from relay.store import Cell, OutcomeUnknown, Row, RowRefused, StatementRejected, StoreError
 from relay.values import uuid7
 
 _WRITE_TIMEOUT_S: Final = 5.0
@@ -51,7 +51,8 @@ class KeyAdmin:
 
     Every call raises `ApiError("database_unavailable")` if the database does not respond, and
     `ApiError("commit_unknown")` if the connection is lost during the commit and the retry cannot settle the outcome.
-    Calls that create a key raise `ApiError("too_many_new_keys")` if too many are being created.
+    `StatementRejected` means that PostgreSQL rejects the statement, for example for a missing privilege. Calls that
+    create a key raise `ApiError("too_many_new_keys")` if too many are being created.
 
     Args:
         cell: where the keys are stored.
@@ -187,6 +188,10 @@ class KeyAdmin:
                 unknown = True
             except RowRefused:
                 raise
+            except StatementRejected:
+                if not unknown:
+                    raise
+                break
             except StoreError:
                 break
         raise ApiError("commit_unknown" if unknown else "database_unavailable")

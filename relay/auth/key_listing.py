@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from relay.errors import ApiError
-from relay.store import Cell, Row, StoreError
+from relay.store import Cell, Row, StatementRejected, StoreError
 
 _NIL: Final = UUID(int=0)
 _PAGE: Final = 1000
@@ -47,7 +47,8 @@ class OwnedKey(NamedTuple):
 class KeyListing:
     """Reads the keys of one cell's organizations.
 
-    Every call raises `ApiError("database_unavailable")` if the database does not respond.
+    Every call raises `ApiError("database_unavailable")` if the database does not respond, and `StatementRejected` if it
+    rejects the statement.
     """
 
     def __init__(self, cell: Cell) -> None:
@@ -84,6 +85,8 @@ class KeyListing:
     async def _read(self, statement: str, *args: Any) -> Sequence[Row]:
         try:
             return await self._cell.fetch(statement, *args)
+        except StatementRejected:
+            raise
         except StoreError:
             raise ApiError("database_unavailable") from None
 

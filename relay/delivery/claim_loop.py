@@ -94,15 +94,12 @@ class ClaimLoop:
             try:
                 await self._iterate()
                 await self._unpark()
-            except StatementRejected as rejected:
-                _log.error("claim_rejected_by_database", extra={"sqlstate": rejected.sqlstate, "reason": str(rejected)})
-                await self._rest(pause_s)
-                pause_s = min(_LONGEST_REJECTED_PAUSE_S, pause_s * 2)
-                continue
             except StoreError as reason:
                 _log.warning("claims_wait_for_database", extra={"reason": str(reason)})
-                await asyncio.sleep(min(pause_s, _LONGEST_PAUSE_S))
-                pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
+                is_rejected = isinstance(reason, StatementRejected)
+                longest_s = _LONGEST_REJECTED_PAUSE_S if is_rejected else _LONGEST_PAUSE_S
+                await self._rest(min(pause_s, longest_s))
+                pause_s = min(longest_s, pause_s * 2)
                 continue
             pause_s = _FIRST_PAUSE_S
             self._schedule_poll()

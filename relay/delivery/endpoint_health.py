@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Final
 from uuid import UUID
@@ -15,7 +16,7 @@ import orjson
 from relay.delivery.capacity.circuit_breaker import Breaker
 from relay.delivery.endpoint_cache import Endpoint
 from relay.runtime.service import Service
-from relay.store import Cell, DatabaseUnavailable, StoreError
+from relay.store import Cell, DatabaseUnavailable, StatementRejected, StoreError
 from relay.telemetry.metrics import Metrics
 from relay.values.times import rfc3339
 
@@ -35,14 +36,14 @@ _DISABLED: Final = "relay.endpoint.disabled"
 
 
 class _Verdict:
-    """An endpoint to be disabled, until its row is written."""
+    """An endpoint to be disabled, until its row is written or that is rejected."""
 
-    __slots__ = ("endpoint", "reason", "written")
+    __slots__ = ("endpoint", "reason", "settled")
 
     def __init__(self, endpoint: Endpoint, reason: str) -> None:
         self.endpoint = endpoint
         self.reason = reason
-        self.written = asyncio.Event()
+        self.settled = asyncio.Event()
 
 
 class EndpointHealth(Service):
@@ -84,8 +85,8 @@ class EndpointHealth(Service):
             self._changed.set()
 
     async def gone(self, endpoint: Endpoint) -> None:
-        """Disable an endpoint that responded with 410, and wait until that is written."""
-        await self._request_disable(endpoint, "gone").written.wait()
+        """Disable an endpoint that responded with 410, and wait until that is written, or rejected by PostgreSQL."""
+        await self._request_disable(endpoint, "gone").settled.wait()
 
     def _request_disable(self, endpoint: Endpoint, reason: str) -> _Verdict:
         verdict = self._to_disable.setdefault(endpoint.id, _Verdict(endpoint, reason))
@@ -125,10 +126,12 @@ class EndpointHealth(Service):
     async def _write_all(self) -> None:
         while self._to_disable:
             endpoint_id, verdict = next(iter(self._to_disable.items()))
-            await self._disable(verdict)
+            # If that is rejected, the next attempt requests it again. The result of this one must not wait for it.
+            with suppress(StatementRejected):
+                await self._disable(verdict)
+                self._pending.pop(endpoint_id, None)
             del self._to_disable[endpoint_id]
-            self._pending.pop(endpoint_id, None)
-            verdict.written.set()
+            verdict.settled.set()
         while self._pending:
             endpoint_id, (endpoint, breaker) = next(iter(self._pending.items()))
             del self._pending[endpoint_id]

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, Self
 
 from relay.delivery.claims import ClaimRef
 from relay.delivery.transport.response import ErrorClass
-from relay.store import HotConnection, PartitionMissing, RowRefused, StoreError
+from relay.store import HotConnection, PartitionMissing, RowRefused, StatementRejected, StoreError
 
 _log = logging.getLogger("relay.delivery")
 
@@ -20,6 +20,8 @@ _BATCH: Final = 500
 _TIMEOUT_S: Final = 5.0
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 2.0
+# The same while PostgreSQL rejects the statement itself, which an operator has to mend.
+_LONGEST_REJECTED_PAUSE_S: Final = 10.0
 # The time that shutdown waits for results. Deliveries whose results are not written by then are attempted again.
 _DRAIN_S: Final = 3.0
 _LARGEST_INT4: Final = 2**31 - 1
@@ -107,11 +109,12 @@ class Recorder:
                 await self._write(results)
             except StoreError as reason:
                 # Writing twice is harmless, so retry whether or not it committed: an attempt is inserted once, and
-                # a used token matches no row.
+                # a used token matches no row. Leases are renewed meanwhile, and nothing is claimed.
                 self.failing = True
                 _log.warning("results_wait_for_database", extra={"results": self.backlog, "reason": str(reason)})
                 await asyncio.sleep(pause_s)
-                pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
+                is_rejected = isinstance(reason, StatementRejected)
+                pause_s = min(_LONGEST_REJECTED_PAUSE_S if is_rejected else _LONGEST_PAUSE_S, pause_s * 2)
             else:
                 self.failing = False
                 return

@@ -10,7 +10,7 @@ from uuid import UUID
 from relay.config.settings import LONGEST_TEST_S
 from relay.errors import ApiError
 from relay.runtime.service import Service
-from relay.store import Cell, Row, StoreError
+from relay.store import Cell, Row, StatementRejected, StoreError
 
 _log = logging.getLogger("relay.delivery")
 
@@ -75,9 +75,12 @@ class PingClient(Service):
     def stop(self) -> None:
         """Fail the waiting callers with `shutting_down`, and reject new ones."""
         self._stopping = True
+        self._fail(ApiError("shutting_down"))
+
+    def _fail(self, error: Exception) -> None:
         for _, result in self._waiting.values():
             if not result.done():
-                result.set_exception(ApiError("shutting_down"))
+                result.set_exception(error)
 
     async def run(self) -> None:
         """Poll for results while there are callers."""
@@ -88,6 +91,9 @@ class PingClient(Service):
             await asyncio.sleep(_POLL_S)
             try:
                 await self._poll()
+            except StatementRejected as error:
+                # No result will be read before an operator has mended that.
+                self._fail(error)
             except StoreError as error:
                 _log.warning("pings_not_read", extra={"reason": str(error)})
                 await asyncio.sleep(_AFTER_ERROR_S)

@@ -11,6 +11,7 @@ from typing import Final
 from relay.errors import ApiError
 from relay.ingest.filters import filters_matching
 from relay.ingest.metrics import IngestMetrics
+from relay.ingest.outcome import error_code
 from relay.ingest.pending_event import Batch, PendingEvent
 from relay.ingest.queue import Queue
 from relay.ingest.writer import MOST_DELIVERIES, OpensTooMany, Writer
@@ -97,7 +98,7 @@ class WideBatches(Service):
                 deliveries = await self._count(batch)
         except StoreError as error:
             _log.warning("deliveries_not_counted", extra={"reason": str(error)})
-            self._writer.fail(batch.events, "database_unavailable")
+            self._writer.fail(batch.events, error_code(error))
             return
         if deliveries > MOST_DELIVERIES:
             self._refuse(batch, deliveries)

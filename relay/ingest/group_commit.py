@@ -14,7 +14,7 @@ from relay.errors import ApiError
 from relay.ingest.endpoint_counts import EndpointCounts
 from relay.ingest.fan_out import WideBatches
 from relay.ingest.metrics import IngestMetrics
-from relay.ingest.outcome import Outcome
+from relay.ingest.outcome import Outcome, error_code
 from relay.ingest.parse import PostedEvent
 from relay.ingest.pending_event import Batch, PendingEvent
 from relay.ingest.queue import Queue
@@ -214,8 +214,9 @@ class GroupCommit:
             await self.endpoint_counts.read((organization_id,))
         except StoreError as error:
             _log.warning("endpoint_counts_not_read", extra={"reason": str(error)})
-            self.reject("database_unavailable", events)
-            raise ApiError("database_unavailable") from None
+            code = error_code(error)
+            self.reject(code, events)
+            raise ApiError(code) from None
         self._open_for(organization_id, events)
         return self.endpoint_counts.known(organization_id) or 0
 
@@ -256,7 +257,7 @@ class GroupCommit:
                 await self.endpoint_counts.read({event.organization_id for event in left})
             except StoreError as error:
                 _log.warning("endpoint_counts_not_read", extra={"reason": str(error)})
-                self._writer.fail(left, "database_unavailable")
+                self._writer.fail(left, error_code(error))
                 return
             for event in reversed(left):
                 self._again(event)

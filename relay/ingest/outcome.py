@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 from uuid import UUID
 
+from relay.store import StatementRejected, StoreError
+
 
 class Accepted(NamedTuple):
     """Committed under this id."""
@@ -32,3 +34,8 @@ class KeyReused(NamedTuple):
 
 
 Outcome = Accepted | Duplicate | Replayed | KeyReused
+
+
+def error_code(error: StoreError) -> str:
+    """Return the code for events that were not stored because a statement failed without effect."""
+    return "internal_error" if isinstance(error, StatementRejected) else "database_unavailable"

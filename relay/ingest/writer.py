@@ -10,6 +10,7 @@ from uuid import UUID
 from relay.ingest.columns import columns_of
 from relay.ingest.filters import filters_matching
 from relay.ingest.metrics import IngestMetrics
+from relay.ingest.outcome import error_code
 from relay.ingest.pending_event import Key, PendingEvent, part_followers
 from relay.ingest.queue import MAX_FLUSH_EVENTS
 from relay.store import (
@@ -18,7 +19,6 @@ from relay.store import (
     OutcomeUnknown,
     Row,
     RowRefused,
-    StatementRejected,
     StoreError,
 )
 
@@ -125,15 +125,9 @@ class Writer:
         except OutcomeUnknown as unknown:
             _log.warning("flush_outcome_unknown", extra={"events": len(events), "reason": str(unknown)})
             await self._send_again(events)
-        except StatementRejected as rejected:
-            _log.error(
-                "flush_rejected_by_database",
-                extra={"events": len(events), "sqlstate": rejected.sqlstate, "reason": str(rejected)},
-            )
-            self.fail(events, "internal_error")
         except DatabaseUnavailable as unavailable:
             _log.warning("flush_not_stored", extra={"events": len(events), "reason": str(unavailable)})
-            self.fail(events, "database_unavailable")
+            self.fail(events, error_code(unavailable))
         else:
             await self._answer(events, won)
 
@@ -242,7 +236,7 @@ class Writer:
             rows = await self.fetch("first_holders", *_key_columns(keys))
         except StoreError as error:
             _log.warning("first_holders_not_read", extra={"reason": str(error)})
-            self.fail(losers, "database_unavailable")
+            self.fail(losers, error_code(error))
             return
         holders = {(row["organization_id"], row["kind"], row["key"]): row for row in rows}
         for event in losers:

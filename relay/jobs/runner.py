@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Final, Self
-from uuid import UUID
+from typing import Final, Self
 
 from relay.jobs.batches import Batches, Job, JobBatch, Opened
-from relay.store import Cell, RowRefused, StoreError
+from relay.jobs.turns import FIRST, Turns
+from relay.store import Cell, RowRefused, StatementRejected, StoreError
 from relay.telemetry.delivery_counter import deliveries_ended
 from relay.telemetry.metrics import Metrics
 
 _log = logging.getLogger("relay.upkeep")
 
-_FIRST: Final = UUID(int=0)
 # Jobs from API requests and from endpoint changes have separate slots, so that the latter never wait for the former.
 _REQUESTED_SLOTS: Final = 8
 _INTERNAL_SLOTS: Final = 4
-# The limit of jobs that wait for their deliveries to be attempted. These hold no slot.
-_MOST_WAITING: Final = 100
 # A turn ends after this time, or as soon as the job has to wait.
 _TURN_S: Final = 1.0
 
@@ -34,55 +30,10 @@ _ATTEMPTED: Final = 0.8
 _LONGEST_WAIT_S: Final = 5.0
 _FIRST_POLL_S: Final = 0.05
 _LONGEST_POLL_S: Final = 0.5
+# A job whose statement PostgreSQL rejects waits for this long, without a slot. So does claiming.
+_AFTER_REJECTION_S: Final = 30.0
 # Shutdown waits this long for running batches.
 _FINISH_S: Final = 0.6
-
-
-class _Turns:
-    """The running turns of one group of jobs.
-
-    Args:
-        is_internal: True for jobs from endpoint changes, False for jobs from API requests.
-        slots: the limit of concurrent turns.
-    """
-
-    def __init__(self, *, is_internal: bool, slots: int) -> None:
-        self.is_internal = is_internal
-        self._slots = slots
-        self._jobs: dict[asyncio.Task[None], Job] = {}
-        self._waiting: set[asyncio.Task[None]] = set()
-        #: The organization of the latest turn.
-        self.last = _FIRST
-
-    def __len__(self) -> int:
-        return len(self._jobs)
-
-    @property
-    def tasks(self) -> set[asyncio.Task[None]]:
-        return {*self._jobs}
-
-    @property
-    def organizations(self) -> list[UUID]:
-        """Return the organizations with a running turn."""
-        return [job.organization_id for job in self._jobs.values()]
-
-    @property
-    def has_slot(self) -> bool:
-        return len(self._jobs) - len(self._waiting) < self._slots and len(self._waiting) < _MOST_WAITING
-
-    def begin(self, task: asyncio.Task[None], job: Job) -> None:
-        self._jobs[task] = job
-        self.last = job.organization_id
-
-    def wait(self) -> None:
-        """Release the slot of the calling turn, which has nothing left to do but wait."""
-        task = asyncio.current_task()
-        if task in self._jobs:
-            self._waiting.add(task)
-
-    def end(self, task: asyncio.Task[None]) -> None:
-        del self._jobs[task]
-        self._waiting.discard(task)
 
 
 class JobRunner:
@@ -109,8 +60,8 @@ class JobRunner:
         self._stopping = asyncio.Event()
         self._poll = asyncio.Event()
         self._claiming: asyncio.Task[None] | None = None
-        self._internal = _Turns(is_internal=True, slots=_INTERNAL_SLOTS)
-        self._requested = _Turns(is_internal=False, slots=_REQUESTED_SLOTS)
+        self._internal = Turns(is_internal=True, slots=_INTERNAL_SLOTS)
+        self._requested = Turns(is_internal=False, slots=_REQUESTED_SLOTS)
         self._ended = metrics.counter("relay_jobs_ended", "Jobs that ended in this process.", "kind", "status")
         self._cancelled = deliveries_ended(metrics).labels("cancelled")
         self._handled = metrics.counter("relay_job_deliveries", "Deliveries handled by jobs.", "kind")
@@ -149,13 +100,13 @@ class JobRunner:
                     continue
             except StoreError as reason:
                 _log.warning("jobs_wait_for_database", extra={"reason": str(reason)})
-                await self._rest(_POLL_S)
+                await self._rest(_AFTER_REJECTION_S if isinstance(reason, StatementRejected) else _POLL_S)
             except Exception:
                 _log.exception("jobs_not_taken")
                 await self._rest(_POLL_S)
             await _wait_for(self._poll, _POLL_S)
 
-    async def _start_turn(self, turns: _Turns) -> bool:
+    async def _start_turn(self, turns: Turns) -> bool:
         """Start the next turn if there is a job and a free slot. Return whether it was started."""
         if not turns.has_slot or self._stopping.is_set():
             return False
@@ -168,29 +119,31 @@ class JobRunner:
         task.add_done_callback(lambda _: self._poll.set())
         return True
 
-    async def _claim(self, turns: _Turns) -> Job | None:
+    async def _claim(self, turns: Turns) -> Job | None:
         """Claim the next job, in a round robin over the organizations."""
-        for after in dict.fromkeys((turns.last, _FIRST)):
+        for after in dict.fromkeys((turns.last, FIRST)):
             row = await self._cell.fetch_row(
                 "take_job", self._cell.clock.new(), self._lease_s, turns.is_internal, after, turns.organizations
             )
             if row is not None:
                 return Job(**row)
-        turns.last = _FIRST
+        turns.last = FIRST
         return None
 
-    async def _run(self, turns: _Turns, job: Job) -> None:
+    async def _run(self, turns: Turns, job: Job) -> None:
         try:
             await self._run_turn(turns, job)
         except RowRefused as error:
             _log.error("job_refused_by_database", extra={"job_id": str(job.id), "sqlstate": error.sqlstate})
             self._ended.add(1, job.kind, "failed")
-            await self._try_to(self._cell.fetch("fail_job", job.organization_id, job.id, job.claim_token))
+            with suppress(StoreError):
+                # The job is claimed again when its lease has expired, and fails again.
+                await self._cell.fetch("fail_job", job.organization_id, job.id, job.claim_token)
         except Exception:
             # A bug. The job is claimed again when its lease has expired.
             _log.exception("job_dropped", extra={"job_id": str(job.id), "kind": job.kind})
 
-    async def _run_turn(self, turns: _Turns, job: Job) -> None:
+    async def _run_turn(self, turns: Turns, job: Job) -> None:
         now = asyncio.get_running_loop().time
         ends_at = now() + _TURN_S
         pause_s = _FIRST_PAUSE_S
@@ -215,6 +168,10 @@ class JobRunner:
                     break
             except RowRefused:
                 raise
+            except StatementRejected:
+                # Nothing was done. Other jobs may still run.
+                rest_s = _AFTER_REJECTION_S
+                break
             except StoreError as reason:
                 _log.warning("job_waits_for_database", extra={"job_id": str(job.id), "reason": str(reason)})
                 current = None
@@ -260,6 +217,8 @@ class JobRunner:
                 )
             except StoreError as reason:
                 _log.info("attempts_not_counted", extra={"job_id": str(job.id), "reason": str(reason)})
+                if now() >= ends_at:
+                    break
                 continue
             if row is None:
                 return False
@@ -270,23 +229,17 @@ class JobRunner:
     async def _release(self, job: Job, wait_s: float) -> None:
         """End the turn. The job can be claimed again after `wait_s`."""
         pause_s = _FIRST_PAUSE_S
-        while not await self._try_to(
-            self._cell.fetch("leave_job", job.organization_id, job.id, job.claim_token, wait_s)
-        ):
-            if self._stopping.is_set():
-                # Expiry of the lease has the same effect.
+        while True:
+            try:
+                await self._cell.fetch("leave_job", job.organization_id, job.id, job.claim_token, wait_s)
                 return
+            except StoreError as reason:
+                _log.info("job_not_given_back", extra={"job_id": str(job.id), "reason": str(reason)})
+                if self._stopping.is_set() or isinstance(reason, StatementRejected):
+                    # Expiry of the lease has the same effect.
+                    return
             await self._rest(pause_s)
             pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
-
-    async def _try_to(self, statement: Coroutine[Any, Any, object]) -> bool:
-        """Return whether the statement succeeded."""
-        try:
-            await statement
-        except StoreError as reason:
-            _log.info("job_not_given_back", extra={"reason": str(reason)})
-            return False
-        return True
 
     async def _rest(self, seconds: float) -> None:
         """Sleep until the time is over or the runner stops."""

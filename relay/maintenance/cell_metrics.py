@@ -136,6 +136,10 @@ def watch_cell(cell: Cell, metrics: Metrics) -> None:
         "Limit of the PostgreSQL connections in the pools of the processes.",
         lambda: cell.most_pooled,
     )
+    cell.rejections.on_rejected = metrics.counter(
+        "relay_statements_rejected",
+        "Statements that PostgreSQL rejected because a table, function or privilege is missing.",
+    ).add
     steps = metrics.counter(
         "relay_clock_steps",
         "Steps of PostgreSQL's clock by more than a minute: seen, and believed once they persist.",

@@ -17,6 +17,7 @@ from relay.store.first_contact import find_pooler
 from relay.store.hot_connection import HotConnection
 from relay.store.listener import Listener
 from relay.store.pool import StatementPool
+from relay.store.rejections import Rejections
 from relay.store.server_state import ServerState
 from relay.store.statements import Statements
 from relay.values.cursor import Position
@@ -67,6 +68,7 @@ class Cell:
     ) -> None:
         self._patience_s = patience_s
         self.statements = Statements(schema)
+        self.rejections = Rejections()
         self.schema = schema
         # The kind that asyncpg gives: to make, write out and send one takes 0.2 µs, and 1.4 the standard library's.
         # PostgreSQL's time, told by a clock that is not stepped.
@@ -117,7 +119,9 @@ class Cell:
             server_timeout_s: after which PostgreSQL ends a statement that was abandoned here.
             plans: `PLAN_KEPT` if a statement's plan does not depend on its parameters; None leaves it to PostgreSQL.
         """
-        connection = HotConnection(self._opener, self.statements, server_timeout_s, self._pool.count_backend, plans)
+        connection = HotConnection(
+            self._opener, self.statements, server_timeout_s, self._pool.count_backend, plans, self.rejections
+        )
         self._owned.append(connection)
         return connection
 
@@ -168,6 +172,9 @@ class Cell:
                 return await self._pool.fetch(self.statements[name], args, timeout_s, plans)
             except errors.TransactionConflict:
                 continue
+            except errors.StatementRejected as rejected:
+                self.rejections.report(name, rejected)
+                raise
         raise errors.DatabaseUnavailable("other transactions kept winning")
 
     async def _backends_left(self, process_ids: Sequence[int], ages_s: Sequence[float]) -> Sequence[int]:

@@ -24,8 +24,8 @@ _DISK_FULL: Final = "53100"
 NOT_MIGRATED: Final = ("42P01", "3F000", "42703", "42883")
 
 
-# Feature not supported; syntax error or access rule violation.
-_REJECTED: Final = ("0A000", "42")
+# Feature not supported; no such schema; syntax error or access rule violation.
+_REJECTED: Final = ("0A000", "3F000", "42")
 
 
 class StoreError(Exception):
@@ -49,7 +49,9 @@ class DiskFull(DatabaseUnavailable):
 
 
 class StatementRejected(DatabaseUnavailable):
-    """PostgreSQL rejects the statement itself, for a missing table or right: trying again does not help."""
+    """PostgreSQL rejects the statement itself, because a table, function or privilege is missing. It had no effect, and
+    retrying does not help until an operator has mended that.
+    """
 
     def __init__(self, message: str, sqlstate: str) -> None:
         super().__init__(message)
@@ -69,7 +71,7 @@ class RowRefused(StoreError):
 
 
 class TransactionConflict(StoreError):
-    """The transaction was rolled back in favour of another. Retrying is safe."""
+    """The statement had no effect: its transaction was rolled back in favour of another. Retrying is safe."""
 
 
 class MigrationRefused(StoreError):
@@ -90,8 +92,11 @@ def connecting(error: BaseException) -> StoreError:
     if isinstance(error, asyncpg.InvalidCatalogNameError):
         return DatabaseUnavailable("PostgreSQL has no such database")
     if isinstance(error, asyncpg.PostgresError):
-        if error.sqlstate in NOT_MIGRATED:
-            return DatabaseUnavailable("the tables are missing: run `relay migrate`")
+        state = error.sqlstate or "XX000"
+        if state in NOT_MIGRATED:
+            return StatementRejected("the tables are missing: run `relay migrate`", state)
+        if state.startswith(_REJECTED):
+            return StatementRejected(f"PostgreSQL rejects the connection: {said(error)}", state)
         kind = ServerNotReady if error.sqlstate in _NOT_READY else DatabaseUnavailable
         return kind(f"PostgreSQL refuses the connection: {said(error)}")
     if isinstance(error, FileNotFoundError):
@@ -113,7 +118,8 @@ def running(error: BaseException) -> StoreError:
             return DiskFull("PostgreSQL's disk is full")
         if state[:2] in ROW_CLASSES:
             return RowRefused(state)
-        if state in TRY_AGAIN:
+        if state in TRY_AGAIN or isinstance(error, asyncpg.InvalidCachedStatementError):
+            # The latter: the schema has changed, and the statement has to be prepared again.
             return TransactionConflict(state)
         if state.startswith("57P") or state.startswith("08"):
             return OutcomeUnknown(f"the connection ended (SQLSTATE {state})")

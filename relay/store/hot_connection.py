@@ -13,6 +13,7 @@ import asyncpg
 
 from relay.store import errors
 from relay.store.connection import Connection, ConnectionFactory, Row
+from relay.store.rejections import Rejections
 
 _log = logging.getLogger("relay.store")
 
@@ -81,6 +82,7 @@ class HotConnection:
         server_timeout_s: after which PostgreSQL ends a statement that was abandoned here; 0 for never.
         given_up: called with the process id of a backend that may still run such a statement.
         plans: as in `ConnectionFactory.options`.
+        rejections: reports rejected statements.
     """
 
     def __init__(
@@ -90,12 +92,14 @@ class HotConnection:
         server_timeout_s: float = 0.0,
         given_up: Callable[[int], None] | None = None,
         plans: str | None = None,
+        rejections: Rejections | None = None,
     ) -> None:
         self._opener = opener
         self._statements = statements
         self._server_timeout_s = server_timeout_s
         self._given_up = given_up
         self._plans = plans
+        self._rejections = rejections or Rejections()
         self._connection: Connection | None = None
         self._deadline: _Deadline | None = None
         self._prepared: dict[str, _Execute] = {}
@@ -118,17 +122,21 @@ class HotConnection:
             DatabaseUnavailable: it had no effect.
             OutcomeUnknown: the connection was lost while it ran.
             RowRefused: PostgreSQL rejects a value in one of the rows.
+            StatementRejected: PostgreSQL rejects the statement itself.
         """
         for _ in range(_CONFLICT_TRIES):
-            connection = self._connection
-            if connection is None or connection.is_closed():
-                connection = await self._open()
-            elif self._opener.is_old(connection):
-                connection = await self._renew(connection)
             try:
+                connection = self._connection
+                if connection is None or connection.is_closed():
+                    connection = await self._open()
+                elif self._opener.is_old(connection):
+                    connection = await self._renew(connection)
                 return await self._run(connection, name, args, timeout_s)
             except errors.TransactionConflict:
                 continue
+            except errors.StatementRejected as rejected:
+                self._rejections.report(name, rejected)
+                raise
         raise errors.DatabaseUnavailable("other transactions kept winning")
 
     async def _renew(self, old: Connection) -> Connection:
@@ -170,6 +178,9 @@ class HotConnection:
                 meaning = errors.OutcomeUnknown("PostgreSQL did not answer in time")
             elif isinstance(meaning, errors.OutcomeUnknown) or getattr(error, "sqlstate", None) in errors.GOODBYE:
                 connection.terminate()
+            if isinstance(meaning, errors.StatementRejected) or isinstance(error, asyncpg.InvalidCachedStatementError):
+                # The schema may have changed since it was prepared.
+                self._prepared.pop(name, None)
             _log.debug("statement_failed", extra={"statement": name, "reason": str(meaning)})
             raise meaning from None
         finally:

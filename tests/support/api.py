@@ -149,8 +149,10 @@ class Contract:
             whole = {**schema, "components": self.document["components"]}
             value = json.loads(answer.text, parse_int=float) if media == "application/json" else answer.text
             Draft202012Validator(whole).validate(value)
+        # Without a tenant there is no rate limit to tell of, and a 500 may come before that is known.
         if {"ApiKeyAuth": []} in operations[method.lower()].get("security", ()) and answer.status_code not in (
             401,
+            500,
             503,
         ):
             assert "ratelimit-limit" in answer.headers

@@ -94,7 +94,7 @@ async def test_a_claim_whose_endpoints_cannot_be_read_is_given_back(
     await books.accept(organization_id, 3)
     await books.read("alter table relay.endpoints rename headers_seal to mislaid")
     async with delivering(cell):
-        await until(lambda: asyncio.sleep(0, "claim_rejected_by_database" in caplog.messages))
+        await until(lambda: asyncio.sleep(0, "statement_rejected" in caplog.messages))
         free = "select 1 where not exists (select from relay.open where claim_token is not null)"
         await until(lambda: books.read(free))
         assert receiver.received == []

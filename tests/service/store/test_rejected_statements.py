@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import UUID
+
 import asyncpg
 import pytest
 
-from relay.store import DatabaseUnavailable, StatementRejected
-from relay.store.errors import running
-from tests.conftest import Commands
+from relay.store import Cell, DatabaseUnavailable, StatementRejected
+from relay.store.errors import running as meaning_of
+from tests.conftest import Commands, Databases, staging
+from tests.support.delivery_harness import Books, delivering, until
+from tests.support.job_harness import begin, catch_up, failed_events, over, running, shown
+from tests.support.receiver import Receiver, reply
 
 
 @pytest.mark.parametrize(
@@ -23,7 +31,7 @@ from tests.conftest import Commands
 def test_only_what_no_retry_can_mend_is_a_rejected_statement(
     error: type[asyncpg.PostgresError], rejected: bool
 ) -> None:
-    meaning = running(error("no"))
+    meaning = meaning_of(error("no"))
     assert isinstance(meaning, DatabaseUnavailable)
     assert isinstance(meaning, StatementRejected) is rejected
     assert str(error.sqlstate) in str(meaning)
@@ -44,3 +52,113 @@ async def test_a_missing_table_is_an_internal_error_until_it_is_back(commands: C
     assert (posted.status_code, posted.json()["code"]) == (500, "internal_error")
     assert (listed.status_code, listed.json()["code"]) == (500, "internal_error")
     assert await tenant.accept()
+
+
+@asynccontextmanager
+async def without(connection: asyncpg.Connection, table: str, column: str) -> AsyncIterator[None]:
+    """Take a column away for a while, as a migration that was not applied or a privilege that was revoked would."""
+    await connection.execute(f"alter table relay.{table} rename column {column} to mislaid")
+    try:
+        yield
+    finally:
+        await connection.execute(f"alter table relay.{table} rename column mislaid to {column}")
+
+
+@pytest.fixture
+async def connection(database: str) -> AsyncIterator[asyncpg.Connection]:
+    made = await asyncpg.connect(database)
+    yield made
+    await made.close()
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "method", "path", "body"),
+    [
+        ("api_keys", "argon2", "GET", "/api/inbox", None),
+        ("api_keys", "last_used_at", "GET", "/api/keys", None),
+        ("api_keys", "own_expires_at", "POST", "/api/keys", {"name": "another", "scopes": ["ingest"]}),
+        ("organizations", "endpoints", "POST", "/api/events/batch", [{"type": "a", "payload": 1}] * 2),
+        ("deliveries", "attempts", "POST", "/api/events/{event_id}/replay", None),
+        ("pings", "response", "POST", "/api/endpoints/{endpoint_id}/test", None),
+    ],
+)
+async def test_a_rejected_statement_is_told_as_our_fault_wherever_it_is_run(
+    commands: Commands,
+    database: str,
+    connection: asyncpg.Connection,
+    table: str,
+    column: str,
+    method: str,
+    path: str,
+    body: object,
+) -> None:
+    api = await commands.serve(database)
+    tenant = await api.tenant()
+    ids = {"event_id": "", "endpoint_id": ""}
+    if "{" in path:
+        ids["event_id"] = await tenant.accept()
+        made = await tenant.post("/api/endpoints", json={"url": "http://127.0.0.1:9/"})
+        ids["endpoint_id"] = made.json()["id"]
+    async with without(connection, table, column):
+        answer = await tenant.request(method, path.format(**ids), json=body)
+        assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
+    assert "relay_statements_rejected_total 0.0" not in await api.metrics()
+    assert await tenant.accept()
+
+
+async def test_results_that_cannot_be_written_are_kept_until_they_can(
+    cell: Cell, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    books = Books(cell, connection)
+    async with Receiver() as receiver, delivering(cell):
+        organization_id, _ = await books.endpoint(receiver.url)
+        async with without(connection, "attempts", "latency_ms"):
+            await books.accept(organization_id, 3)
+            await receiver.until(3)
+            await until(lambda: asyncio.sleep(0, caplog.messages.count("results_wait_for_database") > 2))
+            await books.accept(organization_id)
+        await until(books.is_empty)
+        assert len(receiver.received) == 4
+    assert [row["number"] for row in await books.attempts()] == [1] * 4
+    said = [record for record in caplog.records if record.message == "statement_rejected"]
+    assert [(record.levelname, record.statement) for record in said] == [("ERROR", "record_attempts")]  # type: ignore[attr-defined]
+
+
+async def test_an_endpoint_that_cannot_be_disabled_holds_up_no_result(
+    cell: Cell, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    books = Books(cell, connection)
+    async with Receiver() as receiver, delivering(cell):
+        receiver.script = reply(410)
+        organization_id, endpoint_id = await books.endpoint(receiver.url)
+        async with without(connection, "endpoints", "disabled_reason"):
+            await books.accept(organization_id)
+            await until(books.attempts)
+        # The next attempt disables it.
+        await until(lambda: books.read("select from relay.endpoints where id = $1 and not enabled", endpoint_id))
+    assert "statement_rejected" in caplog.messages
+
+
+async def test_a_job_whose_statement_is_rejected_leaves_its_slot_to_others_and_goes_on_later(
+    databases: Databases, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("relay.jobs.runner._AFTER_REJECTION_S", 0.2)
+    monkeypatch.setattr("relay.jobs.runner._REQUESTED_SLOTS", 1)
+    async with staging(databases) as stage:
+        tenant, other = await stage.api.tenant(), await stage.api.tenant()
+        endpoint_id, elsewhere = await stage.endpoint(tenant), await stage.endpoint(other)
+        await failed_events(stage, tenant, endpoint_id, 2)
+        retry = await begin(tenant)
+        await stage.accept_many(other, 2)
+        since = UUID(int=0)
+        connection = await asyncpg.connect(stage.url)
+        try:
+            async with running(stage.cell):
+                async with without(connection, "deliveries", "last_error_class"):
+                    await until(lambda: asyncio.sleep(0, "statement_rejected" in caplog.messages))
+                    caught_up = await catch_up(stage, other, elsewhere, since)
+                    assert (await over(other, caught_up))["status"] == "done"
+                    assert (await shown(tenant, retry["job_id"]))["status"] == "running"
+                assert (await over(tenant, retry["job_id"]))["done"] == 2
+        finally:
+            await connection.close()
