@@ -16,7 +16,7 @@ from relay.http.application import Application
 from relay.http.body import BodyReader
 from relay.http.bulkhead import Bulkheads
 from relay.http.cors import Cors
-from relay.http.operator import OperatorToken
+from relay.http.operator import MetricsToken, OperatorToken
 from relay.http.proxies import TrustedProxies
 from relay.http.routes import Services, operations
 from relay.http.static import Strangers
@@ -145,6 +145,9 @@ class Relay:
                         operator=None
                         if settings.admin_token is None
                         else OperatorToken(settings.admin_token, clients, SignupLimiter(table=table), metrics),
+                        metrics_token=None
+                        if settings.metrics_token is None
+                        else MetricsToken(settings.metrics_token, clients, SignupLimiter(table=table), metrics),
                         keys=KeyAdmin(cell, keyring, hasher, guard),
                         metrics=metrics,
                         due=hint.due,

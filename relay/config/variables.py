@@ -126,7 +126,14 @@ SETTINGS: Final = (
         networks,
         "networks such as 10.0.0.0/8, separated by commas",
     ),
-    Setting("RELAY_METRICS_TOKEN", "metrics_token", "", token, "visible ASCII characters", secret=True),
+    Setting(
+        "RELAY_METRICS_TOKEN",
+        "metrics_token",
+        "",
+        long_token,
+        "at least 16 visible ASCII characters",
+        secret=True,
+    ),
     Setting(
         "RELAY_LOG_LEVEL",
         "log_level",

@@ -15,7 +15,7 @@ from relay.http.admission import Admission
 from relay.http.body import BodyReader
 from relay.http.openapi import document
 from relay.http.operations import Operation
-from relay.http.operator import OperatorToken
+from relay.http.operator import MetricsToken, OperatorToken
 from relay.http.proxies import TrustedProxies
 from relay.http.resources.batch import PostBatch
 from relay.http.resources.deliveries import GetAttempts, GetDeliveries, ReplayEvent, RetryDelivery
@@ -66,6 +66,7 @@ class Services:
     pings: PingClient
     signups: SignupLimiter
     operator: OperatorToken | None
+    metrics_token: MetricsToken | None
     keys: KeyAdmin
     metrics: Metrics
     due: Callable[[], None]
@@ -334,10 +335,10 @@ def _system(rooms: Services) -> list[Operation]:
             success={200: schemas.Health}, key=False, errors=("invalid_request",),
         ),
         Operation(
-            "GET", "/metrics", GetMetrics(rooms.metrics, rooms.strangers, rooms.settings.metrics_token),
+            "GET", "/metrics", GetMetrics(rooms.metrics, rooms.strangers, rooms.metrics_token),
             id="getMetrics",
             success={200: None}, media=("text/plain", "application/openmetrics-text"), key=False, token=True,
-            errors=("invalid_metrics_token", "invalid_request", "too_many_large_responses"),
+            errors=("invalid_metrics_token", "too_many_wrong_tokens", "invalid_request", "too_many_large_responses"),
         ),
         Operation(
             "GET", "/docs", GetDocs(),

@@ -46,7 +46,7 @@ BAD = {
     "RELAY_CORS_ORIGINS": ["app.example.com"],
     "RELAY_TRUSTED_PROXIES": ["10.0.0.1/8", "all"],
     "RELAY_LOG_SAMPLE": ["-0.1", "1.1", "nan"],
-    "RELAY_METRICS_TOKEN": ["hunter2 hunter2"],
+    "RELAY_METRICS_TOKEN": ["fifteen-letters", "hunter2 hunter2 hunter2"],
     "RELAY_LOG_LEVEL": ["loud", "INFO"],
     "RELAY_SCHEMA": ["Relay", "pg_relay", "a-b", "1a", 'a"b', "a" * 42],
     **{f"RELAY_MAX_ENDPOINTS_{tier}": ["-1", "10001", "some"] for tier in ("FREE", "PRO", "BUSINESS", "ENTERPRISE")},
@@ -140,7 +140,7 @@ def test_a_description_read_again_gives_the_same_settings_and_shows_no_secret() 
         "DATABASE_DIRECT_URL": "postgresql://u:hunter2@h/e",
         "RELAY_SECRET_KEY": "hunter2" * 5,
         "RELAY_ADMIN_TOKEN": "hunter2" * 3,
-        "RELAY_METRICS_TOKEN": "hunter2",
+        "RELAY_METRICS_TOKEN": "hunter2-hunter2-",
     }
     settings = load({**secrets, "RELAY_RETRY_SCHEDULE": "0.5,2", "RELAY_OPEN_SIGNUP": "yes"})
 

@@ -13,7 +13,7 @@ import relay
 from relay.errors import ApiError
 from relay.http import exchange as exchanges
 from relay.http.exchange import JSON, PIECE_BYTES, Header, Receive, Scope, Send
-from relay.http.operator import bears
+from relay.http.operator import MetricsToken
 from relay.http.query import refuse_query
 from relay.http.schemas import common as schemas
 from relay.http.static import Static, Strangers
@@ -126,15 +126,15 @@ class MetricsPage:
 class GetMetrics:
     """The metrics of this process and of those beside it, as Prometheus text or OpenMetrics."""
 
-    def __init__(self, metrics: Metrics, strangers: Strangers, token: str | None) -> None:
+    def __init__(self, metrics: Metrics, strangers: Strangers, token: MetricsToken | None) -> None:
         self._page = MetricsPage(metrics)
         self._strangers = strangers
         self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchanges.of(scope)
-        if self._token is not None and not bears(exchange, self._token):
-            raise ApiError("invalid_metrics_token")
+        if self._token is not None:
+            self._token.require(scope)
         refuse_query(scope)
         open_metrics = _asks_for_open_metrics(exchange.headers.get(b"accept"))
         text = await self._page.read(open_metrics=open_metrics)

@@ -76,6 +76,9 @@ async def test_the_ops_port_tells_health_and_metrics_and_a_signal_ends_it_all(
         told = await client.get("/metrics", headers={"Authorization": "Bearer told-to-prometheus-only"})
         assert "\nrelay_delivery_claims_total " in told.text
         assert (await client.get("/api/events")).status_code == 404
+        while (wrong := await client.get("/metrics")).status_code == 401:
+            pass
+        assert (wrong.status_code, wrong.json()["code"]) == (429, "too_many_wrong_tokens")
         connection = await asyncpg.connect(database)
         seen = "select 1 from relay.processes where kind = 'deliver'"
         await until(lambda: connection.fetch(seen))

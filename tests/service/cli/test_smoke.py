@@ -35,17 +35,17 @@ async def test_it_passes_step_by_step_with_deliveries_and_leaves_no_endpoint(
 ) -> None:
     database = await databases.create()
     async with Receiver() as receiver:
-        api = await commands.serve(database, RELAY_METRICS_TOKEN="metrics-token")
+        api = await commands.serve(database, RELAY_METRICS_TOKEN="the-metrics-token")
         await commands.deliver(database)
         tenant = await api.tenant()
         hook = receiver.url.replace("localhost", "127.0.0.1")
-        tokens = {"RELAY_ADMIN_TOKEN": ADMIN_TOKEN, "RELAY_METRICS_TOKEN": "metrics-token"}
+        tokens = {"RELAY_ADMIN_TOKEN": ADMIN_TOKEN, "RELAY_METRICS_TOKEN": "the-metrics-token"}
         code, said = await smoke(api.base, SMOKE_WEBHOOK_URL=hook, **tokens)
         assert code == 0, said
         # Once more with a key that is given, whose organization keeps its webhook.
         assert (await tenant.post("/api/webhook/config", json={"webhook_url": hook})).status_code == 200
         given_code, given = await smoke(
-            BASE_URL=api.base, RELAY_API_KEY=tenant.key, RELAY_METRICS_TOKEN="metrics-token"
+            BASE_URL=api.base, RELAY_API_KEY=tenant.key, RELAY_METRICS_TOKEN="the-metrics-token"
         )
         assert given_code == 0, given
     lines = said.splitlines()

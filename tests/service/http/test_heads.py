@@ -113,6 +113,27 @@ async def test_an_address_may_be_wrong_about_the_operators_token_60_times_a_minu
     assert "relay_admin_tokens_refused_total" in await api.metrics()
 
 
+async def test_an_address_may_be_wrong_about_the_token_of_the_metrics_60_times_a_minute(
+    commands: Commands, database: str
+) -> None:
+    token = "for-prometheus-only"
+    api = await commands.serve(database, RELAY_TRUSTED_PROXIES="127.0.0.0/8", RELAY_METRICS_TOKEN=token)
+
+    async def scrape(token: str, client: str) -> int:
+        headers = {"Authorization": f"Bearer {token}", "X-Forwarded-For": client}
+        answer = await api.request("GET", "/metrics", headers=headers)
+        if answer.status_code == 429:
+            assert_error(answer, 429, "too_many_wrong_tokens")
+        return answer.status_code
+
+    assert {await scrape(token, "192.0.2.1") for _ in range(65)} == {200}
+    assert [await scrape("wrong", "192.0.2.1") for _ in range(60)] == [401] * 60
+    while await scrape("wrong", "192.0.2.1") != 429:
+        pass
+    assert await scrape(token, "192.0.2.1") == 429
+    assert await scrape(token, "192.0.2.2") == 200
+
+
 @pytest.mark.parametrize("name", ["ce-specversion", "ce-id", "ce-type"])
 @pytest.mark.parametrize("path", ["/api/events", "/api/events/batch"])
 async def test_a_cloud_event_in_binary_mode_is_not_taken_for_an_event_of_ours(

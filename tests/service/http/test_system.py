@@ -304,7 +304,7 @@ def test_a_command_loads_nothing_that_it_does_not_need(command: str, heavy: tupl
 async def loopback(databases: Databases) -> AsyncIterator[int]:
     """The port of a `relay serve` as `relay up` runs it: it answers to loopback names only."""
     port = free_port()
-    env = environment(await databases.create(), port, RELAY_METRICS_TOKEN="scraper")
+    env = environment(await databases.create(), port, RELAY_METRICS_TOKEN="scraper-of-metrics")
     async with AsyncExitStack() as stack:
         await Commands(stack).start("api", "serve", "--loopback-only", env=env)
         yield port
@@ -351,11 +351,11 @@ async def test_a_request_without_a_host_is_not_answered_on_the_loopback(loopback
 
 async def test_a_metrics_token_guards_the_metrics_alone(loopback: int) -> None:
     async with Api(f"http://127.0.0.1:{loopback}") as api:
-        for authorization in (None, "Bearer", "Bearer wrong", "Basic scraper", f"Bearer {ADMIN_TOKEN}"):
+        for authorization in (None, "Bearer", "Bearer wrong", "Basic scraper-of-metrics", f"Bearer {ADMIN_TOKEN}"):
             headers = {"Authorization": authorization} if authorization else {}
             answer = await api.request("GET", "/metrics", headers=headers)
             assert_error(answer, 401, "invalid_metrics_token")
             assert answer.headers["www-authenticate"] == 'Bearer realm="relay"'
-        answer = await api.request("GET", "/metrics", headers={"Authorization": "Bearer scraper"})
+        answer = await api.request("GET", "/metrics", headers={"Authorization": "Bearer scraper-of-metrics"})
         assert answer.status_code == 200
         assert (await api.request("GET", "/health")).status_code == 200
