@@ -126,6 +126,7 @@ KINDS: Final[Mapping[str, Kind]] = {
             503,
             "No delivery process took this up in time. Check that `relay deliver` is running.",
         ),
+        Kind("test_not_sent", 503, "The delivery process could not send the test. Try again in a moment."),
         Kind("too_many_new_keys", 503, "Too many keys are being created. Nothing was stored: retry in a moment."),
         Kind(
             "too_many_large_responses",

@@ -12,7 +12,9 @@ import msgspec
 
 from relay.config.settings import LONGEST_TEST_S
 from relay.delivery.endpoint_cache import EndpointCache
-from relay.delivery.transport.sender import Post, Sender
+from relay.delivery.transport.request import Target
+from relay.delivery.transport.response import ErrorClass
+from relay.delivery.transport.sender import AttemptResponse, Post, Sender
 from relay.delivery.transport.shortage import Shortage
 from relay.runtime.service import Service
 from relay.store import Cell, StoreError
@@ -100,10 +102,12 @@ class PingWorker(Service):
     async def _ping(self, organization_id: UUID, id_: UUID, endpoint_id: UUID) -> None:
         try:
             endpoint = await self._endpoint_cache.find(self._cell, organization_id, endpoint_id)
-            if endpoint is None or endpoint.target is None:
+            if endpoint is None:
                 return
-            target = msgspec.structs.replace(endpoint.target, timeout_s=min(endpoint.target.timeout_s, LONGEST_TEST_S))
-            response = await self._sender.send(Post(target, id_, _TYPE, _PAYLOAD, 1))
+            if endpoint.target is None:
+                response = self._unsent("The delivery process cannot read the endpoint's secret or headers.")
+            else:
+                response = await self._send(endpoint.target, id_)
             await self._cell.fetch(
                 "answer_ping",
                 organization_id,
@@ -114,5 +118,16 @@ class PingWorker(Service):
                 response.error_class,
                 response.body,
             )
-        except (StoreError, Shortage) as reason:
+        except StoreError as reason:
             _log.warning("ping_not_answered", extra={"endpoint_id": str(endpoint_id), "reason": str(reason)})
+
+    async def _send(self, target: Target, id_: UUID) -> AttemptResponse:
+        target = msgspec.structs.replace(target, timeout_s=min(target.timeout_s, LONGEST_TEST_S))
+        try:
+            return await self._sender.send(Post(target, id_, _TYPE, _PAYLOAD, 1))
+        except Shortage as shortage:
+            _log.warning("delivery_not_sent", extra={"lacking": shortage.lacking})
+            return self._unsent(f"The delivery process has run out of {shortage.lacking}. Try again in a moment.")
+
+    def _unsent(self, reason: str) -> AttemptResponse:
+        return AttemptResponse(self._cell.now(), 0.0, error_class=ErrorClass.UNSENT, body=reason.encode())

@@ -22,6 +22,8 @@ _SLOT_S: Final = 2 * (LONGEST_TEST_S + _MARGIN_S)
 _TRIES: Final = 3
 _POLL_S: Final = 0.1
 _AFTER_ERROR_S: Final = 1.0
+# The class of what a delivery process could not send, for the reason in place of a response.
+_UNSENT: Final = "unsent"
 
 
 class PingClient(Service):
@@ -49,7 +51,7 @@ class PingClient(Service):
 
         Raises:
             ApiError: `too_many_requests_waiting` if two tests of the organization are running, `no_delivery_process` if
-                no process responds in time, `shutting_down`.
+                no process responds in time, `test_not_sent` if the delivery process could not send it, `shutting_down`.
             StoreError: the request could not be written.
         """
         if self._stopping:
@@ -64,13 +66,16 @@ class PingClient(Service):
             self._has_callers.set()
             await self._wake()
             async with asyncio.timeout(min(request["timeout_s"] or self._timeout_s, LONGEST_TEST_S) + _MARGIN_S):
-                return await result
+                row = await result
         except TimeoutError:
             raise ApiError("no_delivery_process") from None
         finally:
             del self._waiting[ping_id]
             if not result.done() or result.cancelled() or result.exception() is not None:
                 await self._drop(organization_id, ping_id)
+        if row["error_class"] == _UNSENT:
+            raise ApiError("test_not_sent", sentence=row["response"].decode())
+        return row
 
     def stop(self) -> None:
         """Fail the waiting callers with `shutting_down`, and reject new ones."""

@@ -269,7 +269,7 @@ def _endpoints(rooms: Services) -> list[Operation]:
             "POST", "/api/endpoints/{id}/test", PingEndpoint(admission, bodies, rooms.pings),
             id="testEndpoint",
             success={200: schemas.Attempt}, body=schemas.EmptyObject, body_optional=True,
-            errors=("endpoint_not_found", "no_delivery_process", "commit_unknown"),
+            errors=("endpoint_not_found", "no_delivery_process", "test_not_sent", "commit_unknown"),
         ),
     ]  # fmt: skip
 

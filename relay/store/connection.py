@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import time
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, cast
 
 import asyncpg
 
@@ -48,10 +50,11 @@ Row = asyncpg.Record
 class Connection(asyncpg.Connection):
     """asyncpg's connection with its age, and without the round trip that resets session state at each release."""
 
-    __slots__ = ("born", "plans", "process_id")
+    __slots__ = ("born", "plans", "process_id", "transport")
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, protocol: Any, transport: asyncio.Transport, *args: Any, **kwargs: Any) -> None:
+        super().__init__(protocol, transport, *args, **kwargs)
+        self.transport = transport
         self.born = time.monotonic()
         self.plans: str | None = PLAN_EACH
         # asyncpg forgets it when the connection ends.
@@ -68,6 +71,13 @@ class Connection(asyncpg.Connection):
     def itself(self) -> Connection:
         """Return the connection behind a pool's proxy, which loses it on release."""
         return self
+
+    def set_socket_options(self, options: Iterable[tuple[int, int, int]]) -> None:
+        """Set options of a TCP socket: level, name, value. Other sockets have none of them."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            for option in options:
+                sock.setsockopt(*option)
 
     def get_reset_query(self) -> str:
         """Return an empty query: sessions keep no state but their plan mode."""
@@ -148,7 +158,8 @@ class ConnectionFactory:
             raise errors.connecting(error) from None
 
     async def on_open(self, connection: asyncpg.Connection) -> None:
-        """Run the first statements of a new connection."""
+        """Set up a new connection, and run its first statements."""
+        cast(Connection, connection).set_socket_options(self.target.socket_options)
         if self._statements is None:
             return
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
@@ -15,9 +17,16 @@ _PASSED_ON: Final = frozenset((
 ))  # fmt: skip
 # What relay reads itself.
 _OURS: Final = frozenset({"connect_timeout", "channel_binding", "pgbouncer"})
-# What changes nothing here: each session of ours has keepalives and a name, TLS is never compressed, GSS is not spoken.
+# Socket options by parameter, each with the largest value that the kernel takes. Where the system has none: None.
+_SOCKET_OPTIONS: Final = {
+    "keepalives_idle": (getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None)), 32_767),
+    "keepalives_interval": (getattr(socket, "TCP_KEEPINTVL", None), 32_767),
+    "keepalives_count": (getattr(socket, "TCP_KEEPCNT", None), 127),
+    "tcp_user_timeout": (getattr(socket, "TCP_USER_TIMEOUT", None), 2**31 - 1),
+}
+_KEEPALIVES: Final = frozenset({"keepalives", *_SOCKET_OPTIONS})
+# What changes nothing here: each session of ours has a name, TLS is never compressed, GSS is not spoken.
 _WITHOUT_EFFECT: Final = frozenset((
-    "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout",
     "application_name", "fallback_application_name", "client_encoding", "gssencmode", "sslcompression", "sslsni",
 ))  # fmt: skip
 _SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
@@ -41,6 +50,7 @@ class DatabaseUrl:
         connect_timeout_s: how long opening a connection may take, if the URL says so.
         binds_channel: it asks for channel binding, which asyncpg cannot do.
         pooled: it says that a transaction pooler stands in front.
+        socket_options: level, name and value of what it asks of TCP sockets.
         shown: user, host, port and database, for people.
     """
 
@@ -48,6 +58,7 @@ class DatabaseUrl:
     connect_timeout_s: float | None
     binds_channel: bool
     pooled: bool
+    socket_options: tuple[tuple[int, int, int], ...]
     shown: str
 
     @classmethod
@@ -59,7 +70,7 @@ class DatabaseUrl:
         """
         parts, parameters = _parts(text), {}
         for name, value in _pairs(parts.query):
-            if name not in _PASSED_ON | _OURS | _WITHOUT_EFFECT:
+            if name not in _PASSED_ON | _OURS | _KEEPALIVES | _WITHOUT_EFFECT:
                 raise BadUrl(f"the parameter {name!r} is not understood: leave it out, or set it for the role")
             parameters[name] = value
         if parameters.get("sslmode", "prefer") not in _SSL_MODES:
@@ -74,6 +85,7 @@ class DatabaseUrl:
             connect_timeout_s=_timeout_s(parameters.get("connect_timeout")),
             binds_channel=parameters.get("channel_binding") == "require",
             pooled=parameters.get("pgbouncer", "").lower() == "true",
+            socket_options=_socket_options(parameters),
             shown=_shown(parts, parameters),
         )
 
@@ -142,6 +154,26 @@ def _timeout_s(text: str | None) -> float | None:
     # As libpq has it, none and less is no limit, and one second is two.
     seconds = int(text)
     return _LONGEST_TIMEOUT_S if seconds <= 0 else min(max(float(seconds), _SHORTEST_TIMEOUT_S), _LONGEST_TIMEOUT_S)
+
+
+def _socket_options(parameters: Mapping[str, str]) -> tuple[tuple[int, int, int], ...]:
+    """Return the options of keepalives and time-outs as libpq sets them: on unless 0; a 0 of the others is no value."""
+    if not _KEEPALIVES & parameters.keys():
+        return ()
+    on = _number(parameters, "keepalives", 1) if "keepalives" in parameters else 1
+    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, on)]
+    for name, (option, most) in _SOCKET_OPTIONS.items():
+        value = _number(parameters, name, most)
+        if value and option is not None and (on or name == "tcp_user_timeout"):
+            options.append((socket.IPPROTO_TCP, option, value))
+    return tuple(options)
+
+
+def _number(parameters: Mapping[str, str], name: str, most: int) -> int:
+    text = parameters.get(name, "0")
+    if not re.fullmatch(r"\d{1,10}", text, re.ASCII) or int(text) > most:
+        raise BadUrl(f"{name} is not a number from 0 to {most}")
+    return int(text)
 
 
 def _shown(parts: SplitResult, parameters: dict[str, str]) -> str:

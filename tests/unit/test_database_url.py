@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from relay.config.environment import BadSetting, describe, load
@@ -19,6 +21,7 @@ def test_what_libpq_knows_is_understood_and_what_asyncpg_would_send_to_the_serve
         "postgresql://owner:hunter2@ep-cool.eu.aws.example/app?sslmode=require&sslrootcert=/etc/ssl/root.pem"
     )
     assert (url.connect_timeout_s, url.binds_channel, url.pooled) == (10.0, True, True)
+    assert url.socket_options[0] == (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     assert url.shown == "owner@ep-cool.eu.aws.example/app"
 
 
@@ -54,6 +57,8 @@ def test_messages_name_user_host_port_and_database(text: str, shown: str) -> Non
         ("postgresql://u:hunter2@h/d?sslmode=always", "verify-full"),
         ("postgresql://u:hunter2@h/d?connect_timeout=soon", "connect_timeout"),
         ("postgresql://u:hunter2@h/d?channel_binding=yes", "channel_binding"),
+        ("postgresql://u:hunter2@h/d?keepalives=yes", "keepalives is not a number from 0 to 1"),
+        ("postgresql://u:hunter2@h/d?keepalives_idle=99999", "keepalives_idle is not a number from 0 to 32767"),
         ("postgresql://u:hunter2@h/d?connection_limit=5", "'connection_limit' is not understood"),
     ],
 )
@@ -66,6 +71,20 @@ def test_what_cannot_be_understood_is_said_without_the_password(text: str, said:
     assert said in str(refused.value)
     assert str(bad.value) == f"DATABASE_URL: {refused.value}"
     assert "hun" not in str(bad.value)
+
+
+@pytest.mark.parametrize(
+    ("query", "options"),
+    [
+        ("", {}),
+        ("?keepalives=0&keepalives_idle=7", {socket.SO_KEEPALIVE: 0}),
+        ("?keepalives_count=3", {socket.SO_KEEPALIVE: 1, socket.TCP_KEEPCNT: 3}),
+        ("?keepalives=1&keepalives_interval=0", {socket.SO_KEEPALIVE: 1}),
+    ],
+)
+def test_keepalives_are_what_libpq_makes_of_them(query: str, options: dict[int, int]) -> None:
+    found = DatabaseUrl.read(f"postgresql://h/d{query}").socket_options
+    assert {name: value for _, name, value in found} == options
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("0", 300.0), ("-1", 300.0), ("1", 2.0), ("7", 7.0), ("9999", 300.0)])

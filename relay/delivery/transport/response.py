@@ -12,6 +12,7 @@ from typing import Final
 import aiohttp
 
 from relay.delivery.transport.lookup_cache import LookupHung
+from relay.delivery.transport.shortage import lacks_source
 from relay.delivery.transport.ssrf_guard import Blocked
 
 #: The longest delay that a receiver can ask for.
@@ -31,6 +32,8 @@ class ErrorClass(StrEnum):
     HTTP = "http"
     #: No attempt was made: the earlier ones each ended with their process.
     CRASH = "crash"
+    #: Nothing was sent, for a reason of ours. Test deliveries alone: deliveries are tried again uncounted.
+    UNSENT = "unsent"
 
 
 def error_class(error: BaseException) -> ErrorClass:
@@ -59,6 +62,8 @@ def detail(error: BaseException) -> bytes | None:
     match error:
         case aiohttp.ClientConnectorError(os_error=Blocked(address=str(address))):
             return f"{address} is not an address that webhooks may reach.".encode()
+        case aiohttp.ClientConnectorError(host=str(host)) if lacks_source(host):
+            return b"The machine that delivers has no IPv6 address that could reach this one."
         case _:
             return None
 

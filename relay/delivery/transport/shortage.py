@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import resource
+import socket
 from math import inf
 from typing import Final
 
@@ -18,6 +19,7 @@ _RESOURCES: Final = {
     errno.EADDRNOTAVAIL: "ports",
 }
 _PAUSE_S: Final = 1.0
+_ANY_PORT: Final = 9
 # Descriptors for everything except receivers: PostgreSQL, lookups, logs, the ops port.
 _OTHER_DESCRIPTORS: Final = 256
 
@@ -44,8 +46,7 @@ def shortage_in(error: BaseException) -> Shortage | None:
         return Shortage("memory")
     if isinstance(error, aiohttp.ClientConnectorError):
         code = error.os_error.errno
-        # A machine without IPv6 raises this for every IPv6 address, and that is not temporary.
-        if code == errno.EADDRNOTAVAIL and ":" in (error.host or ""):
+        if code == errno.EADDRNOTAVAIL and lacks_source(error.host or ""):
             return None
     elif isinstance(error, OSError):
         code = error.errno
@@ -53,6 +54,23 @@ def shortage_in(error: BaseException) -> Shortage | None:
         return None
     lacking = None if code is None else _RESOURCES.get(code)
     return None if lacking is None else Shortage(lacking)
+
+
+def lacks_source(host: str) -> bool:
+    """Return True if no address of this machine can reach an IPv6 literal, so that no connection to it can begin.
+
+    This is not temporary, and whoever configures such a URL must not be able to keep deliveries for ever: the attempt
+    has failed.
+    """
+    if ":" not in host:
+        return False
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            # Sends nothing. TCP's ports may be used up, UDP's are others.
+            probe.connect((host, _ANY_PORT))
+    except OSError as error:
+        return error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+    return False
 
 
 def most_connections() -> float:

@@ -7,7 +7,9 @@ import errno
 import ipaddress
 import os
 import resource
+import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -18,7 +20,6 @@ import pytest
 
 from relay.delivery.transport.request import SigningKeys, Target
 from relay.delivery.transport.resolver import Resolver
-from relay.delivery.transport.response import ErrorClass
 from relay.delivery.transport.sender import AttemptResponse, Post, Sender
 from relay.delivery.transport.shortage import Shortage, most_connections
 from relay.delivery.transport.ssrf_guard import SsrfGuard
@@ -85,10 +86,53 @@ async def test_what_fails_for_want_of_something_of_ours_is_no_attempt(
         assert (await attempt(sender, f"http://127.0.0.1:{receiver.port}/")).error_class is None
 
 
-async def test_an_ipv6_address_on_a_machine_without_ipv6_is_a_failed_attempt() -> None:
-    guard = Poor(OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL)))
+#: Runs in a network of its own, of which only the loopback interface is there.
+ALONE = """
+import asyncio, fcntl, socket, struct, sys
+from pathlib import Path
+from tests.service.delivery.test_shortages import Shortage, SsrfGuard, attempt, ipaddress, sender_with
+
+UP = struct.pack("16sh", b"lo", 1)
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as configured:
+    fcntl.ioctl(configured, 0x8914, UP)
+
+async def main():
+    guard = SsrfGuard((ipaddress.ip_network("::1/128"),))
     async with sender_with(guard) as sender:
-        assert (await attempt(sender, "http://[::1]:9/")).error_class is ErrorClass.CONNECT
+        if sys.argv[1] == "no ipv6":
+            Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")
+            response = await attempt(sender, "http://[::1]:9/")
+            print(response.error_class, response.body.decode())
+            return
+        Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("40000 40001")
+        server = socket.create_server(("::1", 9), family=socket.AF_INET6)
+        used = [socket.create_connection(("::1", 9)) for _ in range(2)]
+        try:
+            await attempt(sender, "http://[::1]:9/")
+        except Shortage as shortage:
+            print("lacking", shortage.lacking)
+
+asyncio.run(main())
+"""
+
+
+def can_unshare() -> bool:
+    unshare = shutil.which("unshare")
+    return unshare is not None and subprocess.run([unshare, "-n", "true"], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not can_unshare(), reason="may not make a network namespace")
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("no ipv6", "connect The machine that delivers has no IPv6 address that could reach this one."),
+        ("no ports", "lacking ports"),
+    ],
+)
+def test_an_ipv6_address_that_cannot_be_reached_from_here_is_told_from_a_lack_of_ports(what: str, said: str) -> None:
+    command = ["unshare", "-n", sys.executable, "-c", ALONE, what]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == said, done.stderr
 
 
 async def test_kept_connections_are_ended_where_descriptors_are_short(receiver: Receiver) -> None:

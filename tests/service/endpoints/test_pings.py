@@ -12,10 +12,11 @@ import asyncpg
 import pytest
 
 from relay.values import uuid7
-from tests.conftest import Commands, Databases
+from tests.conftest import Commands, Databases, open_cell
 from tests.service.endpoints.test_endpoints import Served, make
 from tests.service.http.test_http import assert_error
 from tests.support.api import Tenant
+from tests.support.delivery_harness import delivering
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +191,22 @@ async def test_a_stop_does_not_wait_for_pings(commands: Commands, database: str)
     assert_error(await asking, 503, "shutting_down")
     assert await pings(Served(api, connection, database), tenant) == []
     await connection.close()
+
+
+async def test_a_test_that_could_not_be_sent_from_here_says_why(served: Served, tenant: Tenant) -> None:
+    made = await make(tenant)
+    async with open_cell(served.url) as cell, delivering(cell) as loop:
+        loop._sender._connection_pool._max_connections = 0
+        answer = await tenant.post(f"/api/endpoints/{made['id']}/test")
+    assert_error(answer, 503, "test_not_sent")
+    assert "run out of connections" in answer.json()["error"]
+    assert await pings(served, tenant) == []
+
+
+async def test_a_test_of_an_endpoint_whose_secret_cannot_be_read_says_so(served: Served, tenant: Tenant) -> None:
+    made = await make(tenant)
+    await served.connection.execute("update relay.endpoints set secret_seal = 'x' where id = $1", UUID(made["id"]))
+    async with open_cell(served.url) as cell, delivering(cell):
+        answer = await tenant.post(f"/api/endpoints/{made['id']}/test")
+    assert_error(answer, 503, "test_not_sent")
+    assert "cannot read the endpoint's secret" in answer.json()["error"]

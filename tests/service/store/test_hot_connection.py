@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import sys
 from collections.abc import AsyncIterator
 
+import asyncpg
 import pytest
 
-from relay.store import Cell, OutcomeUnknown
+from relay.store import Cell, OutcomeUnknown, StatementRejected
 from relay.store.connection import ConnectionFactory
 from relay.store.hot_connection import HotConnection
 from relay.values import uuid7
 from relay.values.database_url import DatabaseUrl
+from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.anyio
 
@@ -103,4 +107,49 @@ async def test_a_connection_that_has_reached_its_age_stays_while_no_other_is_to_
     assert await backend(connection) == second
     opener.target = DatabaseUrl.read(database)
     assert await backend(connection) != second
+    await connection.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other socket options")
+@pytest.mark.parametrize("pooled", [False, True])
+async def test_keepalives_of_the_url_are_set_on_its_sockets(database: str, pooled: bool) -> None:
+    query = "?keepalives_idle=33&keepalives_interval=7&keepalives_count=3&tcp_user_timeout=9000"
+    expected = {
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE): 1,
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE): 33,
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL): 7,
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT): 3,
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT): 9000,
+    }
+    async with Proxy(database) as proxy:
+        factory = ConnectionFactory(proxy.url + query, "relay tests", pooled=pooled, lifetime_s=540.0)
+        opened = await factory.open()
+        try:
+            sock = opened.transport.get_extra_info("socket")
+            assert {option: sock.getsockopt(*option) for option in expected} == expected
+        finally:
+            opened.terminate()
+
+
+async def test_keepalives_do_not_hinder_a_unix_socket(database: str) -> None:
+    factory = ConnectionFactory(f"{database}&keepalives=1&keepalives_idle=33", "tests", pooled=False, lifetime_s=540.0)
+    opened = await factory.open()
+    assert await opened.fetchval("select 1") == 1
+    opened.terminate()
+
+
+async def test_a_statement_is_prepared_again_after_a_change_of_the_schema(database: str) -> None:
+    statements = {"all": "select * from changing"}
+    connection = HotConnection(ConnectionFactory(database, "tests", pooled=False, lifetime_s=540.0), statements)
+    admin = await asyncpg.connect(database)
+    await admin.execute("create table changing (a int); insert into changing values (1)")
+    assert [tuple(row) for row in await connection.fetch("all")] == [(1,)]
+    await admin.execute("alter table changing add column b int default 2")
+    assert [tuple(row) for row in await connection.fetch("all")] == [(1, 2)]
+    await admin.execute("drop table changing")
+    with pytest.raises(StatementRejected):
+        await connection.fetch("all")
+    await admin.execute("create table changing (c text); insert into changing values ('x')")
+    assert [tuple(row) for row in await connection.fetch("all")] == [("x",)]
+    await admin.close()
     await connection.close()
