@@ -23,13 +23,13 @@ from msgspec import Struct
 
 from bench import machine
 from bench.generator.plan import Result
-from bench.generator.request_metrics import request
+from bench.generator.traffic import request
 from bench.metrics import total
 from bench.processes import Sampler
 from bench.scenarios.run import TENANTS, Bench
 from bench.service import Bed, Relay, file_limit_up, free_port
 from relay.auth import Keyring, generate
-from relay.auth.key_format import LENGTH, read
+from relay.auth.key_format import LENGTH, parse
 from relay.store import Cell
 from relay.values.encryption import Vault
 from relay.values.uuid7 import Uuid7Clock
@@ -121,7 +121,7 @@ async def _bad(bed: Bed, relay: Relay, good: str) -> dict[str, list[str]]:
     """Bad keys by kind; the last two take the installation's HMAC key, as if it had leaked."""
     keyring = await _keyring(bed, relay)
     draw, ids = random.Random(1), Uuid7Clock()
-    parts = read(good.encode(), keyring.hmac_key)
+    parts = parse(good.encode(), keyring.hmac_key)
     if parts is None:
         raise RuntimeError("the keyring is not the one of this database")
 

@@ -19,7 +19,7 @@ from bench.generator.user import Producer, traffic_of
 _MINUTE_S = 60.0
 
 
-@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
+@events.init_command_line_parser.add_listener
 def _options(parser: LocustArgumentParser) -> None:
     parser.add_argument("--key", action="append", env_var="RELAY_KEY", is_secret=True, help="API key; may be repeated.")
     parser.add_argument("--rate", type=float, default=100.0, help="Requests a second of each user, open loop.")
@@ -39,7 +39,7 @@ class Tenant(Producer):
             host=parts.hostname,
             port=parts.port or 80,
             keys=options.key,
-            traffic=options.request_metrics,
+            traffic=options.traffic,
             rate=options.rate,
             seconds=_MINUTE_S,
             warm_up_s=0.0,

@@ -32,7 +32,7 @@ class EventFeed:
 
     def __call__(self, kind: str, latency_ms: float, size: int, wrong: str | None) -> None:
         method, _, name = kind.partition(" ")
-        self._fire(  # type: ignore[no-untyped-call]
+        self._fire(
             request_type=method,
             name=name,
             response_time=latency_ms,

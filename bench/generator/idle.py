@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gevent  # type: ignore[import-untyped]
+import gevent
 
 from bench.generator.plan import Plan
 from bench.generator.traffic import head

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 
-from gevent.event import Event  # type: ignore[import-untyped]
+from gevent.event import Event
 
 from bench.generator.feed import Feed
 from bench.generator.plan import Plan

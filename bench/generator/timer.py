@@ -6,7 +6,7 @@ import ctypes
 import os
 from collections.abc import Callable
 
-import gevent  # type: ignore[import-untyped]
+import gevent
 
 _MONOTONIC = 1
 _NONBLOCK_CLOEXEC = os.O_NONBLOCK | os.O_CLOEXEC

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
-import gevent  # type: ignore[import-untyped]
-from gevent.event import AsyncResult  # type: ignore[import-untyped]
+import gevent
+from gevent.event import AsyncResult
 from locust import User, task
 from locust.env import Environment
 from locust.exception import StopUser

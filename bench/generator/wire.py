@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-import gevent  # type: ignore[import-untyped]
+import gevent
 
 _READ, _WRITE = 1, 2
 _CHUNK = 65536

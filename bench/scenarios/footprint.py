@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import socket
@@ -104,7 +105,7 @@ async def cold_start(bench: Bench, outcome: Outcome) -> None:
         async with bench.bed.database() as url:
             port = free_port()
             env = bench.bed.environment(url, port)
-            answered.append(await _start_once("serve", env, lambda port=port: asyncio.to_thread(_healthy, port)))
+            answered.append(await _start_once("serve", env, functools.partial(asyncio.to_thread, _healthy, port)))
             connection = await asyncpg.connect(url)
             try:
                 (endpoint_id,) = await make_endpoints(connection, 1)

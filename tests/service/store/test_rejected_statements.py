@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from uuid import UUID
+from urllib.parse import urlsplit, urlunsplit
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -103,6 +104,43 @@ async def test_a_rejected_statement_is_told_as_our_fault_wherever_it_is_run(
         answer = await tenant.request(method, path.format(**ids), json=body)
         assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
     assert "relay_statements_rejected_total 0.0" not in await api.metrics()
+    assert await tenant.accept()
+
+
+async def test_a_revoked_privilege_is_our_fault_until_it_is_granted_again(
+    commands: Commands, database: str, connection: asyncpg.Connection
+) -> None:
+    role = f"app_{uuid4().hex}"
+    await connection.execute(
+        f"create role {role} login password 'hushhush'; grant usage on schema relay to {role};"
+        f"grant all on all tables in schema relay to {role}"
+    )
+    parts = urlsplit(database)
+    hosts = parts.netloc.rpartition("@")[2]
+    api = await commands.serve(urlunsplit(parts._replace(netloc=f"{role}:hushhush@{hosts}")))
+    tenant = await api.tenant()
+    assert await tenant.accept()
+    for table, method, path, body in (
+        ("events", "POST", "/api/events", {"type": "a", "payload": 1}),
+        ("deliveries", "GET", "/api/deliveries", None),
+    ):
+        await connection.execute(f"revoke all on relay.{table} from {role}")
+        answer = await tenant.request(method, path, json=body)
+        assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
+        await connection.execute(f"grant all on relay.{table} to {role}")
+        assert (await tenant.request(method, path, json=body)).status_code in (200, 201)
+
+
+async def test_a_function_that_is_gone_is_our_fault_until_it_is_back(
+    commands: Commands, database: str, connection: asyncpg.Connection
+) -> None:
+    api = await commands.serve(database)
+    tenant = await api.tenant()
+    assert await tenant.accept()
+    await connection.execute("alter function relay.stamp() rename to mislaid")
+    posted = await tenant.post("/api/events", json={"type": "a", "payload": 1})
+    await connection.execute("alter function relay.mislaid() rename to stamp")
+    assert (posted.status_code, posted.json()["code"]) == (500, "internal_error")
     assert await tenant.accept()
 
 
