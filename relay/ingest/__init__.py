@@ -1,4 +1,4 @@
-"""From a posted body to a committed event."""
+"""The path from a posted body to a committed event."""
 
 from relay.ingest.batch import MAX_EVENTS, Item, parse_array, parse_lines
 from relay.ingest.group_commit import GroupCommit

@@ -1,4 +1,4 @@
-"""From the bytes of a batch to its events: items are counted before they are built, and errors stay with their item."""
+"""Parsing of batches: items are counted before they are built, and an error affects only its item."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from relay.values.json_documents import check_utf8, decode
 
 MAX_EVENTS: Final = 1000
 
-#: An event of a batch, or what is wrong with it.
+#: An event of a batch, or the error that rejects it.
 Item = PostedEvent | ApiError
 
 _TOO_LONG: Final = f"Expected `array` of at most length {MAX_EVENTS}"
 _BETWEEN: Final = re.compile(rb"[ \t\n\r]*,?[ \t\n\r]*")
-# Possessive, so that white space is read once however much of it there is.
+# Possessive, so that any amount of white space is read only once.
 _LINE: Final = re.compile(rb"[ \t\n\r]*+([^\n]++)")
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 def _array_of(kind: Any) -> msgspec.json.Decoder[Any]:
-    """Return a decoder of an array of at most 1,000 items of this kind, which stops at the first one too many.
+    """Return a decoder for an array of at most 1,000 items of this kind. It stops at the first item over the limit.
 
-    A list would be built whole before anything could count it. A struct that is written as an array has as many places
-    as it has fields: two million zeros are refused after the first thousand, and nothing is kept of what follows.
+    A list would be built completely before it could be counted. A struct that is encoded as an array takes as many
+    items as it has fields, so two million zeros are rejected after the first thousand and the rest is not kept.
     """
     places = [(f"item_{place}", kind | msgspec.UnsetType, UNSET) for place in range(MAX_EVENTS)]
     return msgspec.json.Decoder(
@@ -46,7 +46,7 @@ def parse_array(body: bytes) -> list[Item]:
     """Read a JSON array of events.
 
     Raises:
-        ApiError: the array itself is not one: `invalid_utf8` or `malformed_json` (400), `batch_too_large` (413),
+        ApiError: the body is not such an array: `invalid_utf8` or `malformed_json` (400), `batch_too_large` (413),
             `invalid_request` or `too_deep` (422).
     """
     check_utf8(body)
@@ -68,7 +68,7 @@ def parse_array(body: bytes) -> list[Item]:
 
 
 def parse_lines(body: bytes) -> list[Item]:
-    """Read newline-delimited JSON: an event a line, blank lines and a byte order mark before the first aside.
+    """Read newline-delimited JSON, one event per line. Blank lines and a leading byte order mark are ignored.
 
     Raises:
         ApiError: `batch_too_large`.
@@ -94,7 +94,7 @@ def _items(decoder: msgspec.json.Decoder[Any], body: bytes) -> Sequence[Any]:
 
 
 def _parts(body: bytes) -> Iterator[bytes]:
-    """The bytes of each item, so that each can be read by itself."""
+    """Yield the bytes of each item, so that each can be parsed separately."""
     try:
         parts = _items(_raw_items, body)
     except ApiError as error:
@@ -114,10 +114,10 @@ def _item(part: bytes) -> Item:
 
 
 def _cut(body: bytes) -> Iterator[bytes]:
-    """The items of an array that may hold escapes of lone surrogates, cut from the original.
+    """Yield the items of an array that may contain escaped lone surrogates, cut from the original bytes.
 
-    Masked by escapes of the same length the array can be read; its items then stand one after the other, with nothing
-    but white space and commas between them.
+    The array can be parsed once these escapes are masked by others of the same length. Only white space and commas
+    separate its items, so their positions follow from their lengths.
     """
     masked, _, _ = mask_lone_surrogates(body)
     items = _items(_raw_items, masked)

@@ -1,4 +1,4 @@
-"""How many deliveries an event may open: the endpoints of the organizations that post."""
+"""The number of endpoints of each organization that posts events: the most deliveries that one event can open."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from relay.store import Cell, StoreError
 _log = logging.getLogger("relay.ingest")
 
 _EVERY_S: Final = 1.0
-# What was not asked for so many times is forgotten.
+# Rounds of `run` after which counts that were not requested are dropped.
 _FORGET_AFTER: Final = 60
 _TIMEOUT_S: Final = 1.0
 
 
 class EndpointCounts(Service):
-    """The numbers of endpoints, as they were a second ago: one look at all that were asked for since the last.
+    """Endpoint counts that are about a second old. One query per second refreshes those requested since the last one.
 
-    Too small a number does no harm: a statement ends before it opens more deliveries than it may, and then they are
-    read again.
+    A count that is too small does no harm: the statement fails before it opens more deliveries than allowed, and the
+    count is then read again.
 
     Args:
-        cell: where the organizations are.
+        cell: stores the organizations.
     """
 
     def __init__(self, cell: Cell) -> None:
@@ -36,19 +36,19 @@ class EndpointCounts(Service):
         self._before: set[UUID] = set()
 
     def known(self, organization_id: UUID) -> int | None:
-        """Return how many endpoints an organization has, None if that was not read yet."""
+        """Return the number of endpoints of an organization, or None if it has not been read yet."""
         self._asked.add(organization_id)
         return self._counts.get(organization_id)
 
     def forget(self, organization_id: UUID) -> None:
-        """Note that endpoints of an organization came or went."""
+        """Drop the count of an organization whose endpoints have changed."""
         self._counts.pop(organization_id, None)
 
     async def read(self, organization_ids: Collection[UUID]) -> None:
-        """Read how many there are now.
+        """Read the current counts.
 
         Raises:
-            StoreError: the database does not say.
+            StoreError: the query failed.
         """
         rows = await self._cell.fetch("endpoint_counts", list(organization_ids), timeout_s=_TIMEOUT_S)
         self._counts.update({row["id"]: row["endpoints"] for row in rows})
@@ -56,7 +56,7 @@ class EndpointCounts(Service):
             self._counts.setdefault(organization_id, 0)
 
     async def run(self) -> None:
-        """Read again what is asked for, and forget what no longer is."""
+        """Refresh the counts that are requested and drop the others, until cancelled."""
         rounds = 0
         while True:
             await asyncio.sleep(_EVERY_S)

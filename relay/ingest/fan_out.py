@@ -1,4 +1,4 @@
-"""Batches that may open many deliveries: beside the flushes that everybody shares, one at a time."""
+"""Batches that may open many deliveries. They are written one at a time, beside the flushes that all share."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from relay.store import OutcomeUnknown, StoreError
 
 _log = logging.getLogger("relay.ingest")
 
-#: Batches of one organization that may wait.
+#: The limit on waiting batches of one organization.
 MOST_WAITING: Final = 8
 
 
 class WideBatches(Service):
-    """Counts what such a batch opens, refuses it if that is too much, and writes it; organizations take turns.
+    """Counts the deliveries that such a batch opens, and writes it or rejects it. Organizations take turns.
 
     Args:
-        writer: with a connection of its own.
-        queue_bytes: how much may wait.
-        measures: where to count.
-        again: takes an event that is to be tried in a flush.
+        writer: one with a connection of its own.
+        queue_bytes: the limit on bytes that wait.
+        metrics: where it counts.
+        requeue: takes an event that has to be written by a flush instead.
     """
 
     def __init__(
-        self, writer: Writer, *, queue_bytes: int, measures: IngestMetrics, again: Callable[[PendingEvent], None]
+        self, writer: Writer, *, queue_bytes: int, metrics: IngestMetrics, requeue: Callable[[PendingEvent], None]
     ) -> None:
         self._writer = writer
-        self._again = again
+        self._requeue = requeue
         self._queue_bytes = queue_bytes
-        self._measures = measures
+        self._metrics = metrics
         self._queue = Queue()
         self._under_way: Batch | None = None
         self._arrived = asyncio.Event()
@@ -48,7 +48,7 @@ class WideBatches(Service):
         self._idle.set()
 
     def join(self, batch: Batch) -> None:
-        """Let a batch wait for its turn.
+        """Queue a batch.
 
         Raises:
             ApiError: `queue_full` or `too_many_requests_waiting`.
@@ -62,24 +62,24 @@ class WideBatches(Service):
         self._arrived.set()
 
     async def drain(self) -> None:
-        """Wait until nothing waits."""
+        """Wait until the queue is empty and the last batch is written."""
         await self._idle.wait()
 
     def abandon(self) -> None:
-        """Answer those that will not be written any more."""
+        """Fail all batches that have not been written."""
         if self._under_way is not None:
             self._writer.fail([event for event in self._under_way.events if not event.ended], "commit_unknown")
         for item in self._queue.drain():
             self._writer.fail([item] if isinstance(item, PendingEvent) else item.events, "shutting_down")
 
     async def run(self) -> None:
-        """Write one after the other."""
+        """Write one batch after the other, until cancelled."""
         while True:
             await self._arrived.wait()
             self._arrived.clear()
             while self._queue:
                 item = self._queue.pop()
-                assert isinstance(item, Batch)  # noqa: S101 - nothing else is let in
+                assert isinstance(item, Batch)  # noqa: S101 - `join` takes nothing else
                 self._under_way = item
                 try:
                     await self._write(item)
@@ -94,23 +94,23 @@ class WideBatches(Service):
             try:
                 deliveries = await self._count(batch)
             except OutcomeUnknown:
-                # The connection had been lost; nothing was written through it.
+                # The connection was lost. Counting wrote nothing, so it can be repeated.
                 deliveries = await self._count(batch)
         except StoreError as error:
             _log.warning("deliveries_not_counted", extra={"reason": str(error)})
             self._writer.fail(batch.events, error_code(error))
             return
         if deliveries > MOST_DELIVERIES:
-            self._refuse(batch, deliveries)
+            self._reject(batch, deliveries)
             return
         try:
             await self._writer.commit(batch.events)
         except OpensTooMany:
-            # Endpoints came since it was counted: flushes take a few of its events each.
+            # Endpoints were added after the count. Flushes write a few of its events each.
             for event in reversed(batch.events):
                 if not event.ended:
-                    self._again(event)
-        self._measures.wide_written.add()
+                    self._requeue(event)
+        self._metrics.wide_written.add()
 
     async def _count(self, batch: Batch) -> int:
         types = Counter([event.type for event in batch.events])
@@ -124,12 +124,12 @@ class WideBatches(Service):
         deliveries: int = row["deliveries"]
         return deliveries
 
-    def _refuse(self, batch: Batch, deliveries: int) -> None:
+    def _reject(self, batch: Batch, deliveries: int) -> None:
         events = len(batch.events)
-        # A batch of the same mixture; one event always passes.
+        # Assumes the same mix of types. A batch of one event is always accepted.
         fits = max(1, MOST_DELIVERIES * events // deliveries)
-        self._measures.rejected(events, "batch_opens_too_many")
-        self._measures.wide_refused.add()
+        self._metrics.rejected(events, "batch_opens_too_many")
+        self._metrics.wide_rejected.add()
         batch.fail(
             ApiError(
                 "batch_opens_too_many",

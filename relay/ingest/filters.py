@@ -1,21 +1,21 @@
-"""The filters of endpoints that match a type."""
+"""The endpoint filters that match an event type."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from typing import Final
 
-# More dots than any sensible type has; the filters of one with 127 dots would take 16 KiB.
+# More than a sensible type has. The filters of a type with 127 dots would take 16 KiB.
 _DOTS: Final = 8
-#: What stands between filters: a control character, which no type contains.
+#: Separates filters. It is a control character, which no type contains.
 SEPARATOR: Final = "\x1f"
 
 
 @lru_cache(maxsize=512)
 def filters_matching(type_: str) -> str | None:
-    """Return the filters that match a type: the empty one, the type, and a prefix for each of its dots.
+    """Return the filters that match a type: the empty one, the type itself, and a prefix for each of its dots.
 
-    None for a type with more than 8 dots: the statement finds out by itself (`relay.filters_matching`).
+    None for a type with more than 8 dots: the statement then computes them (`relay.filters_matching`).
     """
     if type_.count(".") > _DOTS:
         return None

@@ -1,4 +1,37 @@
-"""Group commit: requests that arrive while a flush is under way are all written by the next one."""
+"""Group commit: the events that arrive during one flush are written by the next one."""
+
+# Theory of operation
+#
+# A request puts its event into Queue and waits for a future. One task, `_run`, takes events from the queue and gives
+# them to Writer, which writes them with one statement and one COMMIT. There is no timer: a flush that is in progress is
+# the clock. An idle process commits an event at once, and a busy one commits larger groups. One connection is enough;
+# two were slower in a closed loop (0.34 of the rate of a bare ASGI callable, 0.38 with one).
+#
+# A flush is limited in events, bytes and deliveries (ingest/queue.py), and organizations take turns to fill it. The
+# deliveries are estimated from the number of endpoints of each organization, which EndpointCounts reads once a second.
+# If the estimate is too low, the statement fails before it opens more than 20,000 deliveries, the counts are read
+# again, and the events go back to the head of the queue. A batch that could open more than 1,000 deliveries goes to
+# WideBatches, which counts them exactly and writes the batch through a connection of its own.
+#
+# Invariants:
+# - A request is answered after the COMMIT that contains its event, never before. A batch is never split between two
+#   flushes, except after a failure.
+# - An id is made before the first try, and the statement for a second try leaves an event that is already stored as it
+#   is. A flush that is sent twice therefore stores each event once.
+# - One statement cannot insert the same key twice. Of the events with one key, the first is the leader and goes into
+#   the statement. The others are its followers and share its outcome, or are queued again if the leader was at fault.
+# - Everything that waits is bounded: the queue in bytes, for all and for one organization, and the flush in progress by
+#   its size. A request that exceeds a bound is rejected before its event is queued.
+#
+# Failures: a row that PostgreSQL rejects fails only its own event (`unstorable`); the statement is split in halves
+# until that row is alone. If the connection is lost or the statement times out, its outcome is unknown. The events are
+# then sent once more on a new connection, one statement per organization, so that one organization cannot make all of
+# them fail again. An event whose outcome is still unknown gets `commit_unknown`: it may be stored, and its client
+# retries with the same key. All other failures mean that the event was not stored. A client that disconnects loses
+# its response; its event is stored all the same.
+#
+# Shutdown: new events are rejected with `shutting_down`. What waits is written for at most 5 s. After that a flush in
+# progress is abandoned (`commit_unknown`), and events that are still queued were not stored (`shutting_down`).
 
 from __future__ import annotations
 
@@ -27,29 +60,27 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("relay.ingest")
 
-#: A batch that could open more deliveries is counted first, and written beside the flushes.
+#: A batch that could open more deliveries than this is counted first and written beside the flushes.
 MOST_UNCOUNTED: Final = 1000
-# The same for one with so many dots in its types: each is a filter to look for.
+# The same for a batch with more dots than this in its types: each dot is one more filter to look up.
 _MOST_DOTS: Final = 10_000
-# What still waits when the process leaves may take this long.
+# The time to write the events that wait when the process stops.
 _DRAIN_S: Final = 5.0
 
 
 class GroupCommit:
-    """Commits events in groups and answers each request after the COMMIT that holds its event.
+    """Commits events in groups, and answers each request after the COMMIT that contains its event.
 
-    There is no timer: the flush under way is the clock. One connection is enough, and two are slower in a closed loop
-    (measured: 0.34 of a bare callable's rate in the place of 0.38). Entering starts the loop; leaving refuses newcomers
-    and writes what waits.
+    Entering starts it. Leaving rejects new events and writes those that wait.
 
     Args:
-        cell: where events go.
-        dedup_window_s: how long a key makes two requests one event.
-        commit_timeout_s: after which a flush is given up and sent once more on another connection.
-        queue_bytes: how much may wait; past that, `queue_full`. One organization may fill three quarters of it.
-        metrics: where to count.
+        cell: stores the events.
+        dedup_window_s: how long a key makes two requests the same event.
+        commit_timeout_s: the timeout of a flush, which is then sent once more on a new connection.
+        queue_bytes: the limit on bytes that wait; past it, `queue_full`. One organization may use three quarters of it.
+        metrics: where it counts.
         due: called after a commit that opened deliveries which are due.
-        tracer: makes spans of flushes, if traces are on.
+        tracer: makes a span of each flush if traces are on.
     """
 
     def __init__(
@@ -68,18 +99,18 @@ class GroupCommit:
         self._most_of_one = queue_bytes * 3 // 4
         self._tracer = tracer
         self._queue = Queue()
-        # Taken from the queue, and not written yet.
+        # The events of the flush in progress.
         self._under_way: Sequence[PendingEvent] = ()
         self._under_way_bytes = 0
-        # Asked for at each request it is a system call until Python 3.12.
+        # Kept, because getting it for each request is a system call before Python 3.12.
         self._loop = asyncio.get_running_loop()
         self._arrived = asyncio.Event()
         self._closing = False
         self._task: asyncio.Task[None] | None = None
-        self._measures = IngestMetrics(
+        self._metrics = IngestMetrics(
             metrics, self._queue.count_events, lambda: self._queue.size + self._under_way_bytes
         )
-        #: How many endpoints organizations have; whoever changes that says so.
+        #: The endpoint counts of organizations. Code that adds or removes endpoints calls `forget`.
         self.endpoint_counts = EndpointCounts(cell)
 
         def writer() -> Writer:
@@ -87,14 +118,14 @@ class GroupCommit:
                 cell.owned_connection(2 * commit_timeout_s, plans=PLAN_KEPT),
                 dedup_window_s=dedup_window_s,
                 timeout_s=commit_timeout_s,
-                measures=self._measures,
+                metrics=self._metrics,
                 due=due,
-                again=self._again,
+                requeue=self._requeue,
             )
 
         self._writer = writer()
-        # Its connection is opened with the first such batch.
-        self._wide = WideBatches(writer(), queue_bytes=queue_bytes // 2, measures=self._measures, again=self._again)
+        # The first such batch opens its connection.
+        self._wide = WideBatches(writer(), queue_bytes=queue_bytes // 2, metrics=self._metrics, requeue=self._requeue)
 
     async def __aenter__(self) -> Self:
         await self.endpoint_counts.__aenter__()
@@ -129,13 +160,15 @@ class GroupCommit:
         idempotency_key: str | None = None,
         trace: Trace | None = None,
     ) -> asyncio.Future[Outcome]:
-        """Put an event into the next flush; the future ends after its COMMIT. Who stops waiting takes nothing along.
+        """Put an event into the next flush, and return a future that is set after its COMMIT.
+
+        Cancelling the future does not remove the event.
 
         Raises:
-            ApiError: at once `queue_full`, `too_many_requests_waiting` or `shutting_down`; from the future
-                `database_unavailable`, `commit_unknown` or `unstorable`.
+            ApiError: immediately `queue_full`, `too_many_requests_waiting` or `shutting_down`; from the future
+                `database_unavailable`, `commit_unknown`, `unstorable` or `internal_error`.
         """
-        self._open_for(organization_id, 1)
+        self._check_capacity(organization_id, 1)
         future: asyncio.Future[Outcome] = self._loop.create_future()
         self._queue.add(
             PendingEvent(organization_id, self._cell.clock.new(), event, idempotency_key, future, None, trace)
@@ -150,12 +183,13 @@ class GroupCommit:
         idempotency_keys: Sequence[str | None],
         trace: Trace | None = None,
     ) -> list[Outcome | ApiError]:
-        """Write events, each with its Idempotency-Key, in one commit; gives what became of each.
+        """Write events, each with its Idempotency-Key, in one commit, and return the outcome of each.
 
         Raises:
-            ApiError: for all of them, as `join` at once; `batch_opens_too_many`.
+            ApiError: for the whole batch: what `join` raises immediately, `batch_opens_too_many`, or
+                `database_unavailable`.
         """
-        self._open_for(organization_id, len(events))
+        self._check_capacity(organization_id, len(events))
         endpoints = self.endpoint_counts.known(organization_id)
         if endpoints is None:
             endpoints = await self._endpoints_now(organization_id, len(events))
@@ -178,17 +212,17 @@ class GroupCommit:
         return [event.outcome for event in batch.events if event.outcome is not None]
 
     def reject(self, code: str, events: int = 1) -> None:
-        """Count events that were refused before they came here.
+        """Count events that were rejected.
 
         Args:
-            code: of the answer.
-            events: how many; a batch that was refused before it was parsed is one.
+            code: of the error.
+            events: how many. A batch that was rejected before it was parsed counts as one.
         """
-        self._measures.rejected(events, code)
+        self._metrics.rejected(events, code)
 
-    def _open_for(self, organization_id: UUID, events: int) -> None:
+    def _check_capacity(self, organization_id: UUID, events: int) -> None:
         waiting_bytes = self._queue.size + self._under_way_bytes
-        # Less than one organization may have.
+        # The usual case: all organizations together are below the limit of one.
         if waiting_bytes <= self._most_of_one and not self._closing:
             return
         if self._closing:
@@ -217,7 +251,7 @@ class GroupCommit:
             code = error_code(error)
             self.reject(code, events)
             raise ApiError(code) from None
-        self._open_for(organization_id, events)
+        self._check_capacity(organization_id, events)
         return self.endpoint_counts.known(organization_id) or 0
 
     async def _run(self) -> None:
@@ -233,10 +267,10 @@ class GroupCommit:
                 try:
                     await self._flush(events)
                 except Exception:
-                    # Nothing below is expected to raise; whatever it was, no request may wait for ever.
+                    # `_flush` is not expected to raise, but no request may wait for ever.
                     _log.exception("flush_failed")
                     self._writer.fail([event for event in events if not event.ended], "internal_error")
-                self._measures.flushed(len(events), deliveries, time.perf_counter() - begun)
+                self._metrics.flushed(len(events), deliveries, time.perf_counter() - begun)
                 if self._tracer is not None:
                     _trace(self._tracer, events, time.perf_counter() - begun)
                 self._under_way_bytes = 0
@@ -244,14 +278,14 @@ class GroupCommit:
                 return
 
     def _deliveries_of(self, organization_id: UUID) -> int:
-        """How many deliveries an event of an organization may open; one whose endpoints are not known yet has none."""
+        """Return the most deliveries that an event of an organization can open; 1 if its endpoints are not known."""
         return self.endpoint_counts.known(organization_id) or 1
 
     async def _flush(self, events: Sequence[PendingEvent]) -> None:
         try:
             await self._writer.commit(events)
         except OpensTooMany:
-            # Endpoints came that we did not know of: they are counted now, and the queue gives out less at once.
+            # There are more endpoints than were known. With the new counts the queue gives out fewer events at once.
             left = [event for event in events if not event.ended]
             try:
                 await self.endpoint_counts.read({event.organization_id for event in left})
@@ -260,15 +294,15 @@ class GroupCommit:
                 self._writer.fail(left, error_code(error))
                 return
             for event in reversed(left):
-                self._again(event)
+                self._requeue(event)
 
-    def _again(self, event: PendingEvent) -> None:
+    def _requeue(self, event: PendingEvent) -> None:
         self._queue.put_back(event)
         self._arrived.set()
 
 
 def _trace(tracer: Tracer, events: Sequence[PendingEvent], took_s: float) -> None:
-    # A batch brings its trace once for each of its events.
+    # All events of a batch share one trace.
     traces = {id(event.trace): event.trace for event in events if event.trace is not None}
     now_ns = time.time_ns()
     tracer.flushed(now_ns - round(took_s * 1e9), now_ns, len(events), list(traces.values()))

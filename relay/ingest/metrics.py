@@ -8,19 +8,19 @@ from relay.telemetry.metrics import WAITS_S, Metrics
 
 
 class IngestMetrics:
-    """Counts what became of events, once a flush.
+    """Counts the outcomes of events, once per flush.
 
     Args:
         metrics: of the process.
-        events: reads how many events wait.
-        octets: reads how many bytes they take.
+        events: returns the number of events that wait.
+        waiting_bytes: returns the bytes that they take.
     """
 
-    def __init__(self, metrics: Metrics, events: Callable[[], int], octets: Callable[[], int]) -> None:
+    def __init__(self, metrics: Metrics, events: Callable[[], int], waiting_bytes: Callable[[], int]) -> None:
         self.accepted = metrics.counter("relay_events_accepted", "Events committed.").labels()
         self.duplicate = metrics.counter("relay_events_duplicate", "Events whose key was accepted before.").labels()
         self._rejected = metrics.counter(
-            "relay_events_rejected", "Events that were not stored, by the code of the answer.", "code"
+            "relay_events_rejected", "Events that were not stored, by error code.", "code"
         )
         self._sizes = metrics.histogram(
             "relay_flush_events", "Events in a flush.", (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -34,16 +34,16 @@ class IngestMetrics:
         wide = metrics.counter(
             "relay_wide_batches", "Batches that could open many deliveries, by outcome: written, refused.", "outcome"
         )
-        self.wide_written, self.wide_refused = wide.labels("written"), wide.labels("refused")
+        self.wide_written, self.wide_rejected = wide.labels("written"), wide.labels("refused")
         metrics.gauge("relay_ingest_queue_events", "Events that wait for their commit.", events)
-        metrics.gauge("relay_ingest_queue_bytes", "Bytes that wait for their commit.", octets)
+        metrics.gauge("relay_ingest_queue_bytes", "Bytes that wait for their commit.", waiting_bytes)
 
     def rejected(self, events: int, code: str) -> None:
-        """Events are answered with this error."""
+        """Count events that got this error."""
         self._rejected.add(events, code)
 
     def flushed(self, events: int, deliveries: int, seconds: float) -> None:
-        """Count a flush that has ended, one way or another, and the deliveries that it could open."""
+        """Count a flush that has ended, with or without success, and the deliveries that it could open."""
         self._times.observe(seconds)
         self._sizes.observe(events)
         self._deliveries.observe(deliveries)

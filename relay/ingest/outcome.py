@@ -1,4 +1,4 @@
-"""What becomes of an event that was posted."""
+"""The outcomes of an event that was posted."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ class Accepted(NamedTuple):
 
 
 class Duplicate(NamedTuple):
-    """Its dedup_id was accepted before; `differs` when type or payload were others."""
+    """Its dedup_id was accepted before. `differs` is true if type or payload differ from the first event's."""
 
     first_id: UUID
     differs: bool
 
 
 class Replayed(NamedTuple):
-    """The answer to the first request with this Idempotency-Key, once more."""
+    """A repeat of the first request with this Idempotency-Key, which gets the same response."""
 
     first_id: UUID
 
 
 class KeyReused(NamedTuple):
-    """The Idempotency-Key came before with another type or payload."""
+    """The Idempotency-Key was used before with another type or payload."""
 
     first_id: UUID
 

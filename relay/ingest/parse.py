@@ -1,4 +1,4 @@
-"""From the bytes of a body to an event: everything that is wrong with one is found here."""
+"""Parsing and validation of an event."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_DEPTH: Final = 512
 
 
 class PostedEvent(msgspec.Struct, forbid_unknown_fields=True):
-    """One event as a producer posts it. The payload keeps the bytes in which it came."""
+    """One event as a producer posts it. The payload keeps its original bytes."""
 
     type: str
     payload: msgspec.Raw
@@ -28,7 +28,7 @@ class PostedEvent(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _decoder: Final = msgspec.json.Decoder(PostedEvent)
-# No control characters (Unicode category Cc) and no lone surrogates, which no UTF-8 can carry.
+# No control characters (Unicode category Cc) and no lone surrogates, which UTF-8 cannot encode.
 _NAME: Final = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,255}")
 _IDEMPOTENCY_KEY: Final = re.compile(rb"[\x21-\x7e]{1,255}")
 
@@ -37,21 +37,21 @@ _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 
 _BACKSLASH: Final = rb"\\"
-# Stands for an escaped backslash while escapes are looked at; no JSON holds this control character as it is.
+# Replaces an escaped backslash while other escapes are searched. JSON never contains this control character unescaped.
 _BACKSLASH_AWAY: Final = b"\x01\x01"
-# Where no backslash is escaped every other one begins an escape: one pass finds surrogates without their other half.
+# With escaped backslashes replaced, each backslash begins an escape, so one pass finds surrogates without their pair.
 _LONE: Final = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
     rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 )
-# Where an escape begins that is not the second half of a pair.
+# The beginning of an escape that is not the second half of a surrogate pair.
 _ESCAPE: Final = re.compile(rb"\\(?!u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]")
-# A substitution holds 140 bytes for each match until it ends, so a body full of surrogates is taken in pieces.
+# A substitution needs 140 bytes per match until it ends, so a body full of surrogates is processed in pieces.
 _PIECE_BYTES: Final = 64 * 1024
 
 
 def parse_event(body: bytes) -> PostedEvent:
-    """Read one event.
+    """Parse one event.
 
     Raises:
         ApiError: `invalid_utf8` or `malformed_json` (400), `payload_too_large` (413), `invalid_request` or
@@ -69,7 +69,7 @@ def parse_event(body: bytes) -> PostedEvent:
 
 
 def check_event(event: PostedEvent) -> None:
-    """Hold an event against the contract (section 3).
+    """Validate an event (contract, section 3).
 
     Raises:
         ApiError: as `parse_event`.
@@ -80,14 +80,14 @@ def check_event(event: PostedEvent) -> None:
     size = len(event.payload)
     if size > MAX_PAYLOAD_BYTES:
         raise ApiError("payload_too_large")
-    # Whatever is that deep has as many brackets that close again; to count them takes 0.7 µs for each KiB.
+    # A document of that depth has at least as many brackets on either side. Counting them takes 0.7 µs per KiB.
     if size > 2 * MAX_DEPTH:
         payload = bytes(event.payload)
         if payload.count(b"[") + payload.count(b"{") > MAX_DEPTH and _depth(payload) > MAX_DEPTH:
             raise ApiError("too_deep")
 
 
-# A producer has few types: to find one here takes a third of the time that it takes to match it. Errors are not kept.
+# A producer uses few types, and a cached one takes a third of the time. Errors are not cached.
 @lru_cache(maxsize=512)
 def _check_type(type_: str) -> None:
     if _NAME.fullmatch(type_) is None:
@@ -97,7 +97,7 @@ def _check_type(type_: str) -> None:
 
 
 def read_idempotency_key(header: bytes) -> str:
-    """The value of an `Idempotency-Key` header.
+    """Return the value of an `Idempotency-Key` header.
 
     Raises:
         ApiError: `invalid_idempotency_key`.
@@ -108,18 +108,18 @@ def read_idempotency_key(header: bytes) -> str:
 
 
 def _depth(document: bytes) -> int:
-    """How deep the brackets of a valid JSON document nest; all of it runs in C, at some 30 ns a bracket."""
+    """Return the nesting depth of a valid JSON document. All of it runs in C, in about 30 ns per bracket."""
     brackets = _STRING.sub(b"", document).translate(_STEPS, _NOT_BRACKETS)
     return max(accumulate(array("b", brackets)), default=0)
 
 
 def _with_lone_surrogates(body: bytes) -> PostedEvent:
-    r"""Read an event whose payload may hold escapes of lone surrogates (\ud800), which RFC 8259 allows and msgspec not.
+    r"""Parse an event whose payload may contain escaped lone surrogates (\ud800). RFC 8259 allows them, msgspec not.
 
-    They are masked by an escape of the same length, and the payload is cut from the original.
+    They are masked by an escape of the same length, and the payload is cut from the original bytes.
 
     Raises:
-        ApiError: `malformed_json`, when that was not what was wrong.
+        ApiError: `malformed_json`, if the document is malformed for another reason.
     """
     masked, mask, last = mask_lone_surrogates(body)
     event = decode(_decoder, masked)
@@ -130,7 +130,7 @@ def _with_lone_surrogates(body: bytes) -> PostedEvent:
     at = payload.rfind(mask)
     if at >= 0:
         start = last - at
-        # Only a member given twice can have its last mask outside the payload that counts.
+        # Happens only if a member is repeated, and the last mask is not in the occurrence that counts.
         if masked[start : start + len(payload)] != payload:
             raise ApiError("malformed_json")
         event.payload = msgspec.Raw(body[start : start + len(payload)])
@@ -138,18 +138,18 @@ def _with_lone_surrogates(body: bytes) -> PostedEvent:
 
 
 def mask_lone_surrogates(body: bytes) -> tuple[bytes, bytes, int]:
-    """Put an escape that the body does not contain in the place of each escape of a lone surrogate.
+    """Replace each escaped lone surrogate by an escape that the body does not contain.
 
     Returns:
-        The masked body, which is as long; the mask; and where the last one stands.
+        The masked body, which has the same length; the mask; and the offset of the last mask.
 
     Raises:
-        ApiError: `malformed_json`, when there is nothing to mask.
+        ApiError: `malformed_json`, if there is nothing to mask.
     """
     if _BACKSLASH_AWAY[:1] in body:
         raise ApiError("malformed_json")
     mask = _unused_escape(body)
-    # A template without groups: no call into Python is made for any of what may be 700,000 escapes.
+    # A template without groups needs no call into Python for each escape, of which there may be 700,000.
     template = b"\\" + mask
     pieces = _pieces(body.replace(_BACKSLASH, _BACKSLASH_AWAY))
     masked = b"".join([_LONE.sub(template, piece) for piece in pieces])
@@ -160,7 +160,7 @@ def mask_lone_surrogates(body: bytes) -> tuple[bytes, bytes, int]:
 
 
 def _pieces(text: bytes) -> Iterator[bytes]:
-    """Cut a text where no escape and no pair of them is cut in two."""
+    """Split a text without splitting an escape or a surrogate pair."""
     start = 0
     while (cut := _ESCAPE.search(text, start + _PIECE_BYTES)) is not None:
         yield text[start : cut.start()]
@@ -169,9 +169,9 @@ def _pieces(text: bytes) -> Iterator[bytes]:
 
 
 def _unused_escape(body: bytes) -> bytes:
-    """An escape of a private-use character that the body does not contain.
+    """Return an escape of a private-use character that the body does not contain.
 
-    Drawn by chance and a few times only, so that a body made to hold them all costs nothing but its own refusal.
+    It is chosen at random and only a few times, so a body that contains all of them is rejected at little cost.
     """
     lowered = body.lower()
     for _ in range(16):

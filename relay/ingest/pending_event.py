@@ -1,4 +1,4 @@
-"""Events that wait for their commit, and what the statement needs to know of them."""
+"""Events that wait for their commit, and the requests that wait for them."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from relay.ingest.parse import PostedEvent
 if TYPE_CHECKING:
     from relay.telemetry.traces import Trace
 
-#: Whose key, which kind (`d` for a dedup_id, `i` for an Idempotency-Key), and the key.
+#: The organization, the kind (`d` for a dedup_id, `i` for an Idempotency-Key), and the key.
 Key = tuple[UUID, str, str]
 
 
 class PendingEvent:
-    """An event that waits for its commit. Its id is made before the first try, so a second try is the same event.
+    """An event that waits for its commit. Its id is made before the first try, so that a retry is the same event.
 
     Args:
-        organization_id: whose it is.
-        event_id: made for it.
+        organization_id: the owner.
+        event_id: its new id.
         event: as it was posted.
-        idempotency_key: for it alone; a dedup_id of its own comes first.
-        future: ends with its outcome, for one that came alone.
-        batch: the batch that it came with otherwise.
-        trace: of the request that brought it.
+        idempotency_key: of this event alone. If the event has a dedup_id, that counts instead.
+        future: gets the outcome, if the event was posted alone.
+        batch: the batch that contains it otherwise.
+        trace: of the request.
     """
 
-    #: How many events it is.
+    #: The number of events, as in `Batch`.
     count: ClassVar = 1
 
     __slots__ = (
@@ -65,9 +65,9 @@ class PendingEvent:
         self.organization_id = organization_id
         self.event_id = event_id
         self.type = event.type
-        # A copy: the raw payload is a view that keeps the whole body alive.
+        # A copy, because the raw payload is a view that keeps the whole body in memory.
         self.payload = bytes(event.payload)
-        #: About how many bytes it holds while it waits.
+        #: The approximate memory, in bytes, that it takes while it waits.
         self.size = len(self.payload) + 512
         self.dedup_id = event.dedup_id
         self.future = future
@@ -76,9 +76,9 @@ class PendingEvent:
         self.outcome: Outcome | ApiError | None = None
         self.key: Key | None = None
         self.digest = b""
-        #: Who holds its key in the end, and the digest of that event: what those who follow it share.
+        #: The event that has its key after the commit, and that event's digest. Its followers share both.
         self.first: tuple[UUID, bytes] | None = None
-        #: The code that it was answered with.
+        #: The error code of its response, or empty.
         self.failed = ""
         if event.dedup_id is not None:
             self.key = (organization_id, "d", event.dedup_id)
@@ -89,22 +89,22 @@ class PendingEvent:
 
     @property
     def ended(self) -> bool:
-        """Whether its outcome is known, or its client is gone."""
+        """True if its outcome is known or its client is gone."""
         return self.outcome is not None or (self.future is not None and self.future.done())
 
     def accept(self) -> None:
-        """Answer the request: committed."""
+        """Complete it as committed."""
         if self.key is not None:
             self.first = (self.event_id, self.digest)
         self._end(Accepted(self.event_id))
 
     def fail(self, code: str) -> None:
-        """Answer the request with an error."""
+        """Complete it with an error."""
         self.failed = code
         self._end(ApiError(code))
 
-    def lost_to(self, first_id: UUID, first_digest: bytes) -> None:
-        """Answer the request whose key was another event's before."""
+    def duplicate_of(self, first_id: UUID, first_digest: bytes) -> None:
+        """Complete it as a repeat of the event that has its key."""
         self.first = (first_id, first_digest)
         differs = first_digest != self.digest
         if first_id == self.event_id:
@@ -131,13 +131,13 @@ class PendingEvent:
 
 
 class Batch:
-    """Events that came with one request and are committed together.
+    """The events of one request, which are committed together.
 
-    One future for all of them: one for each would cost as much as parsing them.
+    They share one future, because one for each would cost as much as parsing them.
 
     Args:
-        organization_id: whose it is.
-        future: ends with the last of its events.
+        organization_id: the owner.
+        future: set when the last of its events has its outcome.
     """
 
     __slots__ = ("count", "events", "future", "left", "organization_id", "size")
@@ -146,26 +146,26 @@ class Batch:
         self.organization_id = organization_id
         self.future = future
         self.events: Sequence[PendingEvent] = ()
-        #: How many events it is.
+        #: The number of events.
         self.count = 0
-        #: About how many bytes it holds while it waits.
+        #: The approximate memory, in bytes, that it takes while it waits.
         self.size = 0
-        #: How many of them have no outcome yet.
+        #: The number of events without an outcome.
         self.left = 0
 
     def hold(self, events: Sequence[PendingEvent]) -> None:
-        """Take in all of its events."""
+        """Set its events."""
         self.events = events
         self.size = sum([event.size for event in events])
         self.count = self.left = len(events)
 
     def end(self) -> None:
-        """Answer the request: the outcomes of all of its events are known."""
+        """Complete the request: all of its events have an outcome."""
         if not self.future.done():
             self.future.set_result(None)
 
     def fail(self, error: ApiError) -> None:
-        """Answer the request with one error for the whole of it."""
+        """Complete the request with one error for the whole batch."""
         if not self.future.done():
             self.future.set_exception(error)
 
@@ -176,9 +176,9 @@ def _digest(type_: str, payload: bytes) -> bytes:
 
 
 def part_followers(events: Sequence[PendingEvent]) -> tuple[Sequence[PendingEvent], dict[Key, list[PendingEvent]]]:
-    """Part the events of a flush into those that go into the statement, and those whose key is among them already.
+    """Split the events of a flush into those that go into the statement, and those that repeat a key among them.
 
-    One statement cannot insert the same key twice; who follows shares the fate of the first.
+    One statement cannot insert the same key twice. A follower shares the outcome of the first event with its key.
     """
     if not [event for event in events if event.key is not None]:
         return events, {}

@@ -1,4 +1,4 @@
-"""What waits for its commit: organizations take turns, and within each what came first goes first."""
+"""The queue of events that wait for their commit: round-robin by organization, first in first out within each."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from relay.ingest.pending_event import Batch, PendingEvent
 
 MAX_FLUSH_BYTES: Final = 8 * 1024 * 1024
 MAX_FLUSH_EVENTS: Final = 1000
-#: Deliveries that a flush opens; one event may open more, if its organization has so many endpoints.
+#: A single event may open more, if its organization has more endpoints.
 MAX_FLUSH_DELIVERIES: Final = 5000
 
 
 class _Line:
-    """What one organization has waiting."""
+    """The items of one organization that wait."""
 
     __slots__ = ("batches", "events", "items", "size")
 
@@ -32,32 +32,32 @@ class Queue:
 
     def __init__(self) -> None:
         self._lines: dict[UUID, _Line] = {}
-        # Every organization with a line, the next one first.
+        # Every organization with a line, in the order of their turns.
         self._turns: deque[UUID] = deque()
-        #: About how many bytes wait.
+        #: The approximate bytes that wait.
         self.size = 0
-        #: How many deliveries the events may open that were taken last.
+        #: The most deliveries that the events of the last `take` can open.
         self.taken_deliveries = 0
 
     def __bool__(self) -> bool:
         return bool(self._turns)
 
     def size_of(self, organization_id: UUID) -> int:
-        """About how many bytes of an organization wait."""
+        """Return the approximate bytes of an organization that wait."""
         line = self._lines.get(organization_id)
         return 0 if line is None else line.size
 
     def count_events(self) -> int:
-        """How many events wait."""
+        """Return the number of events that wait."""
         return sum(line.events for line in self._lines.values())
 
     def items_of(self, organization_id: UUID) -> int:
-        """How many requests of an organization wait."""
+        """Return the number of requests of an organization that wait."""
         line = self._lines.get(organization_id)
         return 0 if line is None else len(line.items)
 
     def add(self, item: PendingEvent | Batch) -> None:
-        """Let an event or a batch wait behind what its organization has waiting."""
+        """Append an event or a batch to its organization's items."""
         line = self._lines.get(item.organization_id)
         if line is None:
             line = self._lines[item.organization_id] = _Line()
@@ -71,7 +71,7 @@ class Queue:
         self.size += size
 
     def put_back(self, item: PendingEvent | Batch) -> None:
-        """Let one that was taken be its organization's next again."""
+        """Put an item that was taken back at the head of its organization's items."""
         line = self._lines.get(item.organization_id)
         if line is None:
             line = self._lines[item.organization_id] = _Line()
@@ -84,7 +84,7 @@ class Queue:
         self.size += item.size
 
     def pop(self) -> PendingEvent | Batch:
-        """Take the next item of the organization whose turn it is."""
+        """Take the next item of the next organization."""
         organization_id = self._turns.popleft()
         line = self._lines[organization_id]
         item = line.items.popleft()
@@ -100,10 +100,10 @@ class Queue:
         return item
 
     def take(self, endpoints_of: Callable[[UUID], int]) -> list[PendingEvent]:
-        """Take what the next flush holds; a batch never goes in two.
+        """Take the events of the next flush. A batch is never split.
 
         Args:
-            endpoints_of: how many deliveries an event of an organization may open.
+            endpoints_of: returns the most deliveries that an event of an organization can open.
         """
         lines, turns = self._lines, self._turns
         each = {organization_id: endpoints_of(organization_id) for organization_id in lines}
@@ -127,7 +127,7 @@ class Queue:
         return taken
 
     def _all_fits(self, endpoints: Mapping[UUID, int]) -> bool:
-        """Whether nothing has to wait for a second flush, which is so at nearly all times."""
+        """Return whether one flush can take everything, which is nearly always the case."""
         if self.size > MAX_FLUSH_BYTES:
             return False
         events = deliveries = 0
@@ -151,7 +151,7 @@ class Queue:
         return taken
 
     def drain(self) -> Iterator[PendingEvent | Batch]:
-        """Take everything."""
+        """Take and yield every item."""
         while self._turns:
             yield self.pop()
 

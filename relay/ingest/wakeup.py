@@ -1,4 +1,4 @@
-"""The hint that wakes delivery processes after a commit."""
+"""The notification that wakes delivery processes after a commit."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _PRESENCE_S: Final = 5.0
 
 
 class Wakeup(Service):
-    """Tells delivery processes that something is due: after the commit, from another connection, every 10 ms at most,
-    and only while one of them has said that it is there. A hint may be lost; they also look by themselves.
+    """Notifies delivery processes that deliveries are due: after the commit, on a separate connection, at most once in
+    10 ms, and only while such a process is alive. A lost wakeup does no harm, because they also poll.
     """
 
     def __init__(self, cell: Cell) -> None:
@@ -23,29 +23,29 @@ class Wakeup(Service):
         self._connection = cell.owned_connection()
         self._channel = cell.channel("wake")
         self._due = asyncio.Event()
-        self._looked_at = -_PRESENCE_S
-        self._somebody = False
+        self._checked_at = -_PRESENCE_S
+        self._present = False
 
     def due(self) -> None:
-        """Something is due now."""
+        """Send a wakeup soon."""
         self._due.set()
 
     async def run(self) -> None:
-        """Pass hints on."""
+        """Send wakeups until cancelled."""
         while True:
             await self._due.wait()
             self._due.clear()
             try:
-                if await self._is_somebody_there():
+                if await self._has_delivery_process():
                     await self._connection.fetch("wake", self._channel, timeout_s=2.0)
             except StoreError:
                 await asyncio.sleep(1.0)
             await asyncio.sleep(_SHORTEST_PAUSE_S)
 
-    async def _is_somebody_there(self) -> bool:
+    async def _has_delivery_process(self) -> bool:
         now = time.monotonic()
-        if now - self._looked_at >= _PRESENCE_S:
+        if now - self._checked_at >= _PRESENCE_S:
             (row,) = await self._connection.fetch("somebody_delivers", timeout_s=2.0)
-            self._somebody = row["delivers"]
-            self._looked_at = now
-        return self._somebody
+            self._present = row["delivers"]
+            self._checked_at = now
+        return self._present

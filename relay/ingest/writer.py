@@ -1,4 +1,4 @@
-"""Writing events: one statement, one commit, and what becomes of each event when that fails."""
+"""Writing of events with one statement and one commit, and the outcome of each event if that fails."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ from relay.store import (
 
 _log = logging.getLogger("relay.ingest")
 
-#: Deliveries that one statement opens. An event that goes to no endpoint opens a row too, beyond them.
+#: The limit of one statement. An event that goes to no endpoint opens a row as well, which is not counted here.
 MOST_DELIVERIES: Final = 20_000
 _MOST_ROWS: Final = MOST_DELIVERIES + MAX_FLUSH_EVENTS
-# An event alone is stored whatever it opens.
+# A single event is stored whatever it opens.
 _ANY_DELIVERIES: Final = 1_000_000_000
-# SQLSTATE of a statement that would have opened more (`relay.opens_too_many`).
+# The SQLSTATE of a statement that would exceed its limit (`relay.opens_too_many`).
 _OPENS_TOO_MANY: Final = "54R01"
-# What is nobody's own fault: to try again for each follower would be one time-out after the other.
+# Failures that an event did not cause. Retrying them for each follower would be one timeout after the other.
 _OUTAGES: Final = frozenset(("database_unavailable", "commit_unknown", "internal_error"))
-# After so many organizations whose events stay unknown it is the database.
+# After this many organizations whose outcome is still unknown, the database is at fault, not their events.
 _UNKNOWN_AGAIN: Final = 2
 
 
 class OpensTooMany(Exception):
-    """A statement was ended before it opened more deliveries than it may; nothing of it was stored."""
+    """The statement was aborted before it exceeded its limit of deliveries. It stored nothing."""
 
 
 class Writer:
-    """Writes events through one connection and answers each after the COMMIT that holds it.
+    """Writes events through one connection, and completes each after the COMMIT that contains it.
 
     Args:
-        connection: for this alone.
-        dedup_window_s: how long a key makes two requests one event.
-        timeout_s: after which a statement is given up and sent once more on another connection.
-        measures: where to count.
+        connection: used by nothing else.
+        dedup_window_s: how long a key makes two requests the same event.
+        timeout_s: of a statement, which is then sent once more on a new connection.
+        metrics: where it counts.
         due: called after a commit that opened deliveries which are due.
-        again: takes an event that is to be tried from the beginning.
+        requeue: takes an event that has to be tried again from the beginning.
     """
 
     def __init__(
@@ -59,32 +59,32 @@ class Writer:
         *,
         dedup_window_s: float,
         timeout_s: float,
-        measures: IngestMetrics,
+        metrics: IngestMetrics,
         due: Callable[[], None],
-        again: Callable[[PendingEvent], None],
+        requeue: Callable[[PendingEvent], None],
     ) -> None:
         self._connection = connection
         self._dedup_window_s = dedup_window_s
         self._timeout_s = timeout_s
-        self._measures = measures
+        self._metrics = metrics
         self._due = due
-        self._again = again
+        self._requeue = requeue
 
     async def commit(self, events: Sequence[PendingEvent]) -> None:
-        """Write events and answer them.
+        """Write events and complete them.
 
         Raises:
-            OpensTooMany: they open too many deliveries at once; those that have not ended were not stored.
+            OpensTooMany: they would open too many deliveries at once. Those that have not ended were not stored.
         """
         leaders, followers = part_followers(events)
         await self._commit(leaders)
         for leader in leaders if followers else ():
             if leader.key is not None and leader.key in followers:
-                self._let_follow(leader, followers[leader.key])
+                self._complete_followers(leader, followers[leader.key])
 
     def fail(self, events: Collection[PendingEvent], code: str) -> None:
-        """Answer events with an error."""
-        self._measures.rejected(len(events), code)
+        """Complete events with an error."""
+        self._metrics.rejected(len(events), code)
         for event in events:
             event.fail(code)
 
@@ -96,25 +96,25 @@ class Writer:
         """
         return self._connection.fetch(statement, *parameters, timeout_s=self._timeout_s)
 
-    def _let_follow(self, leader: PendingEvent, followers: Sequence[PendingEvent]) -> None:
-        """Answer those whose key stood in the same flush; where the first failed for its own reasons they try again."""
+    def _complete_followers(self, leader: PendingEvent, followers: Sequence[PendingEvent]) -> None:
+        """Complete the events that share a leader's key, or queue them again if the leader failed by its own fault."""
         if leader.failed in _OUTAGES:
             self.fail(followers, leader.failed)
             return
         if leader.first is None:
-            self._try_again(followers)
+            self._requeue_all(followers)
             return
         for follower in followers:
-            follower.lost_to(*leader.first)
-        self._measures.duplicate.add(len(followers))
+            follower.duplicate_of(*leader.first)
+        self._metrics.duplicate.add(len(followers))
 
-    def _try_again(self, events: Sequence[PendingEvent]) -> None:
+    def _requeue_all(self, events: Sequence[PendingEvent]) -> None:
         for event in reversed(events):
             if not event.ended:
-                self._again(event)
+                self._requeue(event)
 
     async def _commit(self, events: Sequence[PendingEvent]) -> None:
-        """Write events for the first time. A statement that one row spoils is split in halves until it is alone."""
+        """Write events for the first time. If PostgreSQL rejects a row, split the events until that row is alone."""
         try:
             won = await self._write(events)
         except RowRefused as refused:
@@ -129,12 +129,12 @@ class Writer:
             _log.warning("flush_not_stored", extra={"events": len(events), "reason": str(unavailable)})
             self.fail(events, error_code(unavailable))
         else:
-            await self._answer(events, won)
+            await self._complete(events, won)
 
     async def _send_again(self, events: Sequence[PendingEvent]) -> None:
-        """Send events again whose outcome is not known, organization by organization.
+        """Send events whose outcome is unknown once more, one statement per organization.
 
-        If one of them made the statement too slow it is alone this time. Those with few events go first.
+        If one organization made the statement too slow, it cannot affect the others now. The smallest groups go first.
         """
         parts: dict[UUID, list[PendingEvent]] = {}
         for event in events:
@@ -160,7 +160,7 @@ class Writer:
             for half in self._halves(events, refused):
                 await self._commit_again(half)
         else:
-            await self._answer(events, won)
+            await self._complete(events, won)
 
     def _halves(self, events: Sequence[PendingEvent], refused: RowRefused) -> Sequence[Sequence[PendingEvent]]:
         if len(events) == 1:
@@ -170,27 +170,27 @@ class Writer:
         middle = len(events) // 2
         return events[:middle], events[middle:]
 
-    async def _answer(self, events: Sequence[PendingEvent], won: frozenset[UUID]) -> None:
-        losers = []
+    async def _complete(self, events: Sequence[PendingEvent], won: frozenset[UUID]) -> None:
+        repeats = []
         for event in events:
             if event.key is None or event.event_id in won:
                 event.accept()
             else:
-                losers.append(event)
-        self._measures.accepted.add(len(events) - len(losers))
-        if losers:
-            await self._answer_losers(losers)
+                repeats.append(event)
+        self._metrics.accepted.add(len(events) - len(repeats))
+        if repeats:
+            await self._complete_repeats(repeats)
 
     async def _write(self, events: Sequence[PendingEvent], *, again: bool = False) -> frozenset[UUID]:
-        """One statement, one commit; gives the ids of the events that won their keys."""
+        """Write events with one statement and one commit, and return the ids of those whose key was new."""
         row = await self._store(events, again=again)
         if row["due"] is None:
-            # The server is another one, or was started anew: nothing is stored until its epoch stands for it.
+            # The server was replaced or restarted. It stores nothing until it has an epoch of its own.
             (renewed,) = await self.fetch("renew_epoch")
             _log.info("epoch_renewed", extra={"epoch": renewed["epoch"]})
             row = await self._store(events, again=again)
         if row["due"] is None:
-            raise DatabaseUnavailable("PostgreSQL was started anew")
+            raise DatabaseUnavailable("PostgreSQL was restarted")
         if row["due"]:
             self._due()
         return frozenset(row.get("won", ()))
@@ -222,31 +222,31 @@ class Writer:
             )
             most = _MOST_ROWS if len(events) > 1 else _ANY_DELIVERIES
             if again or _are_marked(events):
-                # Only the first of these leaves what it finds stored as it is.
+                # Only `commit_events_again` accepts that an event is already stored.
                 statement = "commit_events_again" if again else "commit_events_with_keys"
                 (row,) = await self.fetch(statement, *columns, most, *_marks(events), self._dedup_window_s)
             else:
                 (row,) = await self.fetch("commit_events", *columns, most)
         return row
 
-    async def _answer_losers(self, losers: Sequence[PendingEvent]) -> None:
-        """Tell those who lost a key who holds it. Nothing of theirs was stored, so a failure here is no unknown."""
-        keys = [event.key for event in losers if event.key is not None]
+    async def _complete_repeats(self, repeats: Sequence[PendingEvent]) -> None:
+        """Complete events whose key belongs to another event. They were not stored, whether or not this fails."""
+        keys = [event.key for event in repeats if event.key is not None]
         try:
             rows = await self.fetch("first_holders", *_key_columns(keys))
         except StoreError as error:
             _log.warning("first_holders_not_read", extra={"reason": str(error)})
-            self.fail(losers, error_code(error))
+            self.fail(repeats, error_code(error))
             return
         holders = {(row["organization_id"], row["kind"], row["key"]): row for row in rows}
-        for event in losers:
+        for event in repeats:
             holder = holders.get(event.key) if event.key is not None else None
             if holder is None:
-                # The holder ran out between the two statements: the key is free now.
-                self._try_again((event,))
+                # The other event's key expired between the two statements, so it is free now.
+                self._requeue_all((event,))
             else:
-                event.lost_to(holder["event_id"], holder["digest"])
-                self._measures.duplicate.add()
+                event.duplicate_of(holder["event_id"], holder["digest"])
+                self._metrics.duplicate.add()
 
 
 def _are_marked(events: Sequence[PendingEvent]) -> bool:
@@ -255,7 +255,7 @@ def _are_marked(events: Sequence[PendingEvent]) -> bool:
 
 
 def _marks(events: Sequence[PendingEvent]) -> tuple[list[str | None], list[str | None], list[bytes], list[str | None]]:
-    """The columns of keys and traces."""
+    """Return the columns of keys and traces."""
     keys = [event.key for event in events]
     return (
         [None if key is None else key[1] for key in keys],
