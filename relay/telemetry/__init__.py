@@ -1,1 +1,1 @@
-"""What an operator sees of a process: metrics and logs."""
+"""Metrics, logs and traces."""

@@ -1,4 +1,4 @@
-"""Colours of what people read on a terminal."""
+"""Colours on a terminal."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ YELLOW: Final = "33"
 
 
 def is_wanted(fd: int, environ: Mapping[str, str]) -> bool:
-    """Return whether this file descriptor is a terminal that shows colours, and nobody has set NO_COLOR.
+    """Return whether this file descriptor is a terminal that shows colours, and NO_COLOR is not set.
 
-    As https://no-color.org asks, an empty NO_COLOR is none.
+    An empty NO_COLOR counts as not set (https://no-color.org).
     """
     return os.isatty(fd) and not environ.get("NO_COLOR") and environ.get("TERM") not in ("dumb", "")
 
 
 def painted(text: str, colour: str) -> str:
-    """Return the text in a colour, with the usual one after it."""
+    """Return the text in a colour, followed by a reset."""
     return f"\x1b[{colour}m{text}\x1b[0m"

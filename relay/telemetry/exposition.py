@@ -1,4 +1,4 @@
-"""The pages of all processes of a command, added up and rendered as Prometheus text."""
+"""Metrics text: the pages of all processes of a command, combined and rendered for Prometheus."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _COMBINE: Final[Mapping[str, Callable[[float, float], float]]] = {
     "min": min,
 }
 
-# Ends a page of OpenMetrics, and stands there once.
+# The end of OpenMetrics text, which must occur once.
 _END: Final = b"# EOF\n"
 
-#: The numbers of each series, by its label values.
+#: The values of each series, by label values.
 _Numbers = dict[tuple[str, ...], list[float]]
 
 
 class Exposition:
-    """Sums counters and histograms over all pages, those of dead processes too, and combines the gauges of those that
-    are alive. No page can break it: what makes no sense is left out, and `unreadable` says so. For one thread.
+    """Sums the counters and histograms of all pages, including those of dead processes, and combines the gauges of
+    processes that are alive. A damaged page is left out and counted in `unreadable`. Not thread-safe.
 
     Args:
         pages: of all processes.
@@ -35,11 +35,11 @@ class Exposition:
 
     def __init__(self, pages: Sequence[memoryview]) -> None:
         self._pages = [PageReader(page) for page in pages]
-        #: How many pages made no sense the last time.
+        #: The number of pages that could not be read the last time.
         self.unreadable = 0
 
     def render(self, *, open_metrics: bool = False) -> Iterator[bytes]:
-        """All metrics as Prometheus text or as OpenMetrics, one after the other, as they are at the first."""
+        """Yield all metrics as Prometheus or OpenMetrics text, one at a time, as they are when the first is read."""
         definitions, numbers = self._add_up()
         for name, definition in sorted(definitions.items()):
             only = _Only(_family(definition, numbers[name]))
@@ -73,7 +73,7 @@ class Exposition:
 
 
 class _Only:
-    """A collector, as prometheus-client asks for one, with a single metric."""
+    """A prometheus-client collector with a single metric."""
 
     def __init__(self, metric: Metric) -> None:
         self._metric = metric
@@ -108,8 +108,9 @@ def _family(definition: Definition, numbers: _Numbers) -> Metric:
 
 
 def _buckets(bounds: Sequence[float], counts: Sequence[float]) -> list[tuple[str, float]]:
-    """As Prometheus has them: each with all that are below. Made from one reading, so no count is ever less than the
-    one before it, whatever is written meanwhile.
+    """Return cumulative buckets, as Prometheus defines them.
+
+    They are computed from one reading, so no count is less than the one before it, whatever is written meanwhile.
     """
     seen = 0.0
     buckets = []

@@ -1,7 +1,7 @@
-"""A log record as one line: JSON, or readable on a terminal. Pure.
+"""Formatting of log records as one line: JSON, or readable on a terminal. Pure.
 
-Nothing that a caller, a receiver or a database wrote reaches a line raw, and the text of an exception only where it can
-hold none of that: a ValueError quotes what it could not read.
+Text from a caller, a receiver or a database never reaches a line unescaped. The message of an exception is logged only
+if it cannot contain such text: a ValueError, for example, quotes its input.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from relay.telemetry.colour import RED, YELLOW, painted
 
 _OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _OURS: Final = "relay"
-# Longer than any fact of ours. So a line stays below 4,096 bytes (PIPE_BUF), which a pipe takes in one piece: the
-# processes of one command share theirs.
+# Longer than any field of ours. It keeps a line below 4,096 bytes (PIPE_BUF), which a pipe takes in one piece: the
+# processes of a command share their stderr.
 _MOST_CHARACTERS: Final = 256
 _MOST_OF_A_TRACEBACK: Final = 2500
 _MOST_FRAMES: Final = 30
 _MOST_CAUSES: Final = 5
-# Kinds that Python itself raises for mistakes in a program: they speak of types and names, never of values.
-_SPEAK_OF_CODE: Final = frozenset(
+# Exceptions that Python raises for programming errors. Their messages contain types and names, never values.
+_PROGRAMMING_ERRORS: Final = frozenset(
     (
         AssertionError, AttributeError, ImportError, IndexError, ModuleNotFoundError, NameError, NotImplementedError,
         RecursionError, RuntimeError, TypeError, UnboundLocalError, ZeroDivisionError,
     )
 )  # fmt: skip
-# What a library begins to say, before it quotes anything; where it leaves places for values, the places.
+# The beginning of a library's message, before it quotes a value. Placeholders of the format string are kept.
 _PLAIN: Final = re.compile(r"[\w ,.:-]{0,100}", re.ASCII)
 
 
 class JsonLines(JsonFormatter):
-    """One JSON object a line, in ASCII.
+    """Formats each record as a line with one JSON object, in ASCII.
 
     Args:
-        command: which of our commands this process runs.
+        command: the command that this process runs.
     """
 
     def __init__(self, command: str) -> None:
@@ -51,7 +51,7 @@ class JsonLines(JsonFormatter):
         self._command = command
 
     def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
-        """What a line holds, in this order."""
+        """Add the fields of a line, in this order."""
         log_data["timestamp"] = _rfc3339(record.created)
         log_data["level"] = record.levelname.lower()
         log_data["logger"] = record.name
@@ -61,20 +61,20 @@ class JsonLines(JsonFormatter):
         log_data.update(_fields(record))
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
-        # The one control character that JSON leaves as it is.
+        """Return the line without a newline."""
+        # The only control character that JSON does not escape.
         return str(super().format(record)).replace("\x7f", "\\u007f")
 
     def formatException(self, ei: Any) -> str:
-        """Nothing: the traceback is a field of ours."""
+        """Return nothing: the traceback is a field."""
         return ""
 
 
 class ReadableLines(logging.Formatter):
-    """`12:00:01.250 warning listener_reconnects channel=relay_wake`, a traceback indented below.
+    """Formats records as `12:00:01.250 warning listener_reconnects channel=relay_wake`, tracebacks indented below.
 
     Args:
-        colours: whether the level of warnings and errors has one.
+        colours: True to colour the level of warnings and errors.
     """
 
     def __init__(self, *, colours: bool = False) -> None:
@@ -82,7 +82,7 @@ class ReadableLines(logging.Formatter):
         self._colours = colours
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, or the lines of a traceback too, without the last end."""
+        """Return the line, and the lines of a traceback, without the last newline."""
         fields = _fields(record)
         below = fields.pop("traceback", "")
         stamp = f"{self.formatTime(record, '%H:%M:%S')}.{int(record.msecs):03d}"
@@ -98,7 +98,7 @@ def _event(record: logging.LogRecord) -> str:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    """The facts that come with an event."""
+    """Return the fields of a record."""
     fields = {name: _bounded(value) for name, value in vars(record).items() if name not in _OWN and name != "traceback"}
     if not _is_ours(record):
         plain = _PLAIN.match(str(record.msg))
@@ -136,19 +136,19 @@ def _rfc3339(seconds: float) -> str:
 
 
 def traceback_of(error: BaseException) -> str:
-    """Where an exception and what led to it came from, the first cause first; the end of it where it is long.
+    """Return the frames of an exception and its causes, the first cause first. Of a long text only the end is kept.
 
-    The text of an exception is left out unless its kind speaks of code alone or is ours.
+    The message of an exception is left out, unless it is a programming error or an exception of ours.
     """
-    told: list[str] = []
+    lines: list[str] = []
     for cause in reversed(list(_causes(error))):
         frames = traceback.extract_tb(cause.__traceback__)[-_MOST_FRAMES:]
         for frame in frames:
-            told.append(f'File "{frame.filename}", line {frame.lineno}, in {frame.name}')
+            lines.append(f'File "{frame.filename}", line {frame.lineno}, in {frame.name}')
             if frame.line:
-                told.append(f"  {frame.line}")
-        told.append(_named(cause))
-    text = "\n".join(told)
+                lines.append(f"  {frame.line}")
+        lines.append(_named(cause))
+    text = "\n".join(lines)
     return text if len(text) <= _MOST_OF_A_TRACEBACK else "…" + text[-_MOST_OF_A_TRACEBACK:]
 
 
@@ -170,7 +170,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _named(error: BaseException) -> str:
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    if kind in _SPEAK_OF_CODE or kind.__module__.partition(".")[0] == _OURS:
+    if kind in _PROGRAMMING_ERRORS or kind.__module__.partition(".")[0] == _OURS:
         return f"{name}: {_bounded(str(error))}"
     sqlstate = getattr(error, "sqlstate", None)
     if isinstance(sqlstate, str):

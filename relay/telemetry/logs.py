@@ -1,4 +1,4 @@
-"""Structured logs on stderr: facts with fields, one JSON object a line; readable lines on a terminal."""
+"""Structured logs on stderr: one JSON object per line, or readable lines on a terminal."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _STDERR: Final = 2
 
 
 def set_up(level: str, command: str) -> None:
-    """Send this process's log to stderr, tracebacks of what nobody has caught included.
+    """Send this process's log to stderr, including the tracebacks of uncaught exceptions.
 
     Args:
-        level: the least level that is written: debug, info, warning or error. Of libraries, no less than warnings.
-        command: what this process runs, such as `serve`.
+        level: the lowest level that is written: debug, info, warning or error. For libraries it is at least warning.
+        command: the command that this process runs, such as `serve`.
     """
     on_terminal = os.isatty(_STDERR)
-    outlet = NonBlockingHandler(_STDERR, sys.stderr.encoding if on_terminal else "ascii")
+    handler = NonBlockingHandler(_STDERR, sys.stderr.encoding if on_terminal else "ascii")
     colours = is_wanted(_STDERR, os.environ)
-    outlet.setFormatter(ReadableLines(colours=colours) if on_terminal else JsonLines(command))
+    handler.setFormatter(ReadableLines(colours=colours) if on_terminal else JsonLines(command))
     root = logging.getLogger()
-    root.handlers[:] = [outlet]
-    # logging's own end knows nothing of it once Granian has configured loggers of its own.
-    atexit.register(outlet.flush)
+    root.handlers[:] = [handler]
+    # logging.shutdown no longer knows this handler once Granian has configured its own loggers.
+    atexit.register(handler.flush)
     root.setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level.upper()]))
     _log.setLevel(level.upper())
     sys.excepthook = _uncaught
@@ -42,7 +42,7 @@ def set_up(level: str, command: str) -> None:
 
 
 def flush() -> None:
-    """Wait until what was said is written, but not long; for a process that leaves without Python's own end."""
+    """Wait until the log is written, for at most 3 s: for a process that exits without Python's finalization."""
     for handler in logging.getLogger().handlers:
         handler.flush()
 

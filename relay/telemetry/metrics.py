@@ -1,7 +1,7 @@
-"""Counting in plain numbers, in memory that the processes of a command share; Prometheus text only when somebody asks.
+"""Metrics: plain numbers in memory that the processes of a command share, rendered as text only on request.
 
-Each process writes a page of its own, and any of them sums all pages: adding to a counter costs 0.1 µs, and a process
-that dies has counted what it has counted.
+Each process writes a page of its own, and each can sum all pages. Adding to a counter costs 0.1 µs, and the counts of a
+process that dies are kept.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from relay.telemetry.metrics_page import Definition, SharedPage
 
 _log = logging.getLogger("relay.telemetry")
 
-#: What `/metrics` says it is (Prometheus text exposition format 0.0.4).
+#: Prometheus text exposition format 0.0.4.
 CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
 OPEN_METRICS_TYPE: Final = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 Combine = Literal["sum", "max", "min"]
-#: Upper bounds of times that a caller waits for, in seconds.
+#: Histogram bounds for times that a caller waits, in seconds.
 WAITS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 class CounterChild:
-    """One series of a counter; what is on a hot path keeps it."""
+    """One series of a counter. Code on a hot path keeps a reference to it."""
 
     __slots__ = ("_at", "_cells")
 
@@ -37,17 +37,17 @@ class CounterChild:
         self._at = at
 
     def add(self, amount: float = 1) -> None:
-        """Count `amount` more; 0.1 µs."""
+        """Add `amount`, in 0.1 µs."""
         self._cells[self._at] += amount
 
     @property
     def value(self) -> float:
-        """What has been counted in this process's place."""
+        """The count so far, including that of a process that this one replaces."""
         return self._cells[self._at]
 
 
 class HistogramChild:
-    """One series of a histogram; what is on a hot path keeps it."""
+    """One series of a histogram. Code on a hot path keeps a reference to it."""
 
     __slots__ = ("_bounds", "_cells", "_first", "_sum")
 
@@ -58,7 +58,7 @@ class HistogramChild:
         self._sum = first + len(bounds) + 1
 
     def observe(self, value: float) -> None:
-        """Count one value; 0.3 µs."""
+        """Count one value, in 0.3 µs."""
         cells = self._cells
         cells[self._first + bisect_left(self._bounds, value)] += 1
         cells[self._sum] += value
@@ -123,12 +123,12 @@ class Histogram:
         self.labels(*labels).observe(value)
 
 
-#: Gives a number, or one for each value of a label.
+#: Returns a number, or one for each value of a label.
 Read = Callable[[], float | None] | Callable[[], Mapping[str, float] | None]
 
 
 class Gauge:
-    """Numbers of this moment, read once a second and when somebody asks."""
+    """A current value, read once a second and when metrics are rendered."""
 
     def __init__(self, metrics: Metrics, definition: Definition, read: Read) -> None:
         self._metrics = metrics
@@ -137,7 +137,7 @@ class Gauge:
         self._shown: dict[str, int] = {}
 
     def refresh(self) -> None:
-        """Write down what it is now; what is not known is not shown."""
+        """Read the value and store it. A value that is unknown is not exposed."""
         try:
             read = self._read()
         except Exception:
@@ -155,13 +155,13 @@ class Gauge:
 
 
 class Metrics:
-    """All metrics of one process, and the sight of those of all processes of its command.
+    """The metrics of one process, and a view of those of all processes of its command.
 
-    Names begin with `relay_` and end with what they count or with their unit; units are seconds and bytes. The values
-    of a label are few and known: never a tenant's id, a URL, a key or anything else that a caller wrote.
+    A name begins with `relay_` and ends with what it counts or its unit; units are seconds and bytes. The values of a
+    label are few and known in advance: never a tenant's id, a URL, a key or any other text from a caller.
 
     Args:
-        shared_memory: the memory that the processes of the command share; None for a process by itself.
+        shared_memory: shared by the processes of the command; None for a single process.
     """
 
     def __init__(self, shared_memory: SharedMemory | None = None) -> None:
@@ -180,45 +180,45 @@ class Metrics:
         ).labels()
         self.gauge(
             "relay_metrics_unreadable_pages",
-            "Pages of metrics that make no sense to the process that was asked.",
+            "Pages of metrics that could not be read.",
             lambda: self._exposition.unreadable,
             combine="max",
         )
 
     def counter(self, name: str, help_: str, *labels: str) -> Counter:
-        """A counter; `_total` is added to its name when rendered.
+        """Return a counter, creating it if necessary. `_total` is appended to its name when it is rendered.
 
         Raises:
-            ValueError: there is a metric of this name that is otherwise; so for the others.
+            ValueError: a metric of this name exists with another definition. So for `gauge` and `histogram`.
         """
         return Counter(self, self._define(Definition(name, "counter", help_, labels)))
 
     def gauge(self, name: str, help_: str, read: Read, label: str = "", *, combine: Combine = "sum") -> None:
-        """A gauge.
+        """Create a gauge.
 
         Args:
             name: its name.
-            help_: what it is.
-            read: gives its value, or with a label one for each of its values; None when it is not known now.
-            label: its name.
-            combine: how the values of several processes that have the same label become one.
+            help_: its HELP line.
+            read: returns its value, or with a label one for each of the label's values; None while it is unknown.
+            label: the label's name.
+            combine: how to combine the values of several processes that have the same label value.
         """
         labels = (label,) if label else ()
         definition = self._define(Definition(name, "gauge", help_, labels, combine=combine))
         self._gauges[name] = Gauge(self, definition, read)
 
     def histogram(self, name: str, help_: str, bounds: Sequence[float], *labels: str) -> Histogram:
-        """A histogram with these upper bounds."""
+        """Return a histogram with these upper bounds, creating it if necessary."""
         return Histogram(self, self._define(Definition(name, "histogram", help_, labels, tuple(bounds))))
 
     def _define(self, definition: Definition) -> Definition:
         if self._definitions.setdefault(definition.name, definition) != definition:
-            raise ValueError(f"{definition.name} is defined twice, and not alike")
+            raise ValueError(f"{definition.name} is defined twice, with different definitions")
         self.page.metric(definition)
         return definition
 
     def first_of(self, definition: Definition, labels: tuple[str, ...]) -> int | None:
-        """Where the numbers of a series begin; None, which is counted, when there is no room for it."""
+        """Return the index of the first cell of a series. None if the page is full, which is counted."""
         if len(labels) != len(definition.labels):
             raise ValueError(f"{definition.name} has the labels {definition.labels}, not {labels}")
         first = self.page.series(definition, labels)
@@ -227,20 +227,20 @@ class Metrics:
         return first
 
     def refresh(self) -> None:
-        """Write down the gauges for the other processes, and that this one is alive."""
+        """Store the gauges for the other processes, and show that this one is alive."""
         for gauge in self._gauges.values():
             gauge.refresh()
         self.page.beat()
 
     def leave(self) -> None:
-        """The process ends, and its gauges with it."""
+        """Remove the gauges of this process, which ends."""
         self.page.leave()
 
     def pieces(self, *, open_metrics: bool = False) -> Iterator[bytes]:
-        """The metrics of all processes of the command as text, piece by piece: all of it takes some 5 ms."""
+        """Yield the metrics of all processes of the command as text, in pieces: all of it takes about 5 ms."""
         self.refresh()
         return self._exposition.render(open_metrics=open_metrics)
 
     def render(self) -> bytes:
-        """The same in one piece."""
+        """Return the same in one piece."""
         return b"".join(self.pieces())

@@ -1,4 +1,4 @@
-"""The page of one process: what it has counted, in memory that the processes beside it read."""
+"""The metrics page of one process, in memory that the other processes of its command read."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ import msgspec
 
 import relay
 
-#: A process that has not been heard of for so long is gone, and what it said of the moment with it.
+#: A process without a heartbeat for this long counts as dead, and its gauges are not exposed.
 ALIVE_S: Final = 5.0
-#: Of a page: a head, the directory of what is counted, and then the numbers.
+#: The layout of a page: a head, a directory of metrics and series, and the cells with their values.
 _DIRECTORY_AT: Final = 64
 _CELLS_AT: Final = 96 * 1024
-# The head, in words of eight bytes.
+# The head, in eight-byte words.
 _SIGNATURE, _BORN, _BEAT, _DIRECTORY_USED, _CELLS_USED = range(5)
-# The first number takes what there is no room for.
+# The first cell, for series that did not fit.
 _SPILL: Final = 0
 _LENGTH_BYTES: Final = 4
 
 
 class Definition(msgspec.Struct, frozen=True, array_like=True, tag=0):
-    """A metric as its process defined it.
+    """The definition of a metric.
 
     Args:
         name: without `_total`.
         kind: counter, gauge or histogram.
         help: its HELP line.
-        labels: their names.
-        bounds: of a histogram, the upper ones, without the last, which is infinite.
-        combine: how the values of several processes become one: sum, max or min.
+        labels: the names of its labels.
+        bounds: the upper bounds of a histogram's buckets, without the last, which is infinite.
+        combine: how to combine the values of several processes: sum, max or min.
     """
 
     name: str
@@ -46,12 +46,12 @@ class Definition(msgspec.Struct, frozen=True, array_like=True, tag=0):
 
     @property
     def size(self) -> int:
-        """How many numbers one series has: a histogram's buckets and, last, the sum of its values."""
+        """The number of cells of one series. A histogram has one per bucket and one for the sum of its values."""
         return len(self.bounds) + 2 if self.kind == "histogram" else 1
 
 
 class Series(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """One set of label values of the metric that was defined as number `metric`, and where its numbers begin."""
+    """One set of label values of the metric with index `metric` in the directory, and its first cell."""
 
     metric: int
     labels: tuple[str, ...]
@@ -61,27 +61,27 @@ class Series(msgspec.Struct, frozen=True, array_like=True, tag=1):
 _Record = Definition | Series
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(_Record).decode
-# What a page begins with: how it is laid out, and which version of relay wrote it. Another version may count otherwise
-# under the same names, so it does not go on with it.
+# The first word of a page: its layout and the version of relay that wrote it. Another version does not continue the
+# page, because it may count something else under the same names.
 _LAYOUT: Final = 1
 _SIGNED: Final = _LAYOUT << 32 | crc32(relay.__version__.encode())
 
 
 class SharedPage:
-    """A page that this process writes. It explains itself: each metric and each series is described once, before its
-    first number, and what has been described stays.
+    """The page that this process writes. It is self-describing: the directory describes each metric and each series
+    once, before its first value, and entries are never removed.
 
-    Whoever is started in the place of a process that died goes on with its counters; gauges begin without a value.
+    A process that replaces a dead one continues its counters. Its gauges begin without a value.
 
     Args:
-        memory: the page; all zeros if nobody has had it yet.
+        memory: the page. It is all zeros if it is new.
     """
 
     def __init__(self, memory: memoryview) -> None:
         self._memory = memory
         self._head = memory[:_DIRECTORY_AT].cast("Q")
         self._beat = memory[:_DIRECTORY_AT].cast("d")
-        #: The numbers; only this process changes them, so that adding to one needs no lock.
+        #: The values. Only this process changes them, so adding to one needs no lock.
         self.cells = memory[_CELLS_AT:].cast("d")
         self._metrics: dict[Definition, int] = {}
         self._series: dict[tuple[int, tuple[str, ...]], int] = {}
@@ -98,7 +98,7 @@ class SharedPage:
         self._head[_SIGNATURE] = _SIGNED
 
     def _take_over(self) -> bool:
-        """Learn what the process before has counted; whether that can be read."""
+        """Continue the page of the process that this one replaces. Return whether it could be read."""
         definitions: list[Definition] = []
         try:
             for record in _records(self._memory, _DIRECTORY_AT, self._head[_DIRECTORY_USED] + _DIRECTORY_AT):
@@ -116,14 +116,14 @@ class SharedPage:
         return _SPILL < self._head[_CELLS_USED] <= len(self.cells)
 
     def metric(self, definition: Definition) -> int | None:
-        """The number of a metric, which is described if it is new; None when the page is full."""
+        """Return the index of a metric, which is added if it is new; None if the page is full."""
         number = self._metrics.get(definition)
         if number is None and self._describe(definition):
             number = self._metrics[definition] = len(self._metrics)
         return number
 
     def series(self, definition: Definition, labels: tuple[str, ...]) -> int | None:
-        """Where the numbers of a series begin, which is described if it is new; None when the page is full."""
+        """Return the first cell of a series, which is added if it is new; None if the page is full."""
         metric = self.metric(definition)
         if metric is None:
             return None
@@ -132,7 +132,7 @@ class SharedPage:
             first = self._head[_CELLS_USED]
             if first + definition.size > len(self.cells):
                 return None
-            # Nothing points to them before they are described.
+            # Nothing refers to these cells before the series is described.
             self._head[_CELLS_USED] = first + definition.size
             for cell in range(first, first + definition.size):
                 self.cells[cell] = nan if definition.kind == "gauge" else 0.0
@@ -150,21 +150,21 @@ class SharedPage:
         if end > _CELLS_AT:
             return False
         self._memory[at:end] = len(text).to_bytes(_LENGTH_BYTES, "little") + text
-        # Last: whoever reads goes only so far.
+        # Last, because readers read up to here.
         self._head[_DIRECTORY_USED] = used + end - at
         return True
 
     def beat(self) -> None:
-        """This process is alive."""
+        """Record that this process is alive."""
         self._beat[_BEAT] = time.monotonic()
 
     def leave(self) -> None:
-        """This process ends: what it has counted stays, and what it said of the moment goes."""
+        """Record that this process ends. Its counters stay, its gauges are no longer exposed."""
         self._beat[_BEAT] = 0.0
 
 
 class PageReader:
-    """Reads a page that another process may be writing at the same time; it learns only what is new each time.
+    """Reads a page that another process may write at the same time. Each call reads only new directory entries.
 
     Args:
         memory: the page.
@@ -185,15 +185,11 @@ class PageReader:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process whose page it is has been heard of lately; all processes of a machine have one clock."""
+        """True if the owner had a heartbeat within `ALIVE_S`. All processes of a machine share one clock."""
         return 0 <= time.monotonic() - self._beat[_BEAT] < ALIVE_S
 
     def read(self) -> tuple[list[Definition], list[tuple[Definition, Series]]] | None:
-        """The metrics and the series that are described by now.
-
-        Returns:
-            None when it makes no sense: it is laid out otherwise, or was damaged.
-        """
+        """Return the metrics and the series in the directory, or None if its layout is unknown or it is damaged."""
         if self._head[_SIGNATURE] == 0:
             return [], []
         if self._head[_SIGNATURE] >> 32 != _LAYOUT:
@@ -221,13 +217,13 @@ _UNREADABLE: Final = (ValueError, IndexError, msgspec.MsgspecError)
 
 
 def _records(memory: memoryview, at: int, end: int) -> Iterator[_Record]:
-    """What a directory describes between two places.
+    """Yield the records of a directory between two offsets.
 
     Raises:
-        ValueError: it cannot be read; `msgspec.MsgspecError` says the same.
+        ValueError: the directory is damaged. `msgspec.MsgspecError` means the same.
     """
     if end > _CELLS_AT:
-        raise ValueError("the directory is longer than its place")
+        raise ValueError("the directory is too long")
     while at < end:
         length = int.from_bytes(memory[at : at + _LENGTH_BYTES], "little")
         at += _LENGTH_BYTES
@@ -240,4 +236,4 @@ def _records(memory: memoryview, at: int, end: int) -> Iterator[_Record]:
 def _check(series: Series, definition: Definition, cells: int) -> None:
     fits = len(series.labels) == len(definition.labels) and _SPILL < series.first <= cells - definition.size
     if not fits:
-        raise ValueError("a series has no numbers")
+        raise ValueError("a series has no cells")

@@ -1,4 +1,4 @@
-"""Which requests are traced: decided from their `traceparent` and a ratio, before OpenTelemetry is touched."""
+"""Trace sampling: the decision is made from the `traceparent` and a ratio, before OpenTelemetry is involved."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ _LOW_BITS: Final = (1 << 64) - 1
 
 
 class BadTraceSetting(ValueError):
-    """A variable of OpenTelemetry that stops the start: one line that names it."""
+    """An invalid OpenTelemetry variable, which aborts startup. The message is one line that names it."""
 
 
 class Sampling:
-    """The samplers that OTEL_TRACES_SAMPLER names, without their spans (OpenTelemetry, SDK environment variables).
+    """The samplers that OTEL_TRACES_SAMPLER names (OpenTelemetry, SDK environment variables), but without spans.
 
     Args:
-        ratio: of the requests that bring no decision, how many are traced.
-        follows_parent: whether a `traceparent` decides.
-        chance: gives numbers from 0 to 1.
+        ratio: the share of requests without a decision of their own that are traced.
+        follows_parent: True if the flag in a `traceparent` decides.
+        chance: returns random numbers from 0 to 1.
     """
 
     def __init__(self, ratio: float, *, follows_parent: bool, chance: Callable[[], float] = random.random) -> None:
         self._ratio = ratio
-        # Of a trace's id the low 64 bits decide, so that all services that are asked for one ratio choose alike.
+        # The low 64 bits of the trace id decide, so all services with the same ratio choose the same traces.
         self._bound = round(ratio * (1 << 64))
         self._follows_parent = follows_parent
         self._chance = chance
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Self:
-        """The sampler that the variables ask for.
+        """Return the sampler that the variables select.
 
         Raises:
-            BadTraceSetting: they name none.
+            BadTraceSetting: a variable is invalid.
         """
         name = environ.get("OTEL_TRACES_SAMPLER", "").strip() or "parentbased_always_on"
         base = name.removeprefix("parentbased_")
         if base not in ("always_on", "always_off", "traceidratio"):
             raise BadTraceSetting(
                 f"OTEL_TRACES_SAMPLER: {name!r} is not always_on, always_off or traceidratio, "
-                "nor one of them behind parentbased_"
+                "nor one of these with the prefix parentbased_"
             )
         text = environ.get("OTEL_TRACES_SAMPLER_ARG", "").strip() or "1"
         if base != "traceidratio":
@@ -57,7 +57,7 @@ class Sampling:
         return cls(ratio, follows_parent=base != name)
 
     def takes(self, parent: TraceParent | None) -> bool:
-        """Whether a request with this parent is traced; 0.2 µs."""
+        """Return whether to trace a request with this parent. Takes 0.2 µs."""
         if parent is None:
             return self._chance() < self._ratio
         if self._follows_parent:

@@ -1,4 +1,4 @@
-"""Spans of our own, sent by OpenTelemetry's SDK. Imported only when its variables ask for traces."""
+"""Spans, exported by the OpenTelemetry SDK. Imported only if its variables enable traces."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from relay import __version__
 from relay.telemetry.trace_sampling import Sampling
 from relay.values.traceparent import TraceParent
 
-# A collector that does not answer holds up the end of the process no longer than this.
+# The longest time that a collector without a response delays shutdown.
 _LAST_SPANS_S: Final = 5.0
-# What the SDK keeps of a span's links by default.
+# The SDK's default limit on links of a span.
 _LINKS: Final = 128
 
 
 class Trace(NamedTuple):
-    """A request's trace: what follows from it goes on with `traceparent`; `span` is there if it is traced."""
+    """The trace of a request: `traceparent` for work that follows from it, and `span` if it is traced."""
 
     traceparent: str
     span: Span | None
 
 
 class Tracer:
-    """Makes the spans of one process and sends them in the background. Leaving sends what is left, for 5 s at most.
+    """Creates the spans of one process and exports them in the background. Leaving exports the rest, for at most 5 s.
 
     Args:
-        environ: where the SDK's own variables stand; it reads them itself too.
-        service: `service.name`, if OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES do not say.
+        environ: contains the SDK's variables. The SDK reads them from the environment as well.
+        service: `service.name`, unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES sets it.
 
     Raises:
-        BadTraceSetting: a variable is not what it may be.
+        BadTraceSetting: a variable is invalid.
     """
 
     def __init__(self, environ: Mapping[str, str], service: str) -> None:
@@ -54,7 +54,7 @@ class Tracer:
             "service.version": __version__,
             "service.instance.id": str(uuid.uuid4()),
         }
-        # Resource.create would let what it is given win over the variables.
+        # Arguments of Resource.create would take precedence over the variables.
         named = dict(Resource.create().attributes)
         if str(named["service.name"]).startswith("unknown_service"):
             del named["service.name"]
@@ -68,7 +68,7 @@ class Tracer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # Not in the event loop's executor, whose threads the interpreter waits for.
+        # Not in the event loop's executor: the interpreter waits for its threads.
         loop, done = asyncio.get_running_loop(), asyncio.Event()
 
         def shut_down() -> None:
@@ -83,21 +83,21 @@ class Tracer:
             return
 
     def begin_request(self, method: str, header: bytes | None) -> Trace | None:
-        """The trace of a request that has just come; None if it belongs to none.
+        """Return the trace of a new request; None if it has none.
 
         Args:
-            method: of HTTP.
+            method: the HTTP method.
             header: the value of `traceparent`.
         """
         parent = TraceParent.read(header)
         if not self._sampling.takes(parent):
-            # Not for us, but its owner may want to see the webhooks in it.
+            # We do not trace it, but its owner may want to see the webhooks in the trace.
             return None if parent is None else Trace(str(parent._replace(sampled=False)), None)
         span = self._tracer.start_span(method, _under(parent), SpanKind.SERVER, {"http.request.method": method})
         return Trace(_traceparent(span), span)
 
     def end_request(self, trace: Trace, method: str, route: str, status: int, request_id: str) -> None:
-        """A request has been answered."""
+        """End the span of a request that has been answered."""
         span = trace.span
         if span is None:
             return
@@ -108,9 +108,13 @@ class Tracer:
         span.end()
 
     def flushed(self, began_ns: int, ended_ns: int, events: int, traces: Sequence[Trace]) -> None:
-        """A flush of so many events is over, some of which these requests brought: its span and theirs are linked.
+        """Create the span of a flush, and link it with the spans of the requests whose events it wrote.
 
-        Times are in nanoseconds since 1970.
+        Args:
+            began_ns: in nanoseconds since 1970.
+            ended_ns: in nanoseconds since 1970.
+            events: the number of events in the flush.
+            traces: of the requests.
         """
         spans = [trace.span for trace in traces if trace.span is not None]
         if not spans:
@@ -129,12 +133,12 @@ class Tracer:
         span.end(ended_ns)
 
     def begin_attempt(self, traceparent: str, url: str, attributes: Mapping[str, str | int]) -> tuple[str, Span | None]:
-        """What goes with an attempt as its `traceparent`, and its span if the event is traced.
+        """Return the `traceparent` of an attempt, and its span if the event is traced.
 
         Args:
             traceparent: of the event.
-            url: of the endpoint; only host and port are shown, the rest may hold secrets.
-            attributes: what else is known.
+            url: of the endpoint. Only host and port are recorded, because the rest may contain secrets.
+            attributes: further attributes of the span.
         """
         parent = TraceParent.read(traceparent.encode("ascii"))
         if parent is None or not parent.sampled:
@@ -154,7 +158,7 @@ class Tracer:
         return _traceparent(span), span
 
     def end_attempt(self, span: Span, status_code: int | None, error_class: str | None) -> None:
-        """An attempt is over."""
+        """End the span of an attempt."""
         if status_code is not None:
             span.set_attribute("http.response.status_code", status_code)
         if error_class is not None:

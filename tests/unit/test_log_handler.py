@@ -87,7 +87,7 @@ def test_each_second_some_lines_of_an_event_are_let_through() -> None:
     assert repeats.over() == []
     now = 1.0
     assert repeats.over() == [("lost", logging.INFO, 100 - LINES_PER_SECOND)]
-    assert not repeats.untold
+    assert not repeats.unreported
     assert sum(repeats.admits("lost", logging.INFO) for _ in range(100)) == LINES_PER_SECOND
 
 
