@@ -1,3 +1,3 @@
-"""relay: takes events in over HTTP, keeps them, and delivers them as signed webhooks."""
+"""relay receives events over HTTP, stores them, and delivers them as signed webhooks."""
 
 __version__ = "0.1.0"

@@ -1,10 +1,10 @@
-"""`relay`: the command line."""
+"""The command line `relay`."""
 
 import os
 import sys
 
-# `python -m` puts the current directory before the standard library, and a folder's json.py is not ours to execute.
-# Before any other import: even `from __future__` is one. Without a current directory Python has put nothing there.
+# `python -m` puts the current directory before the standard library, so a json.py in it would be executed. This must
+# come before any other import, even `from __future__`. If the current directory was deleted, Python adds nothing.
 if (
     __name__ == "__main__"
     and not sys.flags.safe_path
@@ -22,32 +22,32 @@ import click
 from relay import __version__
 from relay.cli.exits import USAGE, ExitWith, code_of
 
-# A command is imported when it is called: `relay config` does not pay for a server, nor `serve` for a client.
+# A command is imported when it is called: `relay config` does not load a server, nor `serve` a client.
 COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "up": ("relay.cli.up:up", "Run everything on this machine."),
     "serve": ("relay.cli.serve:serve", "Run the API."),
     "deliver": ("relay.cli.deliver:deliver", "Run the delivery loop."),
     "migrate": ("relay.cli.migrate:migrate", "Bring the database's tables up to date."),
-    "keys": ("relay.cli.keys:keys", "Make, list, rotate and revoke API keys."),
+    "keys": ("relay.cli.keys:keys", "Create, list, rotate and revoke API keys."),
     "config": ("relay.cli.config:config", "Print the settings in force, secrets masked."),
 }
 
 
 _EPILOG: Final = (
-    "Settings are environment variables: `relay config` prints those in force, and the page docs/settings.md of the "
-    "repository and of the source archive says what each is."
+    "Settings are environment variables. `relay config` prints those in force. The page docs/settings.md in the "
+    "repository and in the source archive describes each."
 )
 
 
 class Commands(click.Group):
-    """A click group that knows its commands by name and imports one when it is asked for."""
+    """A click group that imports a command when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names, in the order of the table."""
+        """Return the names, in the order of the table."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name, imported now."""
+        """Import and return the command of that name."""
         if cmd_name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
@@ -57,11 +57,11 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the command that `args` names; a mistyped one's error names the nearest."""
+        """Return the command that `args` names. The error for an unknown one suggests the nearest."""
         try:
             return super().resolve_command(ctx, args)
         except click.NoSuchCommand as unknown:
-            # click knows the commands that are imported alone.
+            # click suggests only from commands that are imported.
             raise click.NoSuchCommand(unknown.command_name, possibilities=COMMANDS, ctx=ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -76,14 +76,14 @@ class Commands(click.Group):
 @click.version_option(__version__, message="relay %(version)s")
 @click.pass_context
 def relay(ctx: click.Context) -> None:
-    """Take events in over HTTP, keep them, deliver them as signed webhooks."""
+    """Receive events over HTTP, store them, and deliver them as signed webhooks."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
 
 def main() -> None:
-    """Run the command line and leave with the contract's exit code."""
-    # click answers --help and --version by returning their exit code when it is not standalone: all are 0.
+    """Run the command line and exit with its code (contract, section 9)."""
+    # Not in standalone mode, click returns the exit code of --help and --version, which is 0.
     _leave(code_of(_run))
 
 
@@ -93,10 +93,10 @@ def _run() -> None:
 
 
 def _leave_deleted_directory(environ: Mapping[str, str]) -> None:
-    """Go to `/` if the current directory was deleted: libraries ask for it without need, and fail.
+    """Change to `/` if the current directory was deleted. Some libraries read it needlessly and fail.
 
     Raises:
-        Stop: the data directory is relative to it.
+        ExitWith: the data directory is relative to it.
     """
     try:
         os.getcwd()
@@ -109,13 +109,13 @@ def _leave_deleted_directory(environ: Mapping[str, str]) -> None:
 
 
 def _leave(code: int) -> None:
-    """End the process, past Python's finalization where Granian has run: a thread of its that asks for the GIL by then
-    is unwound through Rust, which aborts (seen once in 130 stops, as exit code -6).
+    """End the process, without Python's finalization if Granian has run. A Granian thread that requests the GIL during
+    finalization is unwound through Rust, which aborts (seen once in 130 stops, as exit code -6).
     """
     if "granian" in sys.modules:
         sys.stdout.flush()
         sys.stderr.flush()
-        # Imported late: whoever only asks for help has logged nothing.
+        # Imported late, because `--help` logs nothing.
         from relay.telemetry import logs
 
         logs.flush()

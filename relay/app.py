@@ -1,4 +1,4 @@
-"""The whole service on one page: what an API process consists of. What can be asked of it: relay.http.routes."""
+"""The composition of an API process from its services. Its operations are in relay.http.routes."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ from relay.values.encryption import Vault
 if TYPE_CHECKING:
     from relay.telemetry.traces import Tracer
 
-# How long a start waits for a PostgreSQL that is slow, starting or full.
+# How long startup waits for a PostgreSQL server that is slow, starting, or out of connections.
 _DATABASE_PATIENCE_S: Final = 30.0
-# Delivery processes keep house. Where there is none this one does, once nobody has for so long.
+# Delivery processes run the maintenance of a cell. An API process does so if none has for this long.
 _PATIENCE_S: Final = 30.0
 
 
 class Relay:
-    """One API process. Entering connects and starts everything; leaving commits what waits and closes everything.
+    """One API process. Entering connects and starts all services. Leaving commits waiting events and closes everything.
 
     Args:
-        settings: the operator's; `database_url` and `secret_keys` are there.
-        shared_memory: the memory that it shares with the other processes of its command.
-        connections: how many connections to PostgreSQL this process may hold.
-        loopback_only: answer only requests whose Host header names the loopback.
+        settings: `database_url` and `secret_keys` must be set.
+        shared_memory: shared with the other processes of its command.
+        connections: the limit on connections to PostgreSQL of this process.
+        loopback_only: reject requests whose Host header is not a loopback name.
         process: its name among the processes of its command.
-        tracer: makes spans, if traces are on; entered and left by whoever made it.
+        tracer: creates spans, if traces are on. Its creator enters and leaves it.
 
     Raises:
-        StoreError: on entering: the database does not answer, or has no tables.
-        SecretKeyMismatch: on entering: RELAY_SECRET_KEY is not the one of this database.
+        StoreError: on entering, if the database does not respond or has no tables.
+        SecretKeyMismatch: on entering, if RELAY_SECRET_KEY does not belong to this database.
     """
 
     application: Application
@@ -117,7 +117,7 @@ class Relay:
             )
             self._bodies = bodies = await stack.enter_async_context(BodyReader())
             self._pings = pings = await stack.enter_async_context(PingClient(cell, settings.delivery_timeout_s))
-            # Nobody fills the queue for the others.
+            # Half of the queue, so that bodies that are still being received cannot fill it.
             bulkheads = Bulkheads(connections=cell.most_pooled, body_bytes=queue_bytes // 2)
             table = SharedTable(self._shared_memory, metrics) if settings.workers > 1 else None
             limits = await stack.enter_async_context(open_limits(settings, table, metrics))
@@ -170,7 +170,7 @@ class Relay:
         await self._stack.aclose()
 
     def stop(self) -> None:
-        """From now on every answer closes its connection, bodies have little time, and pings are not waited for."""
+        """Begin to stop: responses close their connection, bodies have little time, test deliveries are not awaited."""
         self.application.stop()
         self._pings.stop()
         self._bodies.stop()

@@ -1,4 +1,4 @@
-"""When keys were last used: noted in memory by the hot path, written to the database in the background."""
+"""The time at which keys were last used: noted in memory on the hot path, written to the database in the background."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What runs: background services and memory shared by processes. Imports nothing of relay but values and errors."""
+"""Background services, and memory that processes share. Imports nothing from relay but values and errors."""

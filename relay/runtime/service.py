@@ -1,4 +1,4 @@
-"""What goes on beside the requests, for as long as somebody stays in its `async with`."""
+"""Background services: each runs for as long as its `async with` block."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Final, Self
 
 _log = logging.getLogger("relay.background")
 
-_AFTER_MISTAKE_S: Final = 1.0
+_RESTART_PAUSE_S: Final = 1.0
 
 
 class Service(ABC):
-    """A service with one task: entering starts it, leaving ends it.
+    """A service with one task. Entering starts it, leaving cancels it.
 
-    What `run` raises is a mistake in here, since each knows the failures of its own: it is logged and `run` begins
-    again, because a service that is silently gone is worse than one that stumbles.
+    A service handles the failures that it expects. Any other exception of `run` is a bug: it is logged and `run` is
+    called again after a second, because a service that stops silently is worse.
     """
 
     _task: asyncio.Task[None] | None = None
 
     @abstractmethod
     async def run(self) -> None:
-        """Go on until cancelled."""
+        """Run until cancelled."""
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._keep_on(), name=type(self).__name__)
@@ -44,4 +44,4 @@ class Service(ABC):
                 return
             except Exception:
                 _log.exception("background_failed", extra={"service": type(self).__name__})
-                await asyncio.sleep(_AFTER_MISTAKE_S)
+                await asyncio.sleep(_RESTART_PAUSE_S)

@@ -1,4 +1,4 @@
-"""Memory that the processes of one command share: what they have counted, and what tenants have used up."""
+"""Memory that the processes of one command share: metrics, and the rate limits of organizations."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ import os
 import tempfile
 from typing import Final, Self
 
-#: The part that all processes write: who is how far ahead of its rate.
+#: The part that all processes write: the table of rate limits.
 LIMITS_BYTES: Final = 2 * 1024 * 1024
-#: The part that one process writes and all read: what it has counted.
+#: The part that one process writes and all read: its metrics.
 PAGE_BYTES: Final = 256 * 1024
 
 
 class SharedMemory:
-    """Anonymous memory, reached through an inherited file descriptor: whoever dies leaves nothing behind, no file
-    system is written to, and what is never touched takes no memory.
+    """Anonymous memory behind an inherited file descriptor. It is not a file, so a process that dies leaves nothing
+    behind, and pages that are never written take no memory.
 
-    A page belongs to a place and not to a process: who is started again in the place of a process that died goes on
-    with its page.
+    A process that replaces a dead one gets its page.
 
     Args:
         fd: of the memory.
@@ -31,12 +30,12 @@ class SharedMemory:
         self.page = page
         self.pages: Final = (size - LIMITS_BYTES) // PAGE_BYTES
         if not 0 <= page < self.pages:
-            raise ValueError(f"there are {self.pages} pages, and {page} is none of them")
+            raise ValueError(f"page {page} does not exist: there are {self.pages} pages")
         self._memory = memoryview(mmap.mmap(fd, size))
 
     @classmethod
     def create(cls, pages: int) -> Self:
-        """New memory, all zeros, for so many processes; this one has the first page."""
+        """Create memory for a number of processes, all zeros. This process has the first page."""
         if hasattr(os, "memfd_create"):
             fd = os.memfd_create("relay")
         else:
@@ -47,24 +46,24 @@ class SharedMemory:
 
     @classmethod
     def inherit(cls, named: str) -> Self:
-        """What `for_child` named in the process that started this one.
+        """Open the memory that the parent process described with `for_child`.
 
         Raises:
-            ValueError: it is not what `for_child` gives.
+            ValueError: the text does not come from `for_child`.
         """
         fd, _, page = named.partition(":")
         return cls(int(fd), int(page))
 
     def for_child(self, page: int) -> str:
-        """What a child, which inherits `fd`, needs to know to write this page."""
+        """Return the text that a child, which inherits `fd`, passes to `inherit` to write this page."""
         return f"{self.fd}:{page}"
 
     @property
     def limits(self) -> memoryview:
-        """What all processes write; lock `fd` at the byte that stands for a row."""
+        """The memory that all processes write. To change a row, lock the byte of `fd` that stands for it."""
         return self._memory[:LIMITS_BYTES]
 
     def page_of(self, page: int) -> memoryview:
-        """The page with this number; only its owner writes it."""
+        """Return the page with this number. Only its owner writes it."""
         start = LIMITS_BYTES + page * PAGE_BYTES
         return self._memory[start : start + PAGE_BYTES]

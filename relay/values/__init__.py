@@ -1,1 +1,1 @@
-"""Small pure things: no I/O, no clock but the one passed in."""
+"""Small pure functions and types. They do no I/O, and clocks are passed in."""

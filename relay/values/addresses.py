@@ -1,4 +1,4 @@
-"""Which hosts webhooks may be sent to: addresses of the public internet, those an operator allows, and names. Pure."""
+"""The hosts that webhooks may be sent to: public addresses, networks that the operator allows, and names. Pure."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ from typing import Final
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# IPv6 addresses that lead to an IPv4 one, and by how many bits it is shifted in them: NAT64 (RFC 6052) and 6to4
+# IPv6 networks whose addresses contain an IPv4 address, and the bit offset of that address: NAT64 (RFC 6052) and 6to4
 # (RFC 3056).
 _CARRIERS: Final = (
     (ipaddress.IPv6Network("64:ff9b::/96"), 0),
     (ipaddress.IPv6Network("2002::/16"), 80),
 )
-# Written out, because Python's `is_global` differs between releases and takes IPv6 space for global that IANA has not
-# given out. All that is routed of IPv6 lies in 2000::/3, except for these of its special-purpose registry (RFC 6890):
-# protocol assignments with Teredo among them, and documentation.
+# An explicit list, because Python's `is_global` differs between releases and counts unassigned IPv6 space as global.
+# All routed IPv6 addresses are in 2000::/3, except for these networks of the special-purpose registry (RFC 6890):
+# protocol assignments, which include Teredo, and documentation.
 _ROUTED: Final = ipaddress.IPv6Network("2000::/3")
 _NOT_ROUTED: Final = tuple(ipaddress.IPv6Network(text) for text in ("2001::/23", "2001:db8::/32", "3fff::/20"))
-# The last looks public and is none: every virtual machine on Azure answers there itself, with its metadata.
+# The last one looks public but is not: on Azure it serves the metadata of the virtual machine.
 _NOT_ROUTED_V4: Final = tuple(
     ipaddress.IPv4Network(text) for text in ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32")
 )
 
 _LONGEST_NAME: Final = 253
-# RFC 1123, section 2.1, and underscores: they are not in its alphabet, and resolve all the same.
+# RFC 1123, section 2.1, plus underscores, which it does not allow but which resolve.
 _LABEL: Final = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.IGNORECASE | re.ASCII)
-# What makes readers of URLs take a host for an IPv4 address (WHATWG URL, "ends in a number").
+# A last label that makes URL parsers read the host as an IPv4 address (WHATWG URL, "ends in a number").
 _NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*", re.IGNORECASE | re.ASCII)
 
-# Code points that are not seen and that encoding drops (Unicode's Default_Ignorable_Code_Point, and U+1806): a name
-# with one reads as another, and the HTTP client refuses it.
+# Invisible code points that encoding drops (Unicode's Default_Ignorable_Code_Point, and U+1806): a name that contains
+# one looks like another name, and the HTTP client rejects it.
 _UNSEEN: Final = re.compile(
     "[\u00ad\u034f\u061c\u115f-\u1160\u17b4-\u17b5\u1806\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
     "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
-_NO_NAME: Final = "The host is no valid name."
-_DISGUISED: Final = "The host is a number: an IPv4 address is written as four decimal numbers."
-_NOT_REACHED: Final = "The host is an address that webhooks may not reach, unless RELAY_ALLOWED_NETWORKS has it."
-_THIS_MACHINE: Final = "The host is this machine, which webhooks may not reach, unless RELAY_ALLOWED_NETWORKS has it."
+_NO_NAME: Final = "The host is not a valid name."
+_DISGUISED: Final = "The host is a number. Write an IPv4 address as four decimal numbers."
+_NOT_REACHED: Final = "Webhooks may not reach this address, unless RELAY_ALLOWED_NETWORKS contains it."
+_THIS_MACHINE: Final = "Webhooks may not reach the relay machine itself, unless RELAY_ALLOWED_NETWORKS contains it."
 _LOOPBACK: Final = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is one of the public internet, judging the IPv4 address inside of an IPv6 one by itself."""
+    """Return whether an address is public. For an IPv6 address that contains an IPv4 address, that one decides."""
     if isinstance(address, ipaddress.IPv4Address):
         special = address.is_multicast or address.is_reserved or any(address in network for network in _NOT_ROUTED_V4)
         return address.is_global and not special
@@ -59,9 +59,9 @@ def is_public(address: Address) -> bool:
 
 
 def is_permitted(address: Address, allowed: Sequence[Network]) -> bool:
-    """Whether webhooks may reach an address: a public one, or one of the networks that are allowed all the same.
+    """Return whether webhooks may reach an address: it is public, or in one of the allowed networks.
 
-    A zone (RFC 4007) picks one of our own interfaces, so an address with one is never permitted.
+    An address with a zone (RFC 4007) is never permitted, because the zone selects one of our own interfaces.
     """
     if isinstance(address, ipaddress.IPv6Address):
         if address.scope_id is not None:
@@ -71,19 +71,19 @@ def is_permitted(address: Address, allowed: Sequence[Network]) -> bool:
 
 
 def host_problem(host: str, allowed: Sequence[Network]) -> str | None:
-    """Why webhooks can never be sent to a host, as a sentence for the one who configures it; None when they may.
+    """Return a sentence that says why webhooks can never be sent to a host, or None if they can.
 
-    A name is not looked up, what it means is judged at each connection; only `localhost` is this machine everywhere.
+    A name is not resolved: its addresses are checked at each connection. Only `localhost` is always this machine.
 
     Args:
-        host: as `urlsplit(...).hostname` gives it, so an IPv6 address without brackets.
-        allowed: networks that may be reached though they are not public.
+        host: as `urlsplit(...).hostname` returns it: an IPv6 address has no brackets.
+        allowed: networks that webhooks may reach although they are not public.
     """
     if ":" in host:
         try:
             address = ipaddress.IPv6Address(host)
         except ValueError:
-            return "The host is no IPv6 address."
+            return "The host is not a valid IPv6 address."
         return None if is_permitted(address, allowed) else _NOT_REACHED
     name = _encoded(host)
     labels = name.removesuffix(".").split(".")
@@ -102,12 +102,12 @@ def host_problem(host: str, allowed: Sequence[Network]) -> str | None:
 
 
 def _encoded(host: str) -> str:
-    """The host as it is asked for: in ASCII, as yarl writes it; empty where there is no such name."""
+    """Return the ASCII form of a host, as yarl encodes it, or an empty string if it has none."""
     if host.isascii():
         return host
     if len(host) > _LONGEST_NAME or _UNSEEN.search(host):
         return ""
-    # Its tables cost memory, and few names need them.
+    # Imported late: its tables take memory, and few names need them.
     import idna
 
     try:
@@ -115,7 +115,7 @@ def _encoded(host: str) -> str:
     except UnicodeError:
         pass
     try:
-        # The rules of 2003 know symbols, which those of 2008 refuse and people own.
+        # IDNA 2003 allows symbols, which IDNA 2008 rejects but which existing names contain.
         return host.encode("idna").decode()
     except UnicodeError:
         return ""

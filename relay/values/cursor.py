@@ -1,4 +1,4 @@
-"""Cursors: an opaque place in a list, good only for the organization and the query that gave it."""
+"""Cursors: opaque positions in a list, valid only for the organization and the query that they came from."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ _TAG_BYTES: Final = 8
 
 
 class Position(NamedTuple):
-    """Where an event stands in the order of commits: see "Readers never run ahead of commits" in docs/design.md."""
+    """The position of an event in the order of commits: see "Readers never run ahead of commits" in docs/design.md."""
 
     epoch: int
     xid: int
     event_id: UUID
 
 
-#: Before every event, and after every event.
+#: The positions before and after all events.
 FIRST: Final = Position(-1, 0, UUID(int=0))
 LAST: Final = Position(2**31 - 1, 2**63 - 1, UUID(int=2**128 - 1))
 
 
 def write(position: Position, query: tuple[str, ...], endpoint_id: UUID | None = None) -> str:
-    """The cursor of a position within a query.
+    """Return the cursor for a position in the list of a query.
 
     Args:
-        position: after which the next page begins.
-        query: whose list it is: the organization and every parameter that a cursor may not outlive.
-        endpoint_id: in a list of deliveries, after which one of the event there.
+        position: the next page begins after it.
+        query: the organization, and every parameter that must not change under a cursor.
+        endpoint_id: in a list of deliveries, the endpoint of the last delivery; the next page begins after that.
     """
     place = _POSITION.pack(position.epoch, position.xid, position.event_id.bytes)
     if endpoint_id is not None:
@@ -41,13 +41,13 @@ def write(position: Position, query: tuple[str, ...], endpoint_id: UUID | None =
 
 
 def read(text: str, query: tuple[str, ...]) -> Position | None:
-    """The position in a cursor, or None when this query did not give it."""
+    """Return the position in a cursor, or None if the cursor does not belong to this query."""
     place = _place(text, _POSITION.size, query)
     return None if place is None else _position(place)
 
 
 def read_delivery(text: str, query: tuple[str, ...]) -> tuple[Position, UUID] | None:
-    """The position and the endpoint in a cursor of a list of deliveries, or None when this query did not give it."""
+    """Return the position and endpoint in a cursor of a list of deliveries. None: it does not belong to this query."""
     place = _place(text, _POSITION.size + 16, query)
     return None if place is None else (_position(place), UUID(bytes=place[_POSITION.size :]))
 
@@ -60,7 +60,7 @@ def _place(text: str, place_bytes: int, query: tuple[str, ...]) -> bytes | None:
     except binascii.Error:
         return None
     place, tag = raw[:-_TAG_BYTES], raw[-_TAG_BYTES:]
-    # Written once more, because an alphabet of 64 leaves spare bits in a last letter.
+    # Encoded again and compared, because base64 leaves unused bits in the last character.
     spelt = base64.urlsafe_b64encode(raw).decode("ascii")
     return place if len(place) == place_bytes and tag == _tag(place, query) and spelt == text else None
 
@@ -71,6 +71,6 @@ def _position(place: bytes) -> Position:
 
 
 def _tag(place: bytes, query: tuple[str, ...]) -> bytes:
-    # Not a secret: a cursor that somebody makes up shows nothing but places in that organization's own list.
+    # Not secret: a forged cursor only points into the caller's own list.
     text = "\x00".join(query).encode("utf-8", "surrogatepass")
     return hashlib.blake2b(place + text, digest_size=_TAG_BYTES, person=b"relay cursor").digest()

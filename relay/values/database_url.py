@@ -1,4 +1,4 @@
-"""URLs of PostgreSQL databases, in the ways in which libpq and the providers of databases write them."""
+"""PostgreSQL URLs, as libpq and database providers write them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
-# What asyncpg reads in a URL.
+# Parameters that asyncpg reads.
 _PASSED_ON: Final = frozenset((
     "host", "port", "user", "password", "passfile", "dbname", "database", "service", "target_session_attrs", "options",
     "sslmode", "sslcert", "sslkey", "sslrootcert", "sslcrl", "sslpassword", "sslnegotiation",
     "ssl_min_protocol_version", "ssl_max_protocol_version", "krbsrvname", "gsslib",
 ))  # fmt: skip
-# What relay reads itself.
+# Parameters that relay reads itself.
 _OURS: Final = frozenset({"connect_timeout", "channel_binding", "pgbouncer"})
-# Socket options by parameter, each with the largest value that the kernel takes. Where the system has none: None.
+# Socket options by parameter, each with the largest value that the kernel accepts. None: the system lacks the option.
 _SOCKET_OPTIONS: Final = {
     "keepalives_idle": (getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None)), 32_767),
     "keepalives_interval": (getattr(socket, "TCP_KEEPINTVL", None), 32_767),
@@ -25,33 +25,33 @@ _SOCKET_OPTIONS: Final = {
     "tcp_user_timeout": (getattr(socket, "TCP_USER_TIMEOUT", None), 2**31 - 1),
 }
 _KEEPALIVES: Final = frozenset({"keepalives", *_SOCKET_OPTIONS})
-# What changes nothing here: each session of ours has a name, TLS is never compressed, GSS is not spoken.
+# Parameters without effect: sessions always have a name, TLS is never compressed, GSS is not used.
 _WITHOUT_EFFECT: Final = frozenset((
     "application_name", "fallback_application_name", "client_encoding", "gssencmode", "sslcompression", "sslsni",
 ))  # fmt: skip
 _SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _SECRETS: Final = frozenset({"password", "sslpassword"})
 _BROKEN_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
-# libpq waits at least as long.
+# libpq's minimum.
 _SHORTEST_TIMEOUT_S: Final = 2.0
 _LONGEST_TIMEOUT_S: Final = 300.0
 
 
 class BadUrl(ValueError):
-    """Says what is wrong with a URL, in a sentence that holds nothing of its password."""
+    """The URL is invalid. The message says why and contains nothing of its password."""
 
 
 @dataclass(frozen=True, slots=True)
 class DatabaseUrl:
-    """A URL that was read.
+    """A parsed URL.
 
     Args:
-        dsn: what asyncpg takes.
-        connect_timeout_s: how long opening a connection may take, if the URL says so.
-        binds_channel: it asks for channel binding, which asyncpg cannot do.
-        pooled: it says that a transaction pooler stands in front.
-        socket_options: level, name and value of what it asks of TCP sockets.
-        shown: user, host, port and database, for people.
+        dsn: the URL for asyncpg.
+        connect_timeout_s: the timeout for opening a connection, if the URL sets one.
+        binds_channel: True if the URL requires channel binding, which asyncpg does not support.
+        pooled: True if the URL says that a transaction pooler is in front.
+        socket_options: level, name and value of the TCP options that the URL sets.
+        shown: user, host, port and database, for messages.
     """
 
     dsn: str
@@ -63,15 +63,15 @@ class DatabaseUrl:
 
     @classmethod
     def read(cls, text: str) -> DatabaseUrl:
-        """Read a URL.
+        """Parse a URL.
 
         Raises:
-            BadUrl: it is malformed, or asks for something that is not understood.
+            BadUrl: it is malformed, or contains an unknown parameter.
         """
         parts, parameters = _parts(text), {}
         for name, value in _pairs(parts.query):
             if name not in _PASSED_ON | _OURS | _KEEPALIVES | _WITHOUT_EFFECT:
-                raise BadUrl(f"the parameter {name!r} is not understood: leave it out, or set it for the role")
+                raise BadUrl(f"the parameter {name!r} is not supported: remove it, or set it for the role")
             parameters[name] = value
         if parameters.get("sslmode", "prefer") not in _SSL_MODES:
             raise BadUrl(f"sslmode is not one of {', '.join(_SSL_MODES)}")
@@ -91,7 +91,7 @@ class DatabaseUrl:
 
 
 def masked(text: str) -> str:
-    """Return a URL with its password replaced by stars."""
+    """Return a URL with its passwords replaced by asterisks."""
     parts = urlsplit(text)
     login, at, hosts = parts.netloc.rpartition("@")
     user, colon, _ = login.partition(":")
@@ -104,30 +104,30 @@ def masked(text: str) -> str:
 
 
 def _joined(parts: SplitResult, netloc: str, query: str) -> str:
-    # `geturl` leaves out slashes where there is no host.
+    # `geturl` omits the slashes if there is no host.
     return f"{parts.scheme}://{netloc}{parts.path}{query and '?'}{query}"
 
 
 def _parts(text: str) -> SplitResult:
     scheme = text.partition("://")[0]
     if scheme.partition("+")[0] in ("postgres", "postgresql") and "+" in scheme:
-        raise BadUrl(f"{scheme}:// is a way of SQLAlchemy's: write postgresql://")
+        raise BadUrl(f"{scheme}:// is a SQLAlchemy URL: write postgresql://")
     if not text.startswith(("postgres://", "postgresql://")):
         raise BadUrl("the value given is not a postgresql:// URL")
     if _BROKEN_ESCAPE.search(text):
-        raise BadUrl("a % stands for itself: write %25")
+        raise BadUrl("a % is not a valid escape: write %25 for a literal %")
     try:
         parts = urlsplit(text)
     except ValueError:
-        raise BadUrl("it is malformed; what is special in user or password is written in percent-encoding") from None
+        raise BadUrl("it is malformed: special characters in user and password must be percent-encoded") from None
     login, _, hosts = parts.netloc.rpartition("@")
     if "@" in login or parts.fragment or any(character.isspace() for character in text):
-        raise BadUrl("an @, # or space in user or password is written in percent-encoding: %40, %23, %20")
+        raise BadUrl("an @, # or space in user or password must be percent-encoded: %40, %23, %20")
     for host in hosts.split(","):
         name, colon, port = host.rpartition(":")
         if colon and not (host.startswith("[") and host.endswith("]")):
             if ":" in name and not (name.startswith("[") and name.endswith("]")):
-                raise BadUrl("an IPv6 address stands in brackets; a / or ? in a password in percent-encoding: %2F, %3F")
+                raise BadUrl("an IPv6 address needs brackets; a / or ? in a password must be percent-encoded: %2F, %3F")
             if port:
                 _check_port(port)
     return parts
@@ -137,12 +137,12 @@ def _pairs(query: str) -> list[tuple[str, str]]:
     try:
         return parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
     except ValueError:
-        raise BadUrl("what follows the ? is not written as name=value, joined by &") from None
+        raise BadUrl("the query after the ? must be name=value pairs, joined by &") from None
 
 
 def _check_port(text: str) -> None:
     if not re.fullmatch(r"\d{1,5}", text, re.ASCII) or not 1 <= int(text) <= 65535:
-        # It may be a part of a password that was not encoded.
+        # The text is not shown: it may be part of a password that was not encoded.
         raise BadUrl("the port is not a number from 1 to 65535")
 
 
@@ -151,7 +151,7 @@ def _timeout_s(text: str | None) -> float | None:
         return None
     if not re.fullmatch(r"-?\d{1,9}", text, re.ASCII):
         raise BadUrl("connect_timeout is not a number of seconds")
-    # As libpq has it, none and less is no limit, and one second is two.
+    # As in libpq, zero or less means no limit, and one second means two.
     seconds = int(text)
     return _LONGEST_TIMEOUT_S if seconds <= 0 else min(max(float(seconds), _SHORTEST_TIMEOUT_S), _LONGEST_TIMEOUT_S)
 

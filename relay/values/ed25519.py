@@ -1,4 +1,4 @@
-"""The scheme `v1a` of Standard Webhooks: Ed25519 (RFC 8032), whose public key is all that a receiver needs."""
+"""The scheme `v1a` of Standard Webhooks: Ed25519 (RFC 8032). A receiver needs only the public key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PREFIX: Final = "whpk_"
 
 
 def private_key(secret: bytes) -> Ed25519PrivateKey:
-    """The key that `sign_v1a` takes. Making one costs more than a signature: whoever signs often keeps it.
+    """Return the key for `sign_v1a`. Creating it costs more than a signature, so keep it to sign often.
 
     Args:
         secret: the 32 bytes of the private key.
@@ -22,14 +22,14 @@ def private_key(secret: bytes) -> Ed25519PrivateKey:
 
 
 def public_key(secret: bytes) -> str:
-    """What receivers verify `v1a` signatures with, as people and libraries pass it on."""
+    """Return the public key, in the text form that libraries use to verify `v1a` signatures."""
     public = private_key(secret).public_key().public_bytes_raw()
     return _PREFIX + base64.b64encode(public).decode("ascii")
 
 
 def sign_v1a(key: Ed25519PrivateKey, message_id: str, timestamp_s: int, *body: bytes) -> str:
-    """Return a signature for `webhook-signature`: `v1a,` and the base64 of the 64 bytes over id, time and body.
+    """Return a signature for `webhook-signature`: `v1a,` and the base64 of 64 bytes over id, time and body.
 
-    Ed25519 reads a message twice, so the library takes it in one piece: the parts of the body are copied once.
+    Ed25519 reads a message twice, so the library needs it in one piece, and the parts of the body are copied once.
     """
     return "v1a," + base64.b64encode(key.sign(signed(message_id, timestamp_s, *body))).decode("ascii")

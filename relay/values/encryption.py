@@ -1,4 +1,4 @@
-"""Secrets at rest: sealed under RELAY_SECRET_KEY, with AES-256-GCM of the `cryptography` library."""
+"""Encryption of secrets at rest under RELAY_SECRET_KEY, with AES-256-GCM from the `cryptography` library."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ _NONCE_BYTES: Final = 12
 
 
 class Resealed(NamedTuple):
-    """How many seals were moved to the first key, how many there are, and how many no given key opens."""
+    """The number of sealed values that were moved to the first key, of all, and of those that no given key opens."""
 
     moved: int
     seals: int
     unopened: int
 
     def and_(self, other: Resealed) -> Resealed:
-        """Both together."""
+        """Return the sum of both."""
         return Resealed(self.moved + other.moved, self.seals + other.seals, self.unopened + other.unopened)
 
 
 class CannotOpen(ValueError):
-    """None of the given secret keys opens what was sealed."""
+    """None of the given secret keys opens the sealed value."""
 
 
 class Vault:
-    """Seals with the first of the operator's secret keys and opens with whichever fits.
+    """Seals with the first of the operator's secret keys, and opens with the key that sealed a value.
 
-    A sealed value is a version byte, four bytes that name the key, the nonce and the ciphertext. It is bound to a
-    context, so that one row's secret cannot be moved into another's.
+    A sealed value is a version byte, four bytes that identify the key, the nonce and the ciphertext. It is bound to a
+    context, so that a secret cannot be moved from one row to another.
 
     Args:
-        secrets: RELAY_SECRET_KEY's parts; long random texts, so a plain hash with a label is enough of a derivation.
+        secrets: the parts of RELAY_SECRET_KEY. They are long and random, so a labelled hash is a sufficient derivation.
     """
 
     def __init__(self, secrets: Sequence[str]) -> None:
@@ -56,7 +56,7 @@ class Vault:
         return _VERSION + self._first + nonce + self._ciphers[self._first].encrypt(nonce, plain, context)
 
     def reseal(self, sealed: bytes, context: bytes) -> bytes:
-        """The same under the first key; as it is when it is sealed under that already.
+        """Return the value sealed under the first key. If it already is, it is returned unchanged.
 
         Raises:
             CannotOpen: as `open`.
@@ -66,10 +66,10 @@ class Vault:
         return self.seal(self.open(sealed, context), context)
 
     def open(self, sealed: bytes, context: bytes) -> bytes:
-        """Decrypt what was sealed for `context`.
+        """Decrypt a value that was sealed for `context`.
 
         Raises:
-            CannotOpen: it was sealed under a key that is not given here, for another context, or is damaged.
+            CannotOpen: it was sealed under another key or for another context, or it is damaged.
         """
         key_id = sealed[1 : 1 + _KEY_ID_BYTES]
         cipher = self._ciphers.get(key_id)
@@ -79,4 +79,4 @@ class Vault:
         try:
             return cipher.decrypt(body[:_NONCE_BYTES], body[_NONCE_BYTES:], context)
         except (InvalidTag, ValueError):
-            raise CannotOpen("damaged, or sealed for something else") from None
+            raise CannotOpen("damaged, or sealed for another context") from None

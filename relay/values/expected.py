@@ -1,4 +1,4 @@
-"""What would have been valid, for the messages of a 422: the values of an enum, the members that are required."""
+"""The valid values for the message of a 422: those of an enum, or the required members."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _STEP: Final = re.compile(r"\.(\w+)|\[[^\]]*\]")
 
 
 def explained(message: str, kind: Any) -> ApiError:
-    """Return the 422 for what msgspec says of a document, with what would have been valid.
+    """Return the 422 for a msgspec error, with the valid values.
 
     Args:
-        message: msgspec's.
-        kind: the type that the document should have had.
+        message: of the msgspec error.
+        kind: the type that the document was decoded as.
     """
     missing = _MISSING.match(message)
     if missing is not None and (required := list(_required(kind, message))):
@@ -48,7 +48,7 @@ def _values(kind: Any, message: str) -> Iterator[str]:
 
 
 def _at(kind: Any, message: str) -> list[inspect.Type]:
-    """Return the types that stand at the place which a message is about, alternatives one by one."""
+    """Return the types at the path in a message, each alternative of a union separately."""
     place = _PATH.search(message)
     found = _alternatives([inspect.type_info(kind)])
     for step in _STEP.finditer(place[1] if place else ""):

@@ -1,4 +1,4 @@
-"""JSON documents that callers send, and what is wrong with them."""
+"""Decoding of JSON documents from callers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Kind = TypeVar("Kind")
 
 
 def check_utf8(body: bytes) -> None:
-    """Refuse bytes that are not UTF-8; msgspec does not look inside what it keeps raw.
+    """Reject bytes that are not UTF-8. msgspec does not check the parts that it keeps raw.
 
     Raises:
         ApiError: `invalid_utf8`.
@@ -27,7 +27,7 @@ def check_utf8(body: bytes) -> None:
 
 
 def decode(decoder: msgspec.json.Decoder[Kind], body: bytes) -> Kind:
-    """A document as the type that a decoder stands for.
+    """Decode a document as the decoder's type.
 
     Raises:
         ApiError: `malformed_json`, `invalid_request` or `too_deep`.

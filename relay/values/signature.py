@@ -1,7 +1,7 @@
 """Webhook signatures as Standard Webhooks defines them (specification 1.0, "Signature scheme"), and the scheme `v1`.
 
-`v1` is HMAC-SHA256 under a secret that both sides know; the other scheme has a module of its own, because its library
-takes 7 MB. Several signatures of one message are joined by spaces.
+`v1` is HMAC-SHA256 with a shared secret. The other scheme has a module of its own, because its library takes 7 MB.
+Several signatures of one message are separated by spaces.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Final
 
 PREFIX: Final = "whsec_"
 _SECRET_BYTES: Final = 32
-# Of SHA-256, and what HMAC combines its key with.
+# The block size of SHA-256, and the bytes that HMAC combines its key with.
 _BLOCK_BYTES: Final = 64
 _INNER: Final = bytes(octet ^ 0x36 for octet in range(256))
 _OUTER: Final = bytes(octet ^ 0x5C for octet in range(256))
 
 
 def new_secret() -> bytes:
-    """A new secret for either scheme: the standard asks for 24 to 64 random bytes, a private key of Ed25519 has 32."""
+    """Return a new secret for either scheme. The standard asks for 24 to 64 random bytes, an Ed25519 key has 32."""
     return os.urandom(_SECRET_BYTES)
 
 
 def written(secret: bytes) -> str:
-    """A symmetric secret as people and libraries pass it on."""
+    """Return a symmetric secret in the text form that libraries use."""
     return PREFIX + base64.b64encode(secret).decode("ascii")
 
 
@@ -35,10 +35,10 @@ def sign_v1(secret: bytes, message_id: str, timestamp_s: int, *body: bytes) -> s
     """Return a signature for `webhook-signature`: `v1,` and the base64 of HMAC-SHA256 over id, time and body.
 
     Args:
-        secret: the secret that both sides know.
+        secret: the shared secret.
         message_id: the message's id.
         timestamp_s: the attempt's time, in seconds since 1970.
-        body: the body, in as many parts as the caller has it in: none of them is copied.
+        body: the body, in any number of parts. They are not copied.
     """
     begun, ended = _states(secret)
     inner, outer = begun.copy(), ended.copy()
@@ -50,7 +50,7 @@ def sign_v1(secret: bytes, message_id: str, timestamp_s: int, *body: bytes) -> s
 
 
 def signed(message_id: str, timestamp_s: int, *body: bytes) -> bytes:
-    """Return what is signed, for libraries that take it in one piece."""
+    """Return the bytes to sign, for libraries that need them in one piece."""
     return b"".join((_prefix(message_id, timestamp_s), *body))
 
 
@@ -60,6 +60,6 @@ def _prefix(message_id: str, timestamp_s: int) -> bytes:
 
 @lru_cache(maxsize=10_000)
 def _states(secret: bytes) -> tuple[hashlib._Hash, hashlib._Hash]:
-    """Return the two hashes of HMAC (RFC 2104) begun with the key: to copy them is half the work of hashing it."""
+    """Return the two hashes of HMAC (RFC 2104) after the key. Copying them takes half as long as hashing the key."""
     key = (hashlib.sha256(secret).digest() if len(secret) > _BLOCK_BYTES else secret).ljust(_BLOCK_BYTES, b"\0")
     return hashlib.sha256(key.translate(_INNER)), hashlib.sha256(key.translate(_OUTER))

@@ -1,4 +1,4 @@
-"""Times as the API writes and reads them."""
+"""Times in the API's format."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import msgspec
 
 
 def rfc3339(moment: datetime.datetime) -> str:
-    """RFC 3339 in UTC, always with microseconds: `2026-01-02T03:04:05.000006Z`."""
+    """Return a time in RFC 3339 format, in UTC and always with microseconds: `2026-01-02T03:04:05.000006Z`."""
     utc = moment.astimezone(datetime.UTC)
-    # strftime writes a year before 1000 without its zeros.
+    # strftime omits the leading zeros of a year before 1000.
     return f"{utc.year:04d}-{utc:%m-%dT%H:%M:%S}.{utc.microsecond:06d}Z"
 
 
 def rfc3339_or_none(moment: datetime.datetime | None) -> str | None:
-    """The same for a time that may be missing."""
+    """Return the same, or None for None."""
     return None if moment is None else rfc3339(moment)
 
 
-# RFC 3339, section 5.7: a minute may have a second 60. Here it is the first of the next minute, as on most clocks.
+# RFC 3339, section 5.7: a minute may have a second 60. Like most clocks, we read it as the start of the next minute.
 _LEAP_SECOND: Final = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2}.[0-9]{2}:[0-9]{2}:)60(?=[.Zz+-])")
 
 _MOMENT: Final = Annotated[datetime.datetime, msgspec.Meta(tz=True)]
 
 
 def read_rfc3339(text: str) -> datetime.datetime | None:
-    """The moment that RFC 3339 `text` names, offset included, or None when it names none."""
+    """Parse an RFC 3339 time with an offset. Return None if it is not one."""
     leap = _LEAP_SECOND.match(text)
     if leap is not None:
         text = f"{leap[1]}59{text[leap.end() :]}"
     try:
         moment: datetime.datetime = msgspec.convert(text, _MOMENT)
-        # Near the ends of the calendar an offset leads out of it.
+        # Near the first and last year the offset may overflow.
         utc = moment.astimezone(datetime.UTC)
         return utc if leap is None else utc + datetime.timedelta(seconds=1)
     except (msgspec.ValidationError, OverflowError):

@@ -1,17 +1,17 @@
-"""The `traceparent` header (W3C Trace Context, section 3.2): whose trace a request belongs to."""
+"""The `traceparent` header (W3C Trace Context, section 3.2), which names the trace of a request."""
 
 from __future__ import annotations
 
 import re
 from typing import Final, NamedTuple, Self
 
-# A later version may say more behind what is here (section 3.2.4); version ff is none.
+# A later version may append fields (section 3.2.4). Version ff is invalid.
 _SHAPE: Final = re.compile(rb"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
 _SAMPLED: Final = 0x01
 
 
 class TraceParent(NamedTuple):
-    """A place in a trace."""
+    """A span in a trace, as a parent."""
 
     trace_id: int
     span_id: int
@@ -19,7 +19,7 @@ class TraceParent(NamedTuple):
 
     @classmethod
     def read(cls, header: bytes | None) -> Self | None:
-        """What a header says, or None where it says nothing that counts."""
+        """Parse a header. Return None if it is missing or invalid."""
         if header is None:
             return None
         shape = _SHAPE.fullmatch(header)

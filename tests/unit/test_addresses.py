@@ -130,7 +130,7 @@ def test_public_addresses_may_be_reached(address: str) -> None:
 def test_every_other_address_is_refused_until_it_is_allowed(address: str) -> None:
     assert not is_public(ipaddress.ip_address(address))
     problem = host_problem(address, ())
-    assert problem == "The host is an address that webhooks may not reach, unless RELAY_ALLOWED_NETWORKS has it."
+    assert problem == "Webhooks may not reach this address, unless RELAY_ALLOWED_NETWORKS contains it."
     assert host_problem(address, EVERYTHING) is None
 
 
@@ -221,7 +221,7 @@ def test_names_are_accepted_without_being_looked_up(host: str) -> None:
     ],
 )
 def test_what_is_no_name_is_refused(host: str) -> None:
-    assert host_problem(host, EVERYTHING) == "The host is no valid name."
+    assert host_problem(host, EVERYTHING) == "The host is not a valid name."
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_what_is_no_name_is_refused(host: str) -> None:
     ],
 )
 def test_a_number_in_disguise_is_refused_whatever_is_allowed(host: str) -> None:
-    assert host_problem(host, EVERYTHING) == "The host is a number: an IPv4 address is written as four decimal numbers."
+    assert host_problem(host, EVERYTHING) == "The host is a number. Write an IPv4 address as four decimal numbers."
 
 
 @given(st.integers(0, 2**32 - 1) | st.integers(0, 2**128 - 1))

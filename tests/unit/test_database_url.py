@@ -59,7 +59,7 @@ def test_messages_name_user_host_port_and_database(text: str, shown: str) -> Non
         ("postgresql://u:hunter2@h/d?channel_binding=yes", "channel_binding"),
         ("postgresql://u:hunter2@h/d?keepalives=yes", "keepalives is not a number from 0 to 1"),
         ("postgresql://u:hunter2@h/d?keepalives_idle=99999", "keepalives_idle is not a number from 0 to 32767"),
-        ("postgresql://u:hunter2@h/d?connection_limit=5", "'connection_limit' is not understood"),
+        ("postgresql://u:hunter2@h/d?connection_limit=5", "'connection_limit' is not supported"),
     ],
 )
 def test_what_cannot_be_understood_is_said_without_the_password(text: str, said: str) -> None:
