@@ -1,12 +1,12 @@
 -- name: set_plans
--- How statements of this session are planned from now on: anew for the parameters of each execution, or once.
+-- Set how this session plans prepared statements: for the parameters of each execution, or once.
 -- $1 plan_cache_mode text
 -- gives: set_config text
 select set_config('plan_cache_mode', $1::text, false);
 
 -- name: enter_cell
--- Say which cell this is, and whether its epoch stands for the server below: not the one of the last time, or started
--- anew, its transaction ids may have nothing to do with those in the positions written so far.
+-- Return the id and epoch of the cell, and whether the epoch belongs to the running server. If the server was replaced
+-- or restarted, its transaction ids may be unrelated to those in the positions written so far.
 -- gives: id text, epoch int4, is_current bool
 select
     c.id,
@@ -17,9 +17,9 @@ from relay.cell as c
 cross join pg_control_system() as s;
 
 -- name: server_clock
--- PostgreSQL's clock, by which ids are made, and how old the oldest transaction is that may still write: it holds back
--- every reader that goes forward; and how old the oldest is that holds a snapshot in this database: what it might still
--- see is kept, each version of each row. A role sees only its own transactions unless it has pg_read_all_stats.
+-- Return PostgreSQL's time, from which ids are made; the age of the oldest transaction that may still write, which
+-- holds back all readers that go forward; and the age of the oldest snapshot in this database, which keeps dead row
+-- versions from being removed. A role without pg_read_all_stats sees only its own transactions.
 -- gives: seconds float8, oldest_write_s float8, oldest_snapshot_s float8
 select
     extract(epoch from clock_timestamp())::float8 as seconds,
@@ -45,7 +45,7 @@ select
     )::float8 as oldest_snapshot_s;
 
 -- name: durability
--- The settings that a 201 stands on, as this session has them.
+-- Return the settings that make a commit durable, as this session has them.
 -- gives: fsync text, synchronous_commit text, full_page_writes text
 select
     current_setting('fsync') as fsync,
@@ -53,14 +53,14 @@ select
     current_setting('full_page_writes') as full_page_writes;
 
 -- name: wake
--- Wake the delivery processes that listen. In a transaction of its own that writes nothing: NOTIFY holds a lock of the
--- whole cluster until its commit is flushed, and this commit has nothing to flush.
+-- Wake the delivery processes that listen. This transaction writes nothing else: NOTIFY holds a cluster-wide lock until
+-- its commit is flushed, and this commit has nothing to flush.
 -- $1 channel text
 -- gives: pg_notify void
 select pg_notify($1::text, '');
 
 -- name: somebody_delivers
--- Whether a delivery process has been seen lately, and is worth waking.
+-- Return whether a delivery process is alive, so that a wakeup is of use.
 -- gives: delivers bool
 select exists (
     select
@@ -69,19 +69,19 @@ select exists (
 ) as delivers;
 
 -- name: renew_epoch
--- Raise the epoch if it does not stand for the server below; gives the one there is then.
+-- Raise the epoch if it does not belong to the running server, and return the current one.
 -- gives: epoch int4
 select relay.renew_epoch() as epoch;
 
 -- name: horizon
--- Where readers that go forward stop: every position below has been committed, or never will be.
+-- Return the position where readers that go forward stop: each transaction below it has ended.
 -- gives: epoch int4, xid int8
 select epoch, relay.horizon() as xid
 from relay.cell;
 
 -- name: backends_left
--- Of backends that were given up, those that live; one that was started later has the id of one that has ended.
--- $1 pid int4[], $2 age_s float8[]: how long ago each was given up
+-- Return which of the abandoned backends are still running. A backend that was started later only reuses the pid.
+-- $1 pid int4[], $2 age_s float8[]: the time since each was abandoned
 -- gives: pid int4
 select a.pid
 from unnest($1::int4[], $2::float8[]) as g (pid, age_s)

@@ -1,9 +1,9 @@
 -- name: backlog
--- How many open deliveries there are, by what they wait for: `due` may be claimed, `leased` are being attempted,
--- `later` wait for their next attempt, `held` for their disabled endpoint; and how many events wait for an
--- acknowledgement alone. Exact up to $1 of what has a time and $1 of what is held, which two indexes give. Past that,
--- and for what is unacknowledged, it is reckoned from a sample of $2 of the table's pages: exact again where it has no
--- more.
+-- Count open deliveries by what they wait for: `due` can be claimed, `leased` are being attempted, `later` wait for
+-- their next attempt, and `held` for their endpoint to be enabled. Also count the events that only wait for an
+-- acknowledgement. Two indexes give exact counts of up to $1 deliveries with a due time and $1 held ones. Larger
+-- numbers, and that of unacknowledged events, are estimated from a sample of $2 pages of the table, which is exact if
+-- the table has no more pages than that.
 -- $1 counted int8, $2 pages float8
 -- gives: due int8, leased int8, later int8, held int8, unacknowledged int8
 with sample as materialized (
@@ -51,10 +51,10 @@ cross join timed as t
 cross join held as h;
 
 -- name: oldest_due
--- For how long the oldest delivery has been due that nobody attempts, though its endpoint is enabled and not given a
--- rest by its breaker. A loose index scan steps from endpoint to endpoint as in `claim_due`, after a given one and at
--- most $3 of them, and looks at each one's first deliveries; and at the first that are parked, which `unpark` should
--- have seen.
+-- Return for how long the oldest unclaimed delivery has been due, among endpoints that are enabled and whose circuit
+-- breaker is closed. A loose index scan steps from endpoint to endpoint as in `claim_due`. It begins after a given
+-- endpoint, visits at most $3, and examines the first deliveries of each. Parked deliveries that are due are examined
+-- too, because `unpark` should have moved them.
 -- $1 after_bucket int2, $2 after_endpoint_id uuid, $3 visits int
 -- gives: visits int8, last_bucket int2, last_endpoint_id uuid, oldest_s float8
 with recursive visited as (
@@ -112,8 +112,8 @@ from (values (true)) as one (row)
 left join (select bucket, endpoint_id from visited order by step desc limit 1) as l on true;
 
 -- name: endpoints_by_state
--- How many endpoints are enabled with a closed breaker, enabled with an open one, and disabled; past $1 of the table's
--- pages reckoned from a sample of so many.
+-- Count the endpoints that are enabled with a closed breaker, enabled with an open one, and disabled. If the table has
+-- more than $1 pages, the counts are estimated from a sample of that many.
 -- $1 pages float8
 -- gives: closed int8, open int8, disabled int8
 with sample as materialized (
@@ -130,8 +130,8 @@ select (closed * scale)::int8 as closed, (open * scale)::int8 as open, (disabled
 from sample;
 
 -- name: server_connections
--- How many clients are connected to the server, and how many there may be who are no superusers. What others do is not
--- told to a role without pg_read_all_stats, but that they are connected is.
+-- Return how many clients are connected to the server, and the limit for clients that are not superusers. A role
+-- without pg_read_all_stats does not see what other clients do, but it sees that they are connected.
 -- gives: connected int8, most int4
 select
     (

@@ -1,5 +1,5 @@
 -- name: answer_kept
--- What was answered to the first request with this Idempotency-Key.
+-- Return the stored response to the first request with this Idempotency-Key.
 -- $1 organization_id uuid, $2 key text
 -- gives: digest bytea, answer bytea
 select a.digest, a.answer
@@ -7,8 +7,8 @@ from relay.answers as a
 where a.organization_id = $1::uuid and a.key = $2::text and a.expires_at > now();
 
 -- name: forget_answers
--- Delete up to $1 answers whose Idempotency-Keys have run out.
--- $1 batch int, $2 now timestamptz as it is believed
+-- Delete up to $1 stored responses whose Idempotency-Key has expired.
+-- $1 batch int, $2 now timestamptz, the trusted time
 -- gives: forgotten int8
 with old as materialized (
     select a.organization_id, a.key

@@ -488,9 +488,8 @@ select m.status, (select count(*) from found) as handled, (select count(*) from 
 from moved as m;
 
 -- name: forget_jobs
--- Delete at most $1 jobs that have ended and are older than a week. $2 is the time that this process considers
--- plausible.
--- $1 batch int, $2 now timestamptz, as this process believes it
+-- Delete at most $1 jobs that have ended and are older than a week.
+-- $1 batch int, $2 now timestamptz, the trusted time
 -- gives: forgotten int8
 with old as materialized (
     select j.organization_id, j.id

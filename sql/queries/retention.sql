@@ -34,7 +34,7 @@ from generate_series(-1, $1::int) as day;
 -- Return the days with a partition that ended at least $1 days ago, oldest first, with the bounds of their event ids.
 -- `is_overdue`: the day ended at least $2 days ago, so its open deliveries are not waited for. A day counts as over
 -- only if it is over both by PostgreSQL's clock and by the time that this process considers plausible.
--- $1 days int, $2 max_days int, $3 now timestamptz, as this process believes it
+-- $1 days int, $2 max_days int, $3 now timestamptz, the trusted time
 -- gives: day date, low uuid, high uuid, is_overdue bool
 with children as materialized (
     select c.relname as name
@@ -282,7 +282,7 @@ select relay.drop_partition($1::text, $2::date) as outcome;
 -- event, 300 a flush), and deleting through it takes three times as long. Rows that ingest has locked are skipped. A
 -- key counts as expired only if it is expired both by PostgreSQL's clock and by the time that this process considers
 -- plausible.
--- $1 first_page int8, $2 pages int8, $3 now timestamptz, as this process believes it
+-- $1 first_page int8, $2 pages int8, $3 now timestamptz, the trusted time
 -- gives: forgotten int8, pages int8
 with old as materialized (
     select d.ctid as place
