@@ -45,7 +45,7 @@ class Wakeup(Service):
     async def _has_delivery_process(self) -> bool:
         now = time.monotonic()
         if now - self._checked_at >= _PRESENCE_S:
-            (row,) = await self._connection.fetch("somebody_delivers", timeout_s=2.0)
+            (row,) = await self._connection.fetch("has_delivery_process", timeout_s=2.0)
             self._present = row["delivers"]
             self._checked_at = now
         return self._present

@@ -59,7 +59,7 @@ select
 -- gives: pg_notify void
 select pg_notify($1::text, '');
 
--- name: somebody_delivers
+-- name: has_delivery_process
 -- Return whether a delivery process is alive, so that a wakeup is of use.
 -- gives: delivers bool
 select exists (
