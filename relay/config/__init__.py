@@ -1,1 +1,1 @@
-"""Settings: what the operator says, read once."""
+"""The settings of an installation: environment variables, read once."""

@@ -1,4 +1,4 @@
-"""Settings as operators write them: each function here makes a parser or is one, and raises ValueError."""
+"""Parsers for the values of settings. Each raises ValueError if a value is invalid."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from urllib.parse import urlsplit
 from relay.values.addresses import Network
 from relay.values.database_url import DatabaseUrl
 
-# The schedule that the Standard Webhooks specification shows ("Deliverability and reliability"): ten attempts in 75 h.
+# The schedule in the Standard Webhooks specification ("Deliverability and reliability"): ten attempts in 75 h.
 STANDARD_RETRY_SCHEDULE: Final = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
 
 
 def integer(low: int, high: int) -> Callable[[str], int]:
-    """A whole number from `low` to `high`."""
+    """Return a parser for whole numbers from `low` to `high`."""
 
     def parse(text: str) -> int:
         if not re.fullmatch(r"\d{1,18}", text, re.ASCII):
@@ -31,7 +31,7 @@ def integer(low: int, high: int) -> Callable[[str], int]:
 
 
 def number(low: float, high: float) -> Callable[[str], float]:
-    """A number from `low` to `high`: seconds, or a share."""
+    """Return a parser for numbers from `low` to `high`, such as seconds or a share."""
 
     def parse(text: str) -> float:
         value = float(text)
@@ -43,7 +43,7 @@ def number(low: float, high: float) -> Callable[[str], float]:
 
 
 def flag(text: str) -> bool:
-    """On or off."""
+    """Parse a flag."""
     lowered = text.lower()
     if lowered in ("1", "true", "yes", "on"):
         return True
@@ -53,7 +53,7 @@ def flag(text: str) -> bool:
 
 
 def choice(*choices: str) -> Callable[[str], str]:
-    """One of `choices`."""
+    """Return a parser that accepts one of `choices`."""
 
     def parse(text: str) -> str:
         if text not in choices:
@@ -64,13 +64,13 @@ def choice(*choices: str) -> Callable[[str], str]:
 
 
 def postgres_url(text: str) -> str:
-    """A URL of a PostgreSQL database."""
+    """Check the URL of a PostgreSQL database."""
     DatabaseUrl.read(text)
     return text
 
 
 def redis_url(text: str) -> str:
-    """A URL of a Redis server."""
+    """Check the URL of a Redis server."""
     parts = urlsplit(text)
     if parts.scheme not in ("redis", "rediss", "unix") or not (parts.hostname or parts.path):
         raise ValueError(text)
@@ -78,7 +78,7 @@ def redis_url(text: str) -> str:
 
 
 def secrets(text: str) -> tuple[str, ...]:
-    """One or more secrets of at least 32 characters, separated by commas."""
+    """Parse one or more secrets of at least 32 characters, separated by commas."""
     secrets = tuple(part.strip() for part in text.split(",") if part.strip())
     if not secrets or any(len(secret) < 32 for secret in secrets):
         raise ValueError(text)
@@ -86,26 +86,26 @@ def secrets(text: str) -> tuple[str, ...]:
 
 
 def token(text: str) -> str:
-    """Visible ASCII characters."""
+    """Check that the value consists of visible ASCII characters."""
     if not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError(text)
     return text
 
 
 def long_token(text: str) -> str:
-    """At least 16 visible ASCII characters: what is shorter can be guessed."""
+    """Check that the value has at least 16 visible ASCII characters. A shorter token could be guessed."""
     if len(text) < 16:
         raise ValueError(text)
     return token(text)
 
 
 def networks(text: str) -> tuple[Network, ...]:
-    """Networks, separated by commas."""
+    """Parse networks, separated by commas."""
     return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
 
 
 def schedule(text: str) -> tuple[float, ...]:
-    """Waits in seconds, separated by commas, or `standard`."""
+    """Parse waits in seconds, separated by commas, or `standard`."""
     if text == "standard":
         return STANDARD_RETRY_SCHEDULE
     parse = number(0.0, 604_800.0)
@@ -116,14 +116,14 @@ def schedule(text: str) -> tuple[float, ...]:
 
 
 def schema(text: str) -> str:
-    """The name of a PostgreSQL schema that needs no quotes."""
+    """Check the name of a PostgreSQL schema. It must not need quotes."""
     if not re.fullmatch(r"[a-z_][a-z0-9_]{0,40}", text, re.ASCII) or text.startswith("pg_"):
         raise ValueError(text)
     return text
 
 
 def origins(text: str) -> tuple[str, ...]:
-    """Web origins as browsers write them (RFC 6454, section 6.2), separated by commas; `*` is any."""
+    """Parse web origins as browsers write them (RFC 6454, section 6.2), separated by commas. `*` means any."""
     given = tuple(part.strip() for part in text.split(",") if part.strip())
     for origin in given:
         if origin != "*" and not _is_origin(origin):
@@ -132,7 +132,7 @@ def origins(text: str) -> tuple[str, ...]:
 
 
 def _is_origin(text: str) -> bool:
-    """Whether a browser could write this: what is written in another way would never be equal to what it sends."""
+    """Return whether a browser would write an origin like this. Any other form would never equal what it sends."""
     parts = urlsplit(text)
     default = {"http": 80, "https": 443}.get(parts.scheme)
     return (

@@ -1,4 +1,4 @@
-"""PostgreSQL access: cells, connections, named statements, migrations. Only this package uses asyncpg."""
+"""Access to PostgreSQL: cells, connections, named statements, migrations. Only this package uses asyncpg."""
 
 from relay.store.cell import Cell
 from relay.store.connection import PLAN_EACH, PLAN_KEPT, Row

@@ -13,13 +13,13 @@ import asyncpg
 from relay.store import errors
 from relay.values.database_url import DatabaseUrl
 
-# A new connection must come, or be refused, well within the second in which waiting requests want their 503.
+# Requests that wait for a connection get their 503 within a second, so opening one must succeed or fail well before.
 CONNECT_TIMEOUT_S: Final = 0.8
-#: A new epoch waits for the writes under way.
+#: Raising the epoch waits for writes in progress.
 RENEW_TIMEOUT_S: Final = 4.0
-# A 201 depends on synchronous_commit, so the default of the server or the role does not apply. Our statements touch few
-# rows through an index, which the planner does not know of tables without statistics, and compiling one to machine code
-# costs more than running it.
+# A 201 depends on synchronous_commit, so it is set here whatever the default of the server or the role is. Our
+# statements read few rows through an index, but the planner does not know that of tables without statistics. Compiling
+# a statement to machine code (jit) costs more than running it.
 _SESSION: Final[Mapping[str, str]] = {
     "synchronous_commit": "on",
     # Each statement is a transaction of its own and is written for this level.
@@ -27,7 +27,7 @@ _SESSION: Final[Mapping[str, str]] = {
     "jit": "off",
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
-    # A statement whose client has gone ends within a second, and not only when it has something to send.
+    # A statement whose client is gone ends within a second. Without this it ends only when it sends rows.
     "client_connection_check_interval": "1s",
     # No transaction waits for this process between two statements.
     "idle_in_transaction_session_timeout": "30s",
@@ -89,8 +89,8 @@ class ConnectionFactory:
 
     Args:
         url: as in DATABASE_URL.
-        application: what `pg_stat_activity` shows.
-        pooled: there is a transaction pooler, so no session state: no prepared statements, no settings.
+        application: the name that `pg_stat_activity` shows.
+        pooled: True if there is a transaction pooler. Then sessions have no state: no prepared statements, no settings.
         lifetime_s: the age at which a connection is replaced.
         statements: the statements of a cell, if every new connection must check that the cell's epoch belongs to the
             server behind it.

@@ -33,12 +33,12 @@ async def find_pooler(opener: ConnectionFactory, direct: ConnectionFactory, pati
     """
     opener.pooled = await _reach(opener, patience_s) or opener.target.pooled
     if opener.target.binds_channel:
-        _log.warning("channel_binding_not_used", extra={"note": "sslmode=verify-full proves the server too"})
+        _log.warning("channel_binding_not_used", extra={"note": "use sslmode=verify-full to verify the server"})
     if not opener.pooled:
         return
     direct.pooled = direct.target == opener.target or await _direct_is_pooled(direct)
     if direct.pooled:
-        note = "set DATABASE_DIRECT_URL past the pooler, else hints are late by a second"
+        note = "set DATABASE_DIRECT_URL to the server itself, or wakeups are up to a second late"
         _log.warning("transaction_pooler_detected", extra={"listens": False, "note": note})
     else:
         _log.info("transaction_pooler_detected", extra={"listens": True})

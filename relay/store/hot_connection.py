@@ -137,7 +137,7 @@ class HotConnection:
             except errors.StatementRejected as rejected:
                 self._rejections.report(name, rejected)
                 raise
-        raise errors.DatabaseUnavailable("other transactions kept winning")
+        raise errors.DatabaseUnavailable("the statement conflicted with other transactions repeatedly")
 
     async def _renew(self, old: Connection) -> Connection:
         """Replace an old connection. If no new one can be opened, keep the old one."""
@@ -175,7 +175,7 @@ class HotConnection:
             meaning = errors.running(error)
             if deadline.passed:
                 self._tell_given_up(connection)
-                meaning = errors.OutcomeUnknown("PostgreSQL did not answer in time")
+                meaning = errors.OutcomeUnknown("PostgreSQL did not respond in time")
             elif isinstance(meaning, errors.OutcomeUnknown) or getattr(error, "sqlstate", None) in errors.GOODBYE:
                 connection.terminate()
             if isinstance(meaning, errors.StatementRejected) or isinstance(error, asyncpg.InvalidCachedStatementError):

@@ -112,7 +112,7 @@ class StatementPool:
             return rows
         except TimeoutError:
             given_up = True
-            raise errors.OutcomeUnknown("PostgreSQL did not answer in time") from None
+            raise errors.OutcomeUnknown("PostgreSQL did not respond in time") from None
         except asyncio.CancelledError:
             given_up = True
             raise

@@ -1,4 +1,4 @@
-"""When a step of PostgreSQL's clock is accepted. Pure."""
+"""The rule that accepts or ignores a step of PostgreSQL's clock. Pure."""
 
 from __future__ import annotations
 

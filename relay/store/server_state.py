@@ -1,4 +1,4 @@
-"""What this process knows of the server behind a cell: its clock, its epoch, its oldest transactions."""
+"""The state of the server behind a cell, as this process knows it: its clock, its epoch, its oldest transactions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _log = logging.getLogger("relay.store")
 
 READ_INTERVAL_S: Final = 10.0
 _TIMEOUT_S: Final = 5.0
-# The fastest of several readings of the server's clock is the best: its error is at most half of its round trip.
+# The fastest of several readings of the server's clock is the most exact: its error is at most half of its round trip.
 _COMPARISONS: Final = 3
 # `remote_write` and `remote_apply` ask for more than a flush here.
 _DURABLE: Final = ("on", "remote_write", "remote_apply")
@@ -41,19 +41,19 @@ class ServerState(Service):
         self._ids.offset_ns = time.time_ns() - steady_ns()
         #: The cell's id.
         self.cell_id = ""
-        #: What was seen of PostgreSQL's clock, and what is believed of that.
+        #: PostgreSQL's clock, as it was last seen and as it is accepted.
         self.clock = ServerClock()
-        #: Called with each step of it by more than a minute.
+        #: Called with each step of that clock by more than a minute.
         self.on_clock_step: Callable[[Step], None] = lambda step: None
-        #: The age of the oldest transaction that may still write: so far behind are readers that go forward.
+        #: The age of the oldest transaction that may still write. Readers that go forward are this far behind.
         self.oldest_write_s = 0.0
-        #: The age of the oldest transaction with a snapshot: every version of a row that it may see is kept.
+        #: The age of the oldest transaction with a snapshot. Row versions that it may see are kept.
         self.oldest_snapshot_s = 0.0
-        #: Whether the server answered when it was last asked.
+        #: True if the server responded the last time.
         self.answers = False
 
     async def run(self) -> None:
-        """Read the state again and again."""
+        """Read the state periodically."""
         while True:
             await asyncio.sleep(READ_INTERVAL_S)
             try:

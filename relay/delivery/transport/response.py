@@ -21,7 +21,7 @@ _SECONDS: Final = re.compile(r"[0-9]+", re.ASCII)
 
 
 class ErrorClass(StrEnum):
-    """Why an attempt failed."""
+    """The reason why an attempt failed."""
 
     DNS = "dns"
     CONNECT = "connect"
