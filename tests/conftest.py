@@ -1,4 +1,4 @@
-"""What the tests share: one PostgreSQL for the whole run, databases on it, real processes."""
+"""Fixtures that all tests share: one PostgreSQL for the whole run, databases on it, real processes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 class Databases:
-    """Databases on a PostgreSQL, each cloned from one that is migrated already."""
+    """Creates databases on a PostgreSQL, each cloned from a migrated template."""
 
     def __init__(self, server: servers.Server) -> None:
         self.postgres = server.postgres
@@ -74,7 +74,7 @@ class Databases:
 
 @pytest.fixture(scope="session")
 def home() -> Iterator[Path]:
-    """A folder that the user PostgreSQL runs as may enter; pytest's own are closed to it."""
+    """A folder that PostgreSQL's user can enter. It cannot enter pytest's own folders."""
     # Hundreds of databases are made and thrown away; in memory that is half of the time, where there is enough of it.
     memory = Path("/dev/shm")  # noqa: S108 - a folder of our own in it
     roomy = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 6 * 2**30
@@ -126,7 +126,7 @@ def open_cell(url: str, **changes: object) -> Cell:
 
 
 def pooled_url(url: str) -> str | None:
-    """How relay reaches this database, if a pooler stands before it."""
+    """The settings with which relay reaches this database if there is a pooler in front of it."""
     return url.pooled if isinstance(url, servers.Url) else None
 
 
@@ -138,7 +138,7 @@ def free_port() -> int:
 
 
 def environment(url: str, port: int, **settings: str) -> dict[str, str]:
-    """What a command of ours is run with."""
+    """The environment of a command."""
     return {
         "PATH": os.environ["PATH"],
         "DATABASE_URL": pooled_url(url) or url,
@@ -152,7 +152,7 @@ def environment(url: str, port: int, **settings: str) -> dict[str, str]:
 
 
 class Commands:
-    """Starts commands of ours as real processes, and ends them all in the end."""
+    """Starts relay's commands as real processes, and ends all of them afterwards."""
 
     def __init__(self, stack: AsyncExitStack) -> None:
         self._stack = stack
@@ -165,7 +165,7 @@ class Commands:
         return child
 
     async def serve(self, url: str, **settings: str) -> Api:
-        """Run `relay serve` on a free port, with webhooks to this machine allowed; an empty setting is left out."""
+        """Run `relay serve` on a free port, with webhooks to this machine allowed. An empty setting is left out."""
         port = free_port()
         settings = {"RELAY_ALLOWED_NETWORKS": LOOPBACK, **settings}
         env = {name: value for name, value in environment(url, port, **settings).items() if value}
@@ -188,7 +188,7 @@ async def commands() -> AsyncIterator[Commands]:
 
 @pytest.fixture(scope="session")
 async def api(databases: Databases) -> AsyncIterator[Api]:
-    """One API process for all tests that do nothing to it; each makes organizations of its own."""
+    """One API process for all tests that do not change it. Each test creates its own organizations."""
     async with serving(databases) as api:
         yield api
 
@@ -201,7 +201,7 @@ async def serving(databases: Databases) -> AsyncIterator[Api]:
 
 @pytest.fixture(scope="session")
 async def stage(databases: Databases) -> AsyncIterator[Stage]:
-    """One API process and its database, for all tests that reach into that; each makes organizations of its own."""
+    """One API process and its database, for tests that access the database. Each test creates its own organizations."""
     async with staging(databases) as stage:
         yield stage
 

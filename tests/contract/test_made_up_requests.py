@@ -1,4 +1,4 @@
-"""Requests made up from the OpenAPI document, right ones and wrong ones: every answer is one that the document has."""
+"""Valid and invalid requests generated from the OpenAPI document get only responses that the document describes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _PING = "/api/endpoints/{id}/test"
 
 
 async def fuzz(api: Api, folder: Path, *more: str, key: str) -> tuple[int, str]:
-    """Run schemathesis; its exit code and what it says."""
+    """Run schemathesis, and return its exit code and output."""
     command = (
         *(sys.executable, "-m", "schemathesis.cli", "run", f"{api.base}/openapi.json"),
         *("--header", f"X-API-Key: {key}", "--header", f"Authorization: {api.authorization['Authorization']}"),

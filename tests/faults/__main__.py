@@ -1,4 +1,4 @@
-"""The long form: every fault again and again, with rates before and after. `make soak` runs it."""
+"""The long run: all faults repeatedly, with rates before and after. `make soak` starts it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Soak:
         self.sampler = Sampler()
 
     async def run(self, home: Path) -> None:
-        """Strike until the time is over."""
+        """Inject faults until the time is over."""
         async with Ground(_folder(home, "ground"), disk_mb=6 * 1024) as ground, self.sampler.watching(ground):
             await self._rounds(ground, FAULTS, disk=ground.disk.mounted)
         async with Ground(_folder(home, "clock"), clock=True) as ground:
@@ -56,7 +56,7 @@ class Soak:
             await self._rounds(up, UP_FAULTS)
 
     async def _rounds(self, scene: P, faults: Sequence[Fault[P]], *, disk: bool = False) -> None:
-        """At least one round, and more while there is time."""
+        """Run at least one round, and more while there is time."""
         pace = {"producers": 32, "most_outstanding": 20_000, "rate": self._rate}
         async with Load(scene.port, scene.senders, scene.ledger, self._seed, **pace) as load:  # type: ignore[arg-type]
             campaign = Campaign(scene, load, self._seed)

@@ -1,4 +1,4 @@
-"""Holds what is stored against what was asked, answered and received. Pure: it sees rows, not a database."""
+"""Comparison of what is stored with what was requested, acknowledged and received. Pure: it gets rows, no database."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.faults.ledger import Intent, Ledger
 
 
 class Stored(NamedTuple):
-    """An event, as it stands in the database."""
+    """An event as stored in the database."""
 
     organization_id: str
     event_id: str
@@ -32,7 +32,7 @@ class Ended(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """What the database holds. What was open was read first, then what had ended."""
+    """The contents of the database. Open rows were read first, then ended ones."""
 
     events: Sequence[Stored]
     open: frozenset[tuple[str, str]]
@@ -61,7 +61,7 @@ class Account:
 
     @property
     def wrong(self) -> list[str]:
-        """All that must not be."""
+        """The findings that must not occur."""
         found = {
             "lost": self.lost,
             "unexpected": self.unexpected,
@@ -77,7 +77,7 @@ _LATE_S = 1.0
 
 
 class Auditor:
-    """Audits a ledger again and again; what waits at one audit is looked for at the next.
+    """Audits a ledger repeatedly. Deliveries that wait at one audit are checked at the next.
 
     Args:
         organization_ids: of the tenants, by their number.
@@ -96,7 +96,7 @@ class Auditor:
 
     @property
     def owed(self) -> frozenset[tuple[str, str]]:
-        """Deliveries that waited when it last looked, by event and path."""
+        """The deliveries that waited at the last audit, by event and path."""
         return frozenset(self._owed)
 
     def audit(self, ledger: Ledger, books: Books, *, late: bool = False) -> Account:

@@ -1,4 +1,4 @@
-"""A run: faults in an order that a seed gives, one after the other, under load, with an audit after each."""
+"""A run: faults one after the other, in an order that a seed determines, under load, with an audit after each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PATIENCE_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One strike and what came of it. Times are seconds after the fault was over; rates are a second."""
+    """One fault and its result. Times are seconds after its end, rates are per second."""
 
     name: str
     account: Account
@@ -55,14 +55,14 @@ class Trial:
 
 
 class Stalled(AssertionError):
-    """Nothing is accepted, or nothing is delivered any more."""
+    """Nothing is accepted any more, or nothing is delivered."""
 
 
 P = TypeVar("P", bound=Scene)
 
 
 class Campaign(Generic[P]):
-    """Strikes under load.
+    """Injects faults under load.
 
     Args:
         scene: where.
@@ -80,7 +80,7 @@ class Campaign(Generic[P]):
         self._audited_at = time.time()
 
     async def warm_up(self) -> None:
-        """Wait until both rates are those of the middle of a run."""
+        """Wait until 200 events have been accepted and 200 webhooks received."""
         ledger = self._scene.ledger
         await self._until(lambda: ledger.accepted > 200 and ledger.received > 200, "it never began")
 
@@ -119,7 +119,7 @@ class Campaign(Generic[P]):
         )  # fmt: skip
 
     async def audit(self, *, late: bool = False) -> Account:
-        """Let the load rest for a moment, and hold everything against everything."""
+        """Pause the load and audit."""
         await self._load.rest()
         begun = time.time()
         books = await self._scene.books(self._audited_at, self._auditor.owed)
@@ -129,7 +129,7 @@ class Campaign(Generic[P]):
         return account
 
     async def finish(self) -> Account:
-        """Wait until every delivery has ended, and audit once more, with the load at rest for good."""
+        """Stop the load, wait until every delivery has ended, and audit once more."""
         await self._load.rest()
         connection = await self._scene.connect_patiently()
         try:
@@ -163,7 +163,7 @@ class Campaign(Generic[P]):
         return (ledger.accepted - accepted) / took_s, (ledger.received - received) / took_s
 
     async def _as_before(self, before: tuple[float, float], ended: float) -> tuple[float | None, tuple[float, float]]:
-        """Wait for a span that is as good as the one before the fault; and then take the rate of one more."""
+        """Wait for an interval with the rates of before the fault, then measure one more."""
         ledger = self._scene.ledger
         points: deque[tuple[float, int, int]] = deque()
         while (now := time.monotonic()) - ended < PATIENCE_S:

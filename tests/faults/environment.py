@@ -1,4 +1,4 @@
-"""Where faults strike: a PostgreSQL, two API processes, two delivery processes and a receiver, all of one run's own."""
+"""The environment of a run: a PostgreSQL, two API processes, two delivery processes and a receiver."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _POSTGRES: Final = {
 
 
 class Disk:
-    """A small file system in memory that can be full, where we may mount one.
+    """A small file system in memory that can be filled, if one can be mounted.
 
     Args:
         path: an empty folder.
@@ -60,13 +60,13 @@ class Disk:
             self.path.rmdir()
 
     def fill(self) -> None:
-        """From now on nothing more fits."""
+        """Fill the file system."""
         used = os.statvfs(self.path)
         taken_kb = (used.f_blocks - used.f_bfree) * used.f_frsize // 1024
         assert self._mount(f"remount,size={taken_kb + 64}k")
 
     def empty(self) -> None:
-        """There is room again."""
+        """Free space again."""
         assert self._mount(f"remount,size={self._size_mb}m")
 
     def _mount(self, options: str) -> bool:
@@ -77,7 +77,7 @@ class Disk:
 
 
 class Clock:
-    """The wall clock of relay's processes, and of no other, which can be stepped while they run.
+    """The wall clock of relay's processes only, which can be stepped while they run.
 
     Args:
         path: a file to keep the step in.
@@ -89,11 +89,11 @@ class Clock:
 
     @property
     def steps(self) -> bool:
-        """Whether it can be stepped: Debian's package `libfaketime` is installed."""
+        """True if it can be stepped: Debian's package `libfaketime` is installed."""
         return self._library is not None
 
     def environment(self) -> Mapping[str, str]:
-        """What makes a process look at this clock. Only that of the wall: timers go on as they do."""
+        """Return the environment that makes a process use this clock. It affects only the wall clock, not timers."""
         self.step(0)
         return {
             "LD_PRELOAD": str(self._library),
@@ -104,7 +104,7 @@ class Clock:
         }
 
     def step(self, by_s: float) -> None:
-        """Be so far ahead of the real clock from now on, which processes see within a second."""
+        """Set the clock ahead of the real one by this much. Processes see it within a second."""
         written = self._path.with_suffix(".new")
         written.write_text(f"{by_s:+.0f}\n")
         written.rename(self._path)
@@ -182,7 +182,7 @@ class Ground(Scene):
         return [pid for pid in children_of(self.serve.pid) if "--worker" in words_of(pid)]
 
     def family(self) -> dict[str, list[int]]:
-        """All processes that work here, by what they are; of each, the first is the parent of the others."""
+        """The processes by role. The first of each role is the parent of the others."""
         found = {"serve": [self.serve.pid or 0, *self.workers()]}
         found |= {child.name: [child.pid or 0] for child in self.deliver}
         with contextlib.suppress(RuntimeError):

@@ -1,4 +1,4 @@
-"""The faults. Each strikes, holds as long as it is told, and takes away only what it brought: nobody helps relay."""
+"""The faults. Each begins, lasts as long as requested, and reverts only its own changes, so relay gets no help."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ async def leave_a_transaction_open(ground: Ground, chance: random.Random, hold_s
 
 
 async def read_long_and_overlapping(ground: Ground, chance: random.Random, hold_s: float) -> None:
-    """Three readers, each two thirds of the time, none of which sees the first leave before the last has come."""
+    """Run three overlapping readers. Each reads for two thirds of the time; the last begins before the first ends."""
 
     async def read(after_s: float) -> None:
         await asyncio.sleep(after_s)
@@ -210,7 +210,7 @@ async def slow_receivers_down(ground: Ground, chance: random.Random, hold_s: flo
 
 
 def step_the_clock(by_s: float) -> Callable[[Ground, random.Random, float], Awaitable[None]]:
-    """A clock that is wrong for a while, and then right again: two steps."""
+    """Set the clock wrong for a while, and then right again: two steps."""
 
     async def step(ground: Ground, chance: random.Random, hold_s: float) -> None:
         ground.clock.step(by_s)

@@ -1,4 +1,4 @@
-"""What was asked, what was answered and what arrived: all that the auditor knows."""
+"""The record of requests, responses and webhooks from which the auditor works."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class Intent:
 
     @property
     def body(self) -> dict[str, object]:
-        """The event, as it is posted."""
+        """Return the event as it is posted."""
         dedup = {"dedup_id": self.key} if self.kind == "d" else {}
         return {"type": "fault.found", "payload": {"marker": self.marker}, **dedup}
 
     @property
     def payload(self) -> str:
-        """The payload, as it must be stored and delivered."""
+        """Return the payload as it must be stored and delivered."""
         return f'{{"marker":"{self.marker}"}}'
 
 
 @dataclass(slots=True)
 class Receipts:
-    """The requests for one delivery that came to a receiver, which answers all with success."""
+    """The requests of one delivery that a receiver got. It responds to all with success."""
 
     count: int = 0
     #: The greatest attempt number among them, and the local time of the last.
@@ -48,7 +48,7 @@ class Receipts:
 
 
 class Ledger:
-    """Kept by producers and receivers while a run goes on."""
+    """The record that producers and receivers keep during a run."""
 
     def __init__(self) -> None:
         #: Since the last audit, by marker.
@@ -68,18 +68,18 @@ class Ledger:
         self.outstanding: set[tuple[str, str]] = set()
 
     def begin(self, intent: Intent) -> None:
-        """Somebody is about to ask for this."""
+        """Record a request that is about to be sent."""
         self.intents[intent.marker] = intent
 
     def acknowledged(self, intent: Intent, event_id: str, paths: Sequence[str]) -> None:
-        """It was answered with this id."""
+        """Record a response with this id."""
         if not intent.ids:
             self.accepted += 1
             self.outstanding.update((event_id, path) for path in paths if (event_id, path) not in self.receipts)
         intent.ids.add(event_id)
 
     def arrived(self, event_id: str, path: str, attempt: int) -> None:
-        """A receiver has a webhook, and is about to answer it with success."""
+        """Record a webhook that a receiver is about to respond to with success."""
         receipts = self.receipts.setdefault((event_id, path), Receipts())
         receipts.count += 1
         receipts.attempt = max(receipts.attempt, attempt)

@@ -1,4 +1,4 @@
-"""Producers: each posts one request after the other, and asks again for what it does not know."""
+"""Producers: each posts one request after the other, and repeats requests with an unknown outcome."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Load:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def check(self) -> None:
-        """Make sure that all producers are at work.
+        """Check that all producers run.
 
         Raises:
             RuntimeError: one of them ended by itself.
@@ -90,7 +90,7 @@ class Load:
                 raise RuntimeError("a producer ended by itself") from task.exception()
 
     async def rest(self) -> None:
-        """Let every request that is under way have its end, and begin no other."""
+        """Let requests in progress end, and begin no others."""
         self._going.clear()
         while self._busy:
             await asyncio.sleep(0.005)
@@ -123,7 +123,7 @@ class Load:
 
 
 class Producer:
-    """One client on one connection, which it makes anew when it breaks."""
+    """A client with one connection, which it reopens when it breaks."""
 
     def __init__(
         self, port: int, senders: Sequence[Sender], ledger: Ledger, chance: random.Random, number: int
@@ -139,7 +139,7 @@ class Producer:
         self._line: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self) -> None:
-        """Post something new, something not known again, or now and then something known once more."""
+        """Post a new event, repeat one with an unknown outcome, or sometimes repeat a known one."""
         if self._again:
             intents = self._again.popleft()
         elif self._done and self._chance.random() < 0.05:

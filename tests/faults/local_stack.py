@@ -1,4 +1,4 @@
-"""A `relay up` that somebody starts again when it ends, as an init system does."""
+"""A `relay up` that is restarted when it ends, as by an init system."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ROOT: Final = Path(__file__).parents[2]
 
 
 class Command:
-    """The process itself, for a supervisor to keep: ready once the API is."""
+    """The process for a supervisor. It is ready when the API is."""
 
     name = "up"
 

@@ -1,4 +1,4 @@
-"""What an organization must see of itself, as simply as it can be said. Pure."""
+"""A simple model of an organization: what its requests must return. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Expected = tuple[int, "Event | None"]
 
 @dataclass(slots=True, eq=False)
 class Event:
-    """An event that was accepted; its id is known from the answer."""
+    """An accepted event. Its id is known from the response."""
 
     type: str
     payload: int
@@ -20,13 +20,13 @@ class Event:
 
     @property
     def status(self) -> str:
-        """Nothing is ever sent here, so only an acknowledgement ends anything."""
+        """The event's status. Nothing is delivered here, so only an acknowledgement ends a delivery."""
         return "delivered" if self.acknowledged else "pending"
 
 
 @dataclass(slots=True, eq=False)
 class Endpoint:
-    """An endpoint, as it was made or changed."""
+    """An endpoint as it was created or changed."""
 
     url: str
     event_types: list[str]
@@ -35,7 +35,7 @@ class Endpoint:
     is_default: bool = False
 
     def takes(self, type_: str) -> bool:
-        """Whether events of this type go to it."""
+        """Return whether it receives events of this type."""
         return not self.event_types or any(
             type_.startswith(each[:-1]) if each.endswith("*") else type_ == each for each in self.event_types
         )
@@ -43,7 +43,7 @@ class Endpoint:
 
 @dataclass(slots=True)
 class Organization:
-    """Events in the order of their acceptance, keys, endpoints, and the deliveries there are of each event."""
+    """Events in the order of their acceptance, keys, endpoints, and the deliveries of each event."""
 
     events: list[Event] = field(default_factory=list)
     #: By kind and key: the event that has it.
@@ -53,7 +53,7 @@ class Organization:
     deliveries: dict[tuple[str, str], bool] = field(default_factory=dict)
 
     def post(self, event: Event, kind: str, key: str) -> tuple[int, Event]:
-        """What a single post is answered with, and the event that it names; 422 names none that is told."""
+        """Return the status of the response to a post, and the event that it names. A 422 names none."""
         holder = self.keys.get((kind, key)) if kind != "-" else None
         if holder is None:
             return 201, event
@@ -63,32 +63,32 @@ class Organization:
         return (201 if same else 422), holder
 
     def accepted(self, event: Event, kind: str, key: str) -> None:
-        """It was, under the id that it has by now."""
+        """Record that the event was accepted."""
         self.events.append(event)
         if kind != "-":
             self.keys[kind, key] = event
         self.open(event)
 
     def open(self, event: Event) -> int:
-        """A delivery to each endpoint that takes it; how many."""
+        """Open a delivery for each matching endpoint, and return their number."""
         matching = [endpoint_id for endpoint_id, endpoint in self.endpoints.items() if endpoint.takes(event.type)]
         self.deliveries.update(dict.fromkeys(((event.id, endpoint_id) for endpoint_id in matching), True))
         return len(matching)
 
     def acknowledge(self, event: Event) -> None:
-        """Ends what is open for the default endpoint, and for no other."""
+        """Acknowledge an event: end its open delivery to the default endpoint, and no other."""
         event.acknowledged = True
         for endpoint_id, endpoint in self.endpoints.items():
             if endpoint.is_default and (event.id, endpoint_id) in self.deliveries:
                 self.deliveries[event.id, endpoint_id] = False
 
     def forget(self, endpoint_id: str) -> None:
-        """An endpoint was deleted."""
+        """Delete an endpoint."""
         del self.endpoints[endpoint_id]
         self.deliveries = {pair: open_ for pair, open_ in self.deliveries.items() if pair[1] != endpoint_id}
 
     def page(self, status: str, type_: str | None = None, dedup_id: str | None = None) -> list[Event]:
-        """The events of a list, oldest first."""
+        """Return the events of a list, oldest first."""
         return [
             event
             for event in self.events

@@ -1,4 +1,4 @@
-"""Table sizes and memory over a long run, drawn."""
+"""Charts of table sizes and memory over a long run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ group by 1
 
 
 class Sampler:
-    """Looks every five seconds while it watches; what is killed is looked for again, under the same name."""
+    """Samples every five seconds. A process that replaces a killed one is sampled under the same name."""
 
     def __init__(self) -> None:
         self._begun = time.monotonic()
@@ -44,7 +44,7 @@ class Sampler:
 
     @asynccontextmanager
     async def watching(self, scene: Scene) -> AsyncIterator[None]:
-        """Look at this scene from now on, until left."""
+        """Sample this scenario until left."""
         self._begun = time.monotonic()
         looking = asyncio.create_task(self._keep_looking(scene))
         try:
@@ -73,7 +73,7 @@ class Sampler:
             connection.terminate()
 
     def page(self) -> str:
-        """Three charts: memory by process, sizes by table, events accepted."""
+        """Draw three charts: memory by process, size by table, events accepted."""
         minutes = Axis("minutes")
         figures = (
             lines("Resident memory", [Series(*each) for each in self.memory.items()], minutes, Axis("MB")),

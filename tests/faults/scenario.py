@@ -1,4 +1,4 @@
-"""What every run has: an API to post to, receivers, and a database that the auditor may look into."""
+"""The parts that every run has: an API to post to, receivers, and a database for the auditor."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _OVERLAP_S: Final = 30.0
 
 
 class Scene(ABC):
-    """The API's port, the organizations, and what they and their receivers have seen."""
+    """The API's port, the organizations, and the ledger of requests and webhooks."""
 
     def __init__(self) -> None:
         self.ledger = Ledger()
@@ -45,10 +45,10 @@ class Scene(ABC):
 
     @abstractmethod
     def family(self) -> Mapping[str, list[int]]:
-        """All processes that work here, by what they are; of each, the first is the parent of the others."""
+        """The processes by role. The first of each role is the parent of the others."""
 
     async def settle(self, network: Proxy) -> None:
-        """Make the organizations and their endpoints, behind this network."""
+        """Create the organizations and their endpoints."""
         async with Api(f"http://127.0.0.1:{self.port}", admin_token=ADMIN_TOKEN) as api:
             for number, endpoints in enumerate(_ENDPOINTS):
                 tenant = await api.tenant()
@@ -70,14 +70,14 @@ class Scene(ABC):
         return True
 
     async def connect(self) -> asyncpg.Connection:
-        """A connection of ours to the database."""
+        """Open a connection to the database."""
         connection: asyncpg.Connection = await asyncpg.connect(
             self.database_url, server_settings={"application_name": "faults"}
         )
         return connection
 
     async def connect_patiently(self, patience_s: float = 60.0) -> asyncpg.Connection:
-        """The same, as soon as PostgreSQL takes one."""
+        """Open a connection as soon as PostgreSQL accepts one."""
         async with asyncio.timeout(patience_s):
             while True:
                 with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
@@ -85,7 +85,7 @@ class Scene(ABC):
                 await asyncio.sleep(0.05)
 
     async def books(self, audited_at: float, owed: frozenset[tuple[str, str]]) -> Books:
-        """What the auditor wants to see.
+        """Read the rows that the auditor compares.
 
         Args:
             audited_at: when it last looked, on the local clock.
@@ -147,7 +147,7 @@ async def _read(
 
 
 async def stored_twice(connection: asyncpg.Connection) -> int:
-    """Events of the whole run that stand in the database more than once."""
+    """Return events of the whole run that are stored more than once."""
     count: int = await connection.fetchval(
         "select count(*) from (select from relay.events group by organization_id, payload having count(*) > 1) as twice"
     )

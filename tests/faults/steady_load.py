@@ -1,4 +1,4 @@
-"""A long spell at 1,000 events a second with nothing broken: whether memory and tables stay as they are."""
+"""A long run at 1,000 events a second without faults, to see whether memory and tables grow."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Calm:
         self.found: list[str] = []
 
     async def run(self) -> None:
-        """Post all the while, let what is under way end, and count."""
+        """Post for the whole time, let requests in progress end, and count."""
         port, arrived = free_port(), self._home / "arrived"
         command = [sys.executable, "-m", "bench.receiver", str(port), str(arrived)]
         receiver = await launch(command, env={}, folder=str(ROOT))
@@ -74,7 +74,7 @@ class Calm:
         return made
 
     async def _settle(self, ground: Ground, port: int) -> None:
-        """Organizations of its own: their receiver is one that costs little."""
+        """Create organizations whose receiver costs little."""
         async with Api(f"http://127.0.0.1:{ground.port}", admin_token=ADMIN_TOKEN) as api:
             for number in range(_TENANTS):
                 tenant = await api.tenant()
@@ -90,7 +90,7 @@ class Calm:
                 group.create_task(self._line(ground, number, 1, _LINES / _SINGLES, until))
 
     async def _line(self, ground: Ground, number: int, size: int, every_s: float, until: float) -> None:
-        """One connection with one request at a time; what is late is made up for at once."""
+        """Post on one connection, one request at a time. Late requests are sent immediately."""
         loop = asyncio.get_running_loop()
         reader, writer = await asyncio.open_connection("127.0.0.1", ground.port)
         next_at = loop.time() + every_s * number / _LINES
@@ -133,7 +133,7 @@ class Calm:
 
 
 def _flat(kind: str, sampled: dict[str, list[tuple[float, float]]]) -> list[str]:
-    """A line for each: its median in the second and in the last quarter."""
+    """Return a line for each value: its median in the second and in the last quarter."""
     return [
         f"{kind} {name}: {second:.0f} MB in the second quarter, {last:.0f} MB in the last"
         for name, points in sampled.items()

@@ -1,4 +1,4 @@
-"""What a long run found, as the table of docs/reliability.md."""
+"""The results of a long run, as the table in docs/reliability.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The auditor finds what it is shown: without this, finding nothing would mean nothing."""
+"""The auditor finds each kind of error. Without this, finding nothing would mean nothing."""
 
 from __future__ import annotations
 

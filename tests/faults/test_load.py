@@ -1,4 +1,4 @@
-"""The load rests when it is told to: an audit of what still moves would find what is not so."""
+"""The load pauses when requested. An audit during requests would report errors that are none."""
 
 from __future__ import annotations
 

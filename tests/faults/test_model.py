@@ -1,4 +1,4 @@
-"""Any calls of several organizations in any order, with faults between them, show what a simple model says."""
+"""Random calls of several organizations, in random order and with faults in between, match a simple model."""
 
 from __future__ import annotations
 
@@ -330,7 +330,7 @@ class Calls(RuleBasedStateMachine):
         self.settle()
 
     def settle(self) -> None:
-        """Only now may there be answers 503, and only for so long."""
+        """Tolerate 503 for a limited time."""
         deadline = time.monotonic() + PATIENCE_S
         well = 0
         while well < 3:

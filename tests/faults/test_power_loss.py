@@ -1,4 +1,4 @@
-"""What a 201 promises holds when the power fails; and the test that says so finds the loss where it does not hold."""
+"""A 201 survives a power failure, and the test finds the loss if durability is off."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def powered(home: Path, name: str) -> AsyncIterator[tuple[EmbeddedPostgres
 
 
 async def missing(remains: EmbeddedPostgres, acknowledged: Collection[str]) -> set[str]:
-    """What was acknowledged and is not there, or does not wait, when PostgreSQL has recovered from the remains."""
+    """Return acknowledged events that are missing, or do not wait, after PostgreSQL has recovered."""
     async with remains:
         connection = await asyncpg.connect(remains.url)
         try:
@@ -111,7 +111,7 @@ async def test_every_201_of_several_processes_outlasts_a_power_failure(home: Pat
 async def test_flushes_reach_the_disk_and_where_they_do_not_that_is_said(
     home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The position that PostgreSQL calls flushed is only as good as its fsync, which it counts."""
+    """The position that PostgreSQL reports as flushed is only as good as its fsync calls, which it counts."""
     flushes = {}
     for fsync in ("on", "off"):
         async with EmbeddedPostgres(home / f"fsync-{fsync}", settings={"fsync": fsync}) as postgres:

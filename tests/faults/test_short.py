@@ -1,4 +1,4 @@
-"""Every fault once, in the order that RELAY_FAULT_SEED gives, and after each: nothing lost, nothing twice."""
+"""Every fault once, in the order that RELAY_FAULT_SEED determines. After each, nothing is lost or stored twice."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SETTINGS = {"RELAY_COMMIT_TIMEOUT_S": "1", "RELAY_LEASE_S": "4"}
 
 
 def seed() -> int:
-    """Printed: the same one gives the same order, the same requests and the same choices."""
+    """Return and print the seed, which determines the order, the requests and the choices."""
     chosen = int(os.environ.get("RELAY_FAULT_SEED") or secrets.randbelow(10**6))
     print(f"RELAY_FAULT_SEED={chosen}")
     return chosen

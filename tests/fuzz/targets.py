@@ -1,4 +1,4 @@
-"""What is fuzzed, and what must hold of it whatever the bytes are: no exception but the ones it is said to raise."""
+"""The fuzz targets, and what must hold for any input: no exceptions except documented ones."""
 
 from __future__ import annotations
 
@@ -89,12 +89,12 @@ def key(text: bytes) -> None:
 
 
 def key_with_its_checksum(body: bytes) -> None:
-    """The same behind the checksum, which no fuzzer finds."""
+    """The same with a valid checksum, which no fuzzer finds."""
     key(body + _checksum(body))
 
 
 def idempotency_key(header: bytes) -> None:
-    """An `Idempotency-Key`: as it came, or refused."""
+    """An `Idempotency-Key` is returned unchanged, or rejected."""
     try:
         assert read_idempotency_key(header).encode("ascii") == header
     except ApiError as error:

@@ -1,4 +1,4 @@
-"""The fuzz targets on what is kept for them, and a short run from there."""
+"""The fuzz targets on their stored corpus, and a short run from there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""That the tests of this folder run where they say."""
+"""The tests of this folder run on the servers that they name."""
 
 from __future__ import annotations
 

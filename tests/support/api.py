@@ -1,4 +1,4 @@
-"""A client of the API whose every answer is held against the OpenAPI document."""
+"""A client of the API that checks every response against the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TIMEOUT_S = 30.0
 
 
 class Tenant:
-    """An organization, by its key."""
+    """An organization, with its key."""
 
     def __init__(self, api: Api, key: str, organization_id: str) -> None:
         self.api = api
@@ -38,7 +38,7 @@ class Tenant:
         return await self.post("/api/events", content=body, headers={"Content-Type": "application/json", **headers})
 
     async def accept(self, type_: str = "order.created", payload: object = None, **members: object) -> str:
-        """Post an event that is accepted; its id."""
+        """Post an event that is accepted, and return its id."""
         answer = await self.post("/api/events", json={"type": type_, "payload": payload, **members})
         assert answer.status_code == 201, answer.text
         event_id: str = answer.json()["id"]
@@ -51,7 +51,7 @@ class Tenant:
         return page
 
     async def walk(self, **parameters: object) -> list[str]:
-        """The ids on all pages."""
+        """Return the ids on all pages."""
         ids: list[str] = []
         page = await self.inbox(**parameters)
         while True:
@@ -110,7 +110,7 @@ class Api:
         return self._contract
 
     async def tenant(self, tier: str = "enterprise", name: str = "test") -> Tenant:
-        """A new organization."""
+        """Create an organization."""
         answer = await self.request(
             "POST",
             "/api/keys/generate",
@@ -123,7 +123,7 @@ class Api:
 
 
 class Contract:
-    """An OpenAPI document that answers are held against."""
+    """An OpenAPI document to check responses against."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.document = document
@@ -133,7 +133,7 @@ class Contract:
         ]
 
     def check(self, method: str, path: str, answer: httpx2.Response) -> None:
-        """Fail when the document does not describe this answer."""
+        """Fail if the document does not describe this response."""
         assert "x-request-id" in answer.headers
         operations = next((found for pattern, found in self._paths if pattern.fullmatch(path.partition("?")[0])), None)
         if operations is None or method.lower() not in operations:

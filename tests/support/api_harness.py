@@ -1,4 +1,4 @@
-"""An API on a database that the test may reach into: endpoints, and deliveries that have ended."""
+"""An API on a database that the test can access, to create endpoints and ended deliveries."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Stage:
         default: bool = False,
         types: Sequence[str] = (),
     ) -> UUID:
-        """An endpoint of the tenant's."""
+        """Create an endpoint of the tenant."""
         endpoint_id = self.cell.clock.new()
         await self.read(
             "insert into relay.endpoints"
@@ -67,7 +67,7 @@ class Stage:
     async def end(
         self, endpoint_id: UUID, status: str, *event_ids: str, attempts: int = 5, error: str = "http"
     ) -> None:
-        """Open deliveries come to an end, as the delivery loop would have recorded it."""
+        """End open deliveries, as the delivery loop would record it."""
         await self.read(
             "with ended as (delete from relay.open where endpoint_id = $1 and event_id = any($2) returning *)"
             " insert into relay.deliveries (organization_id, event_id, endpoint_id, status, attempts, last_error_class)"
@@ -80,7 +80,7 @@ class Stage:
         )
 
     async def tried(self, tenant: Tenant, event_ids: Sequence[str], endpoint_ids: Sequence[str], said: str) -> None:
-        """Two attempts at each delivery, answered with what was said."""
+        """Record two attempts of each delivery, with the given responses."""
         await self.read(
             "insert into relay.attempts"
             " (organization_id, event_id, endpoint_id, number, at, status_code, latency_ms, error_class, response)"
@@ -93,7 +93,7 @@ class Stage:
         )
 
     async def accept_many(self, tenant: Tenant, count: int, type_: str = "order.created") -> list[UUID]:
-        """Events, in one commit, as the API stores them."""
+        """Store events in one commit, as the API does."""
         organization_id = UUID(tenant.organization_id)
         ids = [self.cell.clock.new() for _ in range(count)]
         await self.cell.fetch(
@@ -102,7 +102,7 @@ class Stage:
         return ids
 
     async def open(self, tenant: Tenant) -> list[asyncpg.Record]:
-        """What is open of the tenant's, oldest first."""
+        """Return the tenant's open rows, oldest first."""
         return await self.read(
             "select * from relay.open where organization_id = $1 order by event_id, endpoint_id",
             UUID(tenant.organization_id),
@@ -146,7 +146,7 @@ async def deliveries(tenant: Tenant, **parameters: object) -> dict[str, Any]:
 
 
 async def walk_deliveries(tenant: Tenant, **parameters: object) -> list[dict[str, Any]]:
-    """The deliveries on all pages."""
+    """Return the deliveries on all pages."""
     page = await deliveries(tenant, **parameters)
     found: list[dict[str, Any]] = page["deliveries"]
     while page["next_cursor"] is not None:

@@ -1,4 +1,4 @@
-"""What one API process has to do with keys, on a real database and without HTTP."""
+"""The parts of an API process that handle keys, on a real database and without HTTP."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.conftest import SECRET_KEY, open_cell
 
 
 class Node:
-    """What one API process has to do with keys."""
+    """The parts of an API process that handle keys."""
 
     def __init__(self, cell: Cell, keyring: Keyring, hasher: Hasher, guard: Authenticator, metrics: Metrics) -> None:
         self.cell = cell
@@ -33,7 +33,7 @@ class Node:
 
     @property
     def hash_checks(self) -> int:
-        """How many keys are admitted whose hash is yet to be verified."""
+        """The number of admitted keys whose hash has not been verified yet."""
         return self._count("relay_key_hash_checks_waiting")
 
     @property
@@ -51,7 +51,7 @@ class Node:
         raise AssertionError(name)
 
     async def refusal(self, key: bytes | None, needs: str | None = None) -> str:
-        """Why a key is not admitted, or nothing if it is."""
+        """Return the reason why a key is rejected, or an empty string."""
         try:
             await self.guard.admit(key, needs)
         except ApiError as error:
@@ -61,7 +61,7 @@ class Node:
 
 @asynccontextmanager
 async def running(url: str, cell: Cell | None = None) -> AsyncIterator[Node]:
-    """A process on a database, or on a cell of its own that is open."""
+    """Start such a process on a database, or on an open cell."""
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         if cell is None:
@@ -81,7 +81,7 @@ async def signed_up(node: Node, name: str = "Acme") -> tuple[bytes, Tenant]:
 
 
 async def until(condition: Callable[[], bool], within_s: float) -> float:
-    """Wait for a condition; how long it took."""
+    """Wait for a condition, and return how long it took."""
     start = time.monotonic()
     while not condition():
         assert time.monotonic() - start < within_s
@@ -90,13 +90,13 @@ async def until(condition: Callable[[], bool], within_s: float) -> float:
 
 
 async def rotate_silently(node: Node, tenant: Tenant) -> None:
-    """Rotate a key as a process does that dies before it can tell anybody."""
+    """Rotate a key like a process that dies before it sends a notification."""
     new_key_id = node.cell.clock.new()
     await node.cell.fetch("rotate_key", tenant.organization_id, tenant.key_id, new_key_id, bytes(32), "no hash", 0.0)
 
 
 def with_another_secret(node: Node, key: bytes) -> bytes:
-    """A key with a right checksum and the id of `key`, as nobody can make it without the HMAC key."""
+    """Return a key with a valid checksum and the id of `key`. Only the HMAC key's owner can make one."""
     parsed = parse(key, node.keyring.hmac_key)
     assert parsed is not None
     return generate(parsed.cell_id, parsed.key_id, node.keyring.hmac_key)[0].encode()

@@ -1,4 +1,4 @@
-"""Certificates that the tests make: an authority, and what it signs, rightly or wrongly."""
+"""Certificates for tests: an authority, and valid and invalid certificates that it signs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DAY = datetime.timedelta(days=1)
 
 
 class Authority:
-    """Signs certificates; whoever trusts the file at `path` trusts them.
+    """Signs certificates. A client that trusts the file at `path` trusts them.
 
     Args:
         folder: where files are kept.
@@ -36,7 +36,7 @@ class Authority:
         )
 
     def presents(self, host: str, *, days: tuple[float, float] = (-1.0, 1.0)) -> ssl.SSLContext:
-        """What a server presents that has a certificate for `host`, valid between these days from now."""
+        """Return the TLS context of a server with a certificate for `host`, valid between these days from now."""
         key = ec.generate_private_key(ec.SECP256R1())
         builder = self._builder(_named(host), key.public_key(), days)
         builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)

@@ -1,4 +1,4 @@
-"""Commands of ours whose output is kept."""
+"""Commands whose output is recorded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.delivery_harness import until
 
 
 class Told:
-    """A command that runs until it is left, and what it writes.
+    """A command that runs until left, and its output.
 
     Args:
         arguments: of `relay`.
@@ -60,7 +60,7 @@ class Told:
         return _read(self._err.fileno())
 
     def lines(self, event: str | None = None) -> list[dict[str, Any]]:
-        """Its log, every whole line of which is JSON."""
+        """The log. Every complete line of it is JSON."""
         read = [json.loads(line) for line in self.stderr.split("\n")[:-1]]
         return [line for line in read if event in (None, line["event"])]
 
@@ -75,17 +75,17 @@ class Told:
         return found
 
     async def ended(self) -> int:
-        """Wait for its end; the exit code."""
+        """Wait for its end, and return the exit code."""
         async with asyncio.timeout(30):
             return await self.process.wait()
 
     async def stop(self) -> int:
-        """SIGTERM; the exit code."""
+        """Send SIGTERM, and return the exit code."""
         self.process.send_signal(SIGTERM)
         return await self.ended()
 
     def api(self, admin_token: str | None = None) -> Api:
-        """A client of it, when it is a `relay serve`."""
+        """Return a client of a `relay serve`."""
         return Api(f"http://127.0.0.1:{self._env['PORT']}", admin_token=admin_token)
 
 

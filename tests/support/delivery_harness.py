@@ -1,4 +1,4 @@
-"""A delivery loop over a real database, and what tests write into that and read in it."""
+"""A delivery loop on a real database, and the rows that tests write and read there."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ async def told(metrics: Metrics, *lines: str) -> str:
 
 
 class Books:
-    """What a test writes into the database and reads in it."""
+    """Writes rows into the database, and reads them."""
 
     def __init__(self, cell: Cell, connection: asyncpg.Connection) -> None:
         self.cell = cell
         self._connection = connection
 
     async def endpoint(self, url: str, seal: bytes | None = None) -> tuple[UUID, UUID]:
-        """An organization with this default endpoint; both ids."""
+        """Create an organization with this default endpoint, and return both ids."""
         organization_id, endpoint_id = self.cell.clock.new(), self.cell.clock.new()
         await self._connection.execute(
             "insert into relay.organizations (id, name, tier) values ($1, 'a', 'free')", organization_id
@@ -83,7 +83,7 @@ class Books:
         return organization_id, endpoint_id
 
     async def another(self, organization_id: UUID, url: str, **columns: object) -> UUID:
-        """One more endpoint of an organization; its id."""
+        """Create another endpoint of an organization, and return its id."""
         endpoint_id = self.cell.clock.new()
         await self._connection.execute(
             "insert into relay.endpoints (organization_id, id, bucket, url, secret_seal) values ($1, $2, $3, $4, $5)",
@@ -97,7 +97,7 @@ class Books:
         return endpoint_id
 
     async def change(self, endpoint_id: UUID, **columns: object) -> None:
-        """Set columns of an endpoint, as somebody does who says so."""
+        """Set columns of an endpoint, and raise its version as the API does."""
         for name, value in columns.items():
             await self._connection.execute(
                 f"update relay.endpoints set {name} = $2, version = version + 1 where id = $1",  # noqa: S608
@@ -108,7 +108,7 @@ class Books:
     async def accept(
         self, organization_id: UUID, count: int = 1, payload: bytes = b"1", *, wake: bool = True
     ) -> list[UUID]:
-        """Events, as the API stores them, and the hint that it gives; their ids."""
+        """Store events and send a wakeup, as the API does. Return their ids."""
         ids = [self.cell.clock.new() for _ in range(count)]
         types = ["order.created"] * count
         await self.cell.fetch("commit_events", *flush_of([organization_id] * count, ids, types, [payload] * count))

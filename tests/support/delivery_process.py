@@ -1,4 +1,4 @@
-"""A delivery loop in a process of its own, at the pace of a test (`python -m tests.support.delivery_process`)."""
+"""A delivery loop in a separate process, with short intervals (`python -m tests.support.delivery_process`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Organizations that have something of everything, and what tells whose it is."""
+"""Organizations with some of everything, and a mark that shows the owner."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Furnished:
         return {id_ for ids in self.ids.values() for id_ in ids}
 
     def shown_in(self, text: str, sent: str = "") -> list[str]:
-        """What of this tenant's stands in an answer to a request that had `sent` in it."""
+        """Return the parts of this tenant's data that occur in a response to a request that contained `sent`."""
         signs = {self.mark, self.secret, self.tenant.key, *self.all_ids}
         return sorted(sign for sign in signs if sign in text and sign not in sent)
 
 
 async def furnish(stage: Stage) -> Furnished:
-    """A new tenant with everything."""
+    """Create a tenant with some of everything."""
     mark = f"mark-{uuid4().hex}"
     tenant = await stage.api.tenant(name=mark)
     configured = await tenant.post("/api/webhook/config", json={"webhook_url": f"https://{mark}.example.com/"})
@@ -72,7 +72,7 @@ async def furnish(stage: Stage) -> Furnished:
 
 
 async def books_of(stage: Stage, organization_id: str) -> dict[str, Any]:
-    """Every row of an organization, by table: what must not change when somebody else asks for something."""
+    """Return every row of an organization, by table. Another organization's requests must not change them."""
     tables = await stage.read(
         "select c.relname, a.attname from pg_class c join pg_attribute a on a.attrelid = c.oid"
         " where c.relnamespace = 'relay'::regnamespace and c.relkind in ('r', 'p') and not c.relispartition"
@@ -91,7 +91,7 @@ async def books_of(stage: Stage, organization_id: str) -> dict[str, Any]:
 
 
 def members(schema: dict[str, Any], document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The members that a body may have, those of an array's items too: names and schemas."""
+    """Yield the names and schemas of a body's members, including those of array items."""
     for form in forms(schema, document):
         yield from form.get("properties", {}).items()
         if "items" in form:
@@ -99,7 +99,7 @@ def members(schema: dict[str, Any], document: dict[str, Any]) -> Iterator[tuple[
 
 
 def forms(schema: dict[str, Any], document: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A schema, its references followed and its alternatives one by one."""
+    """Yield the alternatives of a schema, with references resolved."""
     if "$ref" in schema:
         yield from forms(document["components"]["schemas"][schema["$ref"].rpartition("/")[2]], document)
         return
@@ -110,7 +110,7 @@ def forms(schema: dict[str, Any], document: dict[str, Any]) -> Iterator[dict[str
 
 
 def names_something(schema: dict[str, Any], document: dict[str, Any]) -> bool:
-    """Whether a member or parameter is an id, or a list of ids."""
+    """Return whether a member or parameter is an id, or a list of ids."""
     return any(
         form.get("format") == "uuid" or ("items" in form and names_something(form["items"], document))
         for form in forms(schema, document)

@@ -1,4 +1,4 @@
-"""Jobs under test: begun, worked at, watched."""
+"""Jobs under test: started, run, observed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def shown(tenant: Tenant, job_id: str) -> dict[str, Any]:
 
 
 async def over(tenant: Tenant, job_id: str, timeout_s: float = 15.0) -> dict[str, Any]:
-    """The job, once it runs no more."""
+    """Wait until the job has ended, and return it."""
 
     async def ended() -> dict[str, Any] | None:
         job = await shown(tenant, job_id)
@@ -50,7 +50,7 @@ async def over(tenant: Tenant, job_id: str, timeout_s: float = 15.0) -> dict[str
 
 
 async def has_done(tenant: Tenant, job_id: str, least: int = 1) -> None:
-    """Wait until the job has come so far."""
+    """Wait until the job has reached this progress."""
 
     async def done() -> bool:
         return int((await shown(tenant, job_id))["done"]) >= least
@@ -66,7 +66,7 @@ async def failed_events(stage: Stage, tenant: Tenant, endpoint_id: UUID, count: 
 
 @asynccontextmanager
 async def attempting(stage: Stage, endpoint_id: UUID) -> AsyncIterator[None]:
-    """Somebody attempts what is due for the endpoint, without success; only the rows are needed."""
+    """Record a failed attempt of everything that is due for the endpoint."""
     connection = await asyncpg.connect(stage.url)
 
     async def attempt() -> None:

@@ -1,4 +1,4 @@
-"""Days that are over, with what happened on them."""
+"""Past days, with events and deliveries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def day_of(days_ago: int) -> datetime.date:
 
 
 class Past:
-    """Writes into days that are over, and reads what is left of them."""
+    """Writes rows into past days, and reads what is left of them."""
 
     def __init__(self, cell: Cell, connection: asyncpg.Connection) -> None:
         self.cell = cell
@@ -36,7 +36,7 @@ class Past:
         return rows
 
     async def accept(self, organization_id: UUID, days_ago: int, count: int = 1) -> list[UUID]:
-        """Events of noon of that day, as the API stores them; its partitions are made."""
+        """Create the day's partitions, and store events of its noon as the API does."""
         await self.read("select relay.make_partitions($1)", day_of(days_ago))
         noon = datetime.datetime.combine(day_of(days_ago), datetime.time(12), datetime.UTC)
         clock = Uuid7Clock(lambda: int(noon.timestamp()) * 10**9)
@@ -58,7 +58,7 @@ class Past:
         return endpoint_id
 
     async def end(self, event_ids: Sequence[UUID], status: str = "delivered") -> None:
-        """Their open deliveries come to an end, each with an attempt."""
+        """End their open deliveries, each with an attempt."""
         await self.read(
             "with ended as (delete from relay.open where event_id = any($1) returning *),"
             " attempted as (insert into relay.attempts (organization_id, event_id, endpoint_id, number, at, latency_ms)"
@@ -70,11 +70,11 @@ class Past:
         )
 
     async def open(self) -> list[UUID]:
-        """The events of which something is open."""
+        """Return the events with open rows."""
         return [row["event_id"] for row in await self.read("select event_id from relay.open order by event_id")]
 
     async def tables(self, days_ago: int) -> list[str]:
-        """Which of the day's partitions are there."""
+        """Return the day's partitions that exist."""
         day = day_of(days_ago)
         rows = await self.read(
             "select t from unnest($1::text[]) as t where to_regclass('relay.' || t || $2::text) is not null",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def children_of(pid: int) -> list[int]:
-    """The children, theirs, and so on."""
+    """Return all descendants of a process."""
     parents: dict[int, list[int]] = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -24,7 +24,7 @@ def children_of(pid: int) -> list[int]:
 
 
 def words_of(pid: int) -> list[str]:
-    """The command line of a process; an empty word when it has none any more."""
+    """Return the command line of a process, or an empty one if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
     except OSError:
@@ -39,7 +39,7 @@ def has_ended(pid: int) -> bool:
 
 
 def resident_bytes(pid: int) -> int:
-    """What a process holds in memory; 0 when it is gone."""
+    """Return the resident memory of a process, or 0 if it has ended."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
     except (OSError, IndexError):

@@ -1,4 +1,4 @@
-"""A TCP proxy before PostgreSQL, or before a receiver, that can fail in the ways a network fails."""
+"""A TCP proxy in front of PostgreSQL or a receiver, which can fail like a network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SOCKET = ".s.PGSQL.5432"
 
 
 class Proxy:
-    """Listens on a port of its own and passes everything on to the server that `url` names, until told otherwise.
+    """Listens on a port of its own, and forwards everything to the server that `url` names unless told otherwise.
 
     Args:
         url: of a database on a Unix socket, or of anything on a TCP port.
@@ -39,7 +39,7 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """The same, through the proxy."""
+        """Return the URL through the proxy."""
         port = self._server.sockets[0].getsockname()[1]
         login, at, _ = self._parts.netloc.rpartition("@")
         return f"{self._parts.scheme}://{login}{at}127.0.0.1:{port}{self._parts.path}"
@@ -49,21 +49,21 @@ class Proxy:
         self._refusing = True
 
     def accept(self) -> None:
-        """Take new connections again."""
+        """Accept new connections again."""
         self._refusing = False
 
     def cut(self) -> None:
-        """Break the connections there are."""
+        """Break the existing connections."""
         for pair in list(self._pairs):
             pair.cut()
 
     def cut_after_next_answer(self) -> None:
-        """Let the next statement through, and break its connection before the answer comes back."""
+        """Forward the next statement, and break its connection before the response returns."""
         for pair in self._pairs:
             pair.swallow = True
 
     def hang_present_connections(self) -> None:
-        """Pass on nothing more on the connections there are; new ones work."""
+        """Forward nothing more on the existing connections. New ones work."""
         for pair in self._pairs:
             pair.hanging = True
 
@@ -91,7 +91,7 @@ class Proxy:
 
 
 class _Pair:
-    """One connection and the one behind it."""
+    """A client connection and its connection to the server."""
 
     def __init__(self, proxy: Proxy, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
         self._proxy = proxy

@@ -1,4 +1,4 @@
-"""A webhook receiver on a raw socket: it records what came and answers whatever a test wants, HTTP or not."""
+"""A webhook receiver on a raw socket: it records requests and responds with any bytes, HTTP or not."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Script = Callable[[Received, asyncio.StreamWriter], Awaitable[bool]]
 
 
 def reply(status: int = 200, body: bytes = b"", *headers: bytes) -> Script:
-    """A whole answer, after which the connection is kept."""
+    """Return a complete response, after which the connection is kept."""
 
     async def script(_: Received, writer: asyncio.StreamWriter) -> bool:
         lines = [b"HTTP/1.1 %d X" % status, b"Content-Length: %d" % len(body), *headers]
@@ -39,7 +39,7 @@ def reply(status: int = 200, body: bytes = b"", *headers: bytes) -> Script:
 
 
 def raw(answer: bytes) -> Script:
-    """These bytes, after which the connection is closed."""
+    """Return these bytes as a response, after which the connection is closed."""
 
     async def script(_: Received, writer: asyncio.StreamWriter) -> bool:
         writer.write(answer)
@@ -50,7 +50,7 @@ def raw(answer: bytes) -> Script:
 
 
 async def hang(_: Received, writer: asyncio.StreamWriter) -> bool:
-    """No answer, until the other side gives up."""
+    """Send no response until the client gives up."""
     await writer.wait_closed()
     return False
 
@@ -79,7 +79,7 @@ class Receiver:
 
     @property
     def url(self) -> str:
-        """Where to send webhooks."""
+        """The URL for webhooks."""
         scheme = "http" if self._tls is None else "https"
         return f"{scheme}://{self._host}:{self.port}/hook"
 
@@ -98,13 +98,13 @@ class Receiver:
             await asyncio.wait(self._tasks)
 
     async def until(self, count: int, timeout_s: float = 10.0) -> list[Received]:
-        """What was received, once it is at least so many requests."""
+        """Wait for at least this many requests, and return them."""
         async with asyncio.timeout(timeout_s), self._arrived:
             await self._arrived.wait_for(lambda: len(self.received) >= count)
         return self.received
 
     def cut(self) -> None:
-        """Break the connections there are."""
+        """Break the existing connections."""
         for writer in list(self._open):
             writer.transport.abort()
 

@@ -1,4 +1,4 @@
-"""A Redis of a test's own: started, killed, stopped and started again."""
+"""A Redis for one test, which can be started, killed, suspended and restarted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ needs_redis = pytest.mark.skipif(PROGRAM is None, reason="redis-server is not in
 
 
 class RedisServer:
-    """Listens on loopback, keeps nothing on disk, and asks for a password."""
+    """Listens on loopback, stores nothing on disk, and requires a password."""
 
     PASSWORD: Final = "hush-redis"
 
@@ -76,7 +76,7 @@ class RedisServer:
             await client.aclose()
 
     async def calls(self) -> int:
-        """How many scripts have been run."""
+        """Return the number of scripts that were run."""
         client = Redis.from_url(self.url)
         try:
             stats = await client.info("commandstats")

@@ -29,13 +29,13 @@ _POOL_SIZE = 4
 
 
 class Url(str):
-    """A database past any pooler, as a test's own connection wants it; `pooled` is how relay is to reach it."""
+    """The URL of a database without a pooler, for a test's own connection. `pooled` is the URL for relay."""
 
     pooled: str | None = None
 
 
 class Server:
-    """A PostgreSQL that runs.
+    """A running PostgreSQL.
 
     Args:
         postgres: its own process.
@@ -58,7 +58,7 @@ class Server:
 
 
 def missing(name: str) -> str | None:
-    """Why there is no server of that name on this machine, None if there is."""
+    """Return why there is no server of that name on this machine, or None if there is."""
     if name == "postgresql-15" and not (POSTGRESQL_15 / "postgres").exists():
         return f"no PostgreSQL 15 in {POSTGRESQL_15}: apt-get install postgresql-15"
     if name == "pgbouncer" and _pgbouncer() is None:
@@ -135,7 +135,7 @@ def _is_ready(lock: Path) -> bool:
 
 @asynccontextmanager
 async def running(name: str, home: Path) -> AsyncIterator[Server]:
-    """The server of that name, with PostgreSQL 18 behind PgBouncer."""
+    """Start the server of that name."""
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context((postgresql_15 if name == "postgresql-15" else embedded)(home))
         if name == "pgbouncer":

@@ -1,4 +1,4 @@
-"""HTTP by hand, for requests that no client library would send."""
+"""Raw HTTP, for requests that no client library would send."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 
 class Answer(NamedTuple):
-    """What came back, and whether the server closed the connection after it."""
+    """A response, and whether the server closed the connection after it."""
 
     status: int
     headers: dict[str, str]
@@ -19,7 +19,7 @@ class Answer(NamedTuple):
 
 
 async def read_answer(reader: asyncio.StreamReader) -> Answer:
-    """Read one answer with a declared length."""
+    """Read one response with a declared length."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     first, *lines = head.split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
@@ -28,7 +28,7 @@ async def read_answer(reader: asyncio.StreamReader) -> Answer:
 
 
 async def exchange(port: int, request: bytes, timeout_s: float = 15.0) -> Answer:
-    """Send bytes, read one answer."""
+    """Send bytes, and read one response."""
     async with asyncio.timeout(timeout_s):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:

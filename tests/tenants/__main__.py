@@ -1,4 +1,4 @@
-"""The long form: the worst tenant of each tier, one after the other. `make soak` runs it."""
+"""The long run: the worst tenant of each tier, one after the other. `make soak` starts it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What PostgreSQL did for each statement, by its own account: auto_explain writes plans with row counts to the log."""
+"""The rows that each statement read, as PostgreSQL reports them: auto_explain logs plans with row counts."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ class Account:
         self._connection: asyncpg.Connection | None = None
 
     async def open(self) -> None:
-        """Begin to account."""
+        """Start logging plans."""
         self._connection = await asyncpg.connect(self._url)
         await self._set("0")
 
     async def close(self) -> None:
-        """Account no more."""
+        """Stop logging plans."""
         assert self._connection is not None
         await self._set("-1")
         await self._connection.close()
@@ -100,7 +100,7 @@ class Account:
                 await asyncio.sleep(0.02)
 
     def _lines(self) -> Iterator[str]:
-        """Whole lines that were not read yet."""
+        """Return complete lines that have not been read yet."""
         if not self._path.exists():
             return
         with self._path.open("rb") as log:
@@ -135,7 +135,7 @@ def _nodes(plan: dict[str, Any], part: str) -> Iterator[tuple[str, dict[str, Any
 
 
 def _rows(node: dict[str, Any]) -> int:
-    """Rows that a scan of a table or an index looked at."""
+    """Return the rows that a scan of a table or an index read."""
     if "Relation Name" not in node or node["Node Type"] == "ModifyTable":
         return 0
     counts = ("Actual Rows", "Rows Removed by Filter", "Rows Removed by Index Recheck")

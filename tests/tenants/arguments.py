@@ -1,4 +1,4 @@
-"""The largest arguments that an operation takes, made from what the OpenAPI document says of it."""
+"""The largest arguments of an operation, generated from the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LEFT_OUT: Final = {"org_name"}
 
 
 class Operation(NamedTuple):
-    """One method on one path, as the document describes it; whether it takes an API key."""
+    """An operation as the document describes it, and whether it takes an API key."""
 
     method: str
     path: str
@@ -37,7 +37,7 @@ class Operation(NamedTuple):
 
     @property
     def parameters(self) -> list[tuple[str, Schema]]:
-        """What may stand in the query."""
+        """The query parameters."""
         return [(found["name"], found["schema"]) for found in self.described["parameters"] if found["in"] == "query"]
 
     @property
@@ -47,17 +47,17 @@ class Operation(NamedTuple):
 
     @property
     def collection(self) -> str | None:
-        """The list that has the things which the path names one of."""
+        """The name of the list that contains the object in the path."""
         found = _ITEM.match(self.path)
         return _ALIASES.get(found[1], found[1]) if found else None
 
     def at(self, id_: str) -> str:
-        """The path with an id filled in."""
+        """Return the path with an id filled in."""
         return re.sub(r"\{\w+\}", id_, self.path)
 
 
 def operations(document: Schema) -> list[Operation]:
-    """Everything in the document: reads first, and what removes things last."""
+    """Return all operations of the document: reads first, deletions last."""
     order = ("GET", "POST", "PUT", "PATCH", "DELETE")
     schemes = document["components"]["securitySchemes"]
     keys = {name for name, scheme in schemes.items() if scheme["type"] == "apiKey"}
@@ -72,7 +72,7 @@ def operations(document: Schema) -> list[Operation]:
 
 
 class Arguments:
-    """Makes the largest of each kind of value.
+    """Creates the largest value of each kind.
 
     Args:
         document: OpenAPI, for its references.
@@ -174,7 +174,7 @@ class Arguments:
         return dict.fromkeys(self._different(form.get("maxProperties", 20), 100), "v" * 1024)
 
     def _different(self, count: int, length: int) -> list[str]:
-        """Different texts of this length."""
+        """Return different texts of this length."""
         self._made += 1
         return [f"x-{self._made}-{number}-".ljust(length, "x") for number in range(count)]
 
@@ -196,7 +196,7 @@ class Arguments:
 
 
 def _kind(form: Schema) -> str | None:
-    """The type, of several the one that is not null."""
+    """Return the type of a schema, other than null."""
     kind: str | list[str] | None = form.get("type")
     if isinstance(kind, list):
         return next((each for each in kind if each != "null"), "null")
@@ -204,5 +204,5 @@ def _kind(form: Schema) -> str | None:
 
 
 def encoded(body: Any) -> bytes:
-    """JSON as it is sent."""
+    """Return JSON as it is sent."""
     return json.dumps(body, separators=(",", ":")).encode()

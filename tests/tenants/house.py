@@ -1,4 +1,4 @@
-"""A relay to be mistreated: PostgreSQL that accounts for its statements, the API, the delivery process, receivers."""
+"""A relay under attack: PostgreSQL that logs its plans, the API, the delivery process, receivers."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class House:
 
     @property
     def children(self) -> dict[str, PythonChild]:
-        """Both processes by name."""
+        """Return both processes by name."""
         return {"API": self.serve, "delivery": self.deliver}
 
     async def metrics(self) -> dict[str, float]:
@@ -97,24 +97,24 @@ class House:
         return await _metrics(self.port) | await _metrics(self.ops_port)
 
     async def delivery_metrics(self) -> dict[str, float]:
-        """The numbers of `relay deliver`."""
+        """Return the metrics of `relay deliver`."""
         return await _metrics(self.ops_port)
 
     def peak_mb(self, child: PythonChild) -> float:
-        """The most memory that a process has had since `begin_peak`."""
+        """Return the peak memory of a process since `begin_peak`."""
         return _status_mb(child, "VmHWM")
 
     def resident_mb(self, child: PythonChild) -> float:
-        """The memory that a process has now."""
+        """Return the current memory of a process."""
         return _status_mb(child, "VmRSS")
 
     def begin_peak(self) -> None:
-        """From now on peaks are new ones."""
+        """Reset the peaks."""
         for child in (self.serve, self.deliver):
             Path(f"/proc/{child.pid}/clear_refs").write_text("5")
 
     def alive(self) -> bool:
-        """Whether both processes are the ones that were started."""
+        """Return whether both processes are still the ones that were started."""
         return all(Path(f"/proc/{child.pid}/exe").exists() for child in (self.serve, self.deliver))
 
 
@@ -125,7 +125,7 @@ async def _metrics(port: int) -> dict[str, float]:
 
 
 def _status_mb(child: PythonChild, line: str) -> float:
-    """A line of proc_pid_status(5) in MB."""
+    """Return a value of proc_pid_status(5) in MB."""
     with contextlib.suppress(OSError):
         found = re.search(rf"^{line}:\s+(\d+) kB$", Path(f"/proc/{child.pid}/status").read_text(), re.MULTILINE)
         if found:
@@ -146,7 +146,7 @@ class MemoryGroup:
         self._kills = kills
 
     def add(self, pid: int) -> None:
-        """From now on a process and its children count here."""
+        """Move a process and its future children into this group."""
         (self._folder / "cgroup.procs").write_text(str(pid))
 
     def remove(self) -> bool:
@@ -159,7 +159,7 @@ class MemoryGroup:
 
     @property
     def kills(self) -> int:
-        """How many processes the kernel has killed for memory."""
+        """Return the number of processes that the kernel has killed for lack of memory."""
         found = re.search(r"^oom_kill (\d+)$", self._kills.read_text(), re.MULTILINE)
         return int(found[1]) if found else 0
 

@@ -1,4 +1,4 @@
-"""The most that was seen of numbers which rise and fall, looked at all the time."""
+"""The peaks of values that rise and fall, sampled continuously."""
 
 from __future__ import annotations
 

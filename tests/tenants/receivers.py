@@ -1,4 +1,4 @@
-"""Receivers of webhooks that behave as badly as their URL says, and count what is on its way to whom."""
+"""Webhook receivers that misbehave as their URL says, and count requests in flight for each owner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever one tenant does with the largest that the limits allow, the bounds hold and its neighbour is served."""
+"""Whatever a tenant does within its limits, the bounds hold and its neighbour is served."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One visit of the worst tenant: what it did, what its neighbour saw, and the bounds that were held or not."""
+"""One run of the worst tenant: what it did, what its neighbour saw, and which bounds held."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _WARM_UP: Final = 50
 
 
 class Bound(NamedTuple):
-    """One bound: what it is about, the most that was seen, and the most that may be."""
+    """One bound: its subject, the maximum that was measured, and the limit."""
 
     what: str
     seen: float
@@ -62,7 +62,7 @@ class Bound(NamedTuple):
 
 
 class Visit:
-    """The worst tenant of a tier in a house of its own.
+    """The worst tenant of a tier on a relay of its own.
 
     Args:
         tier: its tier.
@@ -82,7 +82,7 @@ class Visit:
         self.took_s = 0.0
 
     async def run(self) -> None:
-        """All of it; findings are in `bounds` and `wrong`."""
+        """Run everything. Findings are in `bounds` and `wrong`."""
         begun = time.monotonic()
         async with House(self._home, self._memory) as house:
             self.house, self.worst, self.neighbour = house, Worst(house, self.tier), Neighbour(house)
@@ -138,7 +138,7 @@ class Visit:
                 self._rows[work.name] = max(self._rows[work.name], work.rows)
 
     async def _still_served(self) -> None:
-        """The neighbour is answered while all of that is going on."""
+        """Check that the neighbour is served beside slow readers."""
         accepted = len(self.neighbour.accepted)
         for _ in range(20):
             await self.neighbour.post()
@@ -181,7 +181,7 @@ class Visit:
 
     @property
     def broken(self) -> list[str]:
-        """What was not as it must be."""
+        """Return the bounds that did not hold, and other findings."""
         return [f"{bound}" for bound in self.bounds if not bound.held] + self.wrong
 
     def __str__(self) -> str:

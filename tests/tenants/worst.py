@@ -1,4 +1,4 @@
-"""The worst tenant: the largest of everything that the limits allow, every operation against it, and then floods."""
+"""The worst tenant: the most of everything that the limits allow, every operation on it, and then floods."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _DENSE: Final = (
 
 
 class Worst:
-    """One organization that does all it can.
+    """An organization that does the worst it can.
 
     Args:
         house: where.
@@ -242,7 +242,7 @@ class Worst:
         await self.settled(lambda: self.house.receivers.requests[self.name])
 
     async def flood_jobs(self, count: int = 12) -> None:
-        """Jobs over everything."""
+        """Start jobs over all of its deliveries."""
         body = {"since": "2020-01-01T00:00:00Z"}
         for path in [f"/api/endpoints/{id_}/replay" for id_ in self.endpoints[:count]]:
             answer = await self.tenant.post(path, json=body)
@@ -326,7 +326,7 @@ class Neighbour:
             await asyncio.gather(task, return_exceptions=True)
 
     async def missing(self, timeout_s: float = 30.0) -> Sequence[str]:
-        """What was accepted and did not arrive in time."""
+        """Return the events that were accepted and did not arrive in time."""
         received = self._house.receivers.received.setdefault("neighbour", set())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):

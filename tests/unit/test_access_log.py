@@ -1,4 +1,4 @@
-"""Which requests have a line in the log."""
+"""The requests that get a log line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which hosts webhooks may be sent to."""
+"""The hosts that webhooks may be sent to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a batch is answered with when some of it was not committed."""
+"""The response to a batch if some of its events were not committed."""
 
 from __future__ import annotations
 

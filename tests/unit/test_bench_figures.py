@@ -1,4 +1,4 @@
-"""What the bench makes of figures."""
+"""The figures that the bench computes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the bench makes of two versions that were measured by turns."""
+"""The comparison of two versions that were measured alternately."""
 
 from __future__ import annotations
 

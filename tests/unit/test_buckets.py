@@ -1,4 +1,4 @@
-"""How runs of buckets are shared out, and walked."""
+"""The distribution of runs of buckets among processes."""
 
 from __future__ import annotations
 

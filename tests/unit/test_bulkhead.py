@@ -1,4 +1,4 @@
-"""What one organization may have under way."""
+"""The limits on what one organization may have in progress."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ NUMBER = r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)"
 
 
 def sections(level: str, lines: list[str]) -> list[tuple[str, list[str]]]:
-    """The headings of a level, each with the lines below it."""
+    """Return the headings of a level, each with the lines below it."""
     found: list[tuple[str, list[str]]] = []
     for line in lines:
         if line.startswith(f"{level} "):
@@ -27,7 +27,7 @@ def sections(level: str, lines: list[str]) -> list[tuple[str, list[str]]]:
 
 
 def released() -> list[tuple[tuple[int, ...], datetime.date]]:
-    """The versions and their days, in the order of the file."""
+    """Return the versions and their days, in the order of the file."""
     found = []
     for heading, _ in sections("##", LINES)[1:]:
         match = re.fullmatch(rf"\[{NUMBER}\] - (\d{{4}}-\d\d-\d\d)", heading)

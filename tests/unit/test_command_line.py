@@ -1,4 +1,4 @@
-"""What the command line says: suggestions, warnings, colours, and what it does when it cannot say it."""
+"""The output of the command line: suggestions, warnings, colours, and errors when it cannot be written."""
 
 from __future__ import annotations
 

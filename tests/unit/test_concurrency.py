@@ -1,4 +1,4 @@
-"""How many deliveries may be on the wire."""
+"""The number of deliveries that may be in flight."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dashboard and alerts ask for metrics that there are, by labels that they have; promtool reads every query."""
+"""Dashboard and alerts use existing metrics and labels, and promtool accepts every query."""
 
 from __future__ import annotations
 

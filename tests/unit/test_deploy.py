@@ -1,4 +1,4 @@
-"""What deploys relay names what there is: files, commands, settings, ports; and no secret stands in it."""
+"""Deployment files name existing files, commands, settings and ports, and contain no secrets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The documentation names everything that an operator or a caller can meet."""
+"""The documentation covers all settings, metrics, errors and commands, and names nothing that does not exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Secrets at rest: only the right key, for the right purpose, opens what was sealed."""
+"""Secrets at rest: only the right key, in the right context, opens a sealed value."""
 
 from __future__ import annotations
 

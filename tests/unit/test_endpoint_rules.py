@@ -1,4 +1,4 @@
-"""What endpoints may be set up with."""
+"""The rules for the members of an endpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rate limits: the burst, the rate, what a refusal costs, and what the headers say."""
+"""Rate limits: the burst, the rate, the cost of a rejection, and the headers."""
 
 from __future__ import annotations
 

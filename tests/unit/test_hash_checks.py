@@ -1,4 +1,4 @@
-"""Keys whose hash is yet to be verified: by turns, once each, and not without end."""
+"""Pending hash checks: organizations take turns, each key is checked once, and the queue is bounded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What waits for its commit: turns, bounds, and batches that stay whole."""
+"""The queue of events that wait for their commit: turns, bounds, and batches that are not split."""
 
 from __future__ import annotations
 

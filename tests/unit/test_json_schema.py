@@ -1,4 +1,4 @@
-"""Schemas as generators of clients understand them."""
+"""JSON schemas that client generators understand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process remembers of verified keys."""
+"""The cache of verified keys."""
 
 from __future__ import annotations
 

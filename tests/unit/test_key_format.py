@@ -1,4 +1,4 @@
-"""API keys as text: what is made can be read, and nothing else can."""
+"""The text form of API keys: generated keys can be parsed, and nothing else can."""
 
 from __future__ import annotations
 

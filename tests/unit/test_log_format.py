@@ -1,4 +1,4 @@
-"""What a log line looks like, whatever is put into it."""
+"""The format of log lines, for any input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines on their way out: nobody waits for a reader, and nothing is said too often."""
+"""The log handler never waits for a reader, and limits repeated events."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SAMPLED = "request_sampled"
 
 
 class Pipe:
-    """A pipe that is read only when told."""
+    """A pipe that is read only on request."""
 
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()

@@ -1,4 +1,4 @@
-"""Counting in pages, and adding them up: without sockets and databases."""
+"""Metrics pages, and their sums, without sockets and databases."""
 
 from __future__ import annotations
 

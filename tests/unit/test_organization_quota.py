@@ -1,4 +1,4 @@
-"""How much of a process one organization may hold."""
+"""The part of a process's capacity that one organization may hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an answer means for its delivery and for its endpoint's slots."""
+"""The effect of a response on its delivery and on its endpoint's slots."""
 
 from __future__ import annotations
 

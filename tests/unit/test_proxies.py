@@ -1,4 +1,4 @@
-"""Who a request comes from when proxies stand between."""
+"""The client of a request behind proxies."""
 
 from __future__ import annotations
 

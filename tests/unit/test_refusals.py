@@ -1,4 +1,4 @@
-"""What a process remembers of keys that it refused."""
+"""The memory of rejected keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What receivers say, and what it means."""
+"""The interpretation of receivers' responses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a change of PostgreSQL's clock is believed."""
+"""The acceptance of steps of PostgreSQL's clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The guard, asked about socket addresses as getaddrinfo gives them."""
+"""The SSRF guard, with socket addresses as getaddrinfo returns them."""
 
 from __future__ import annotations
 

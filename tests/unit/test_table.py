@@ -1,4 +1,4 @@
-"""Rows for people."""
+"""Formatted tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose trace a request belongs to, and whether it is traced."""
+"""The trace that a request belongs to, and whether it is sampled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a webhook says: body, headers, signature."""
+"""The contents of a webhook: body, headers, signature."""
 
 from __future__ import annotations
 
