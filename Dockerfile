@@ -2,7 +2,7 @@
 #
 #   docker build --build-arg REVISION="$(git rev-parse HEAD)" --tag relay .
 #
-# PYTHON may carry a digest (3.14-alpine@sha256:...): then the base is the same at each build too.
+# PYTHON may include a digest (3.14-alpine@sha256:...). Then the base image is also the same for each build.
 ARG PYTHON=3.14-alpine
 
 FROM python:${PYTHON} AS build
@@ -11,11 +11,11 @@ RUN python -m venv --without-pip /opt/relay
 COPY requirements/prod.txt /build/requirements/prod.txt
 RUN pip --python /opt/relay/bin/python install --require-hashes --only-binary=:all: --no-deps --no-compile \
         -r /build/requirements/prod.txt
-# As the wheel lays it out (pyproject.toml): the package, and sql/ within it. No build backend is needed for that.
+# The layout of the wheel (pyproject.toml): the package, with sql/ inside. This needs no build backend.
 COPY relay /build/relay
 COPY sql /build/relay/_sql
 COPY LICENSE /build/relay/LICENSE
-# Bytecode is tied to no time of a file, so that two builds write the same, and nothing is compiled at a start.
+# Bytecode does not depend on file times, so that two builds are identical, and nothing is compiled at startup.
 RUN set -eu; \
     site="$(/opt/relay/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
     mv /build/relay "$site/relay"; \
@@ -27,8 +27,8 @@ RUN set -eu; \
 
 
 FROM python:${PYTHON}
-# Python's image leaves the bytecode of the standard library out, and a read-only file system cannot take it later:
-# each start would compile again. What installs, teaches or draws is not needed here.
+# Python's image has no bytecode for the standard library. On a read-only file system it could not be stored later, so
+# each start would compile it again. Installers, examples and Tk are not needed here.
 RUN set -eu; \
     library="$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"; \
     rm -rf "$library"/site-packages/* "$library/ensurepip" "$library/idlelib" "$library/turtledemo" \
@@ -50,14 +50,14 @@ LABEL org.opencontainers.image.title="relay" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.created="${CREATED}"
-# A number, so that Kubernetes can see that it is not root. Nothing is written anywhere: the root may be read-only.
+# A number, so that Kubernetes can see that it is not root. No files are written, so the root may be read-only.
 USER 10001:10001
 WORKDIR /
 # PORT of `relay serve`, RELAY_OPS_PORT of `relay deliver`.
 EXPOSE 8080 9464
-# relay is PID 1: it handles SIGTERM and reaps the only children there are, its own.
+# relay is PID 1: it handles SIGTERM and reaps its own children, which are the only ones.
 STOPSIGNAL SIGTERM
-# Whichever of the two this container runs. Alive, and not whether PostgreSQL is: a restart would not help that.
+# For either command. It checks the process and not PostgreSQL, because a restart would not repair PostgreSQL.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 \
     CMD ["sh", "-c", "wget -q -O /dev/null http://127.0.0.1:${PORT:-8080}/health/live \
         || wget -q -O /dev/null http://127.0.0.1:${RELAY_OPS_PORT:-9464}/health/live || exit 1"]

@@ -1,4 +1,4 @@
-# `make` alone lists the targets: each explains itself behind its ##.
+# `make` alone lists the targets, with the text after ## of each.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ UV ?= $(BIN)/uv
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
-# What the virtual environment is made from. Another lock, interpreter or folder has another key, so makes it anew.
+# A key of what the virtual environment is made from. If a lock, the interpreter or the folder changes, it is made again.
 KEY := $(shell { pwd; $(PYTHON) -V; cat requirements/run.txt requirements/dev.txt; } 2>&1 | cksum | cut -d' ' -f1)
 RUN := $(VENV)/run-$(KEY)
 DEV := $(VENV)/dev-$(KEY)
@@ -25,9 +25,9 @@ run: $(PROJECT) ## Install what is needed into .venv and start everything on thi
 ##@ Work on it
 
 .PHONY: setup
-setup: $(DEV) $(PROJECT) ## Make .venv with all that tests and lint need, and nothing else
+setup: $(DEV) $(PROJECT) ## Create .venv with everything that tests and lint need
 
-# Files in their order: the longest, which break things and have few tests, come first, and the many short ones fill up.
+# Files run in order: the longest, which inject faults and have few tests, come first, and the many short ones follow.
 IN-TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: test
@@ -39,23 +39,23 @@ quick: $(DEV) $(PROJECT) ## Run the tests that are not marked slow, for work bet
 	$(BIN)/python -m pytest $(IN-TWO) -m "not slow" $(ARGS)
 
 .PHONY: soak
-soak: $(DEV) $(PROJECT) ## The worst tenant of each tier; then break everything again and again, and audit it (SECONDS=1800, SEED=1)
+soak: $(DEV) $(PROJECT) ## Run the worst tenant of each tier, then inject all faults repeatedly and audit (SECONDS=1800, SEED=1)
 	$(BIN)/python -m tests.tenants
 	$(BIN)/python -m tests.faults $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 .PHONY: clients
-clients: $(DEV) $(PROJECT) ## Make clients of the OpenAPI document with three generators, and use them (needs npm, go)
+clients: $(DEV) $(PROJECT) ## Generate clients from the OpenAPI document with three generators, and test them (needs npm, go)
 	$(BIN)/python -m tests.clients
 
 TARGETS := event array lines key key_with_its_checksum idempotency_key
 
 .PHONY: fuzz
-fuzz: $(DEV) $(PROJECT) ## Feed the parsers what nobody thought of, each for a while (SECONDS=60)
+fuzz: $(DEV) $(PROJECT) ## Fuzz the parsers, each for a while (SECONDS=60)
 	@for target in $(TARGETS); do new=bench/report/fuzz/$$target/ && mkdir -p "$$new" && \
 	    $(BIN)/python -m tests.fuzz $$target -max_total_time=$(or $(SECONDS),60) -artifact_prefix="$$new" "$$new" || exit 1; \
 	done
 
-# Each migration runs in a transaction of its own. Attempts, statuses and the like are small numbers for good.
+# Each migration runs in a transaction of its own. Attempts, statuses and the like will always be small numbers.
 SQUAWK := --pg-version 18 --assume-in-transaction --exclude=prefer-bigint-over-int,prefer-bigint-over-smallint
 
 .PHONY: bench
@@ -66,11 +66,11 @@ bench: $(BENCH) $(PROJECT) ## Run the load scenarios and check them against the 
 profile: $(BENCH) $(PROJECT) ## Draw flame graphs of the API and of the delivery process under load
 	@$(BIN)/python -m bench.flames $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
-# No wheel has these: they look where they are installed.
+# These are not on PyPI, so they run only if they are installed.
 if-there = if command -v $(1) > /dev/null; then echo "$(2)"; $(2); else echo "$(1) is not here: not looked at"; fi
 
 .PHONY: lint
-lint: $(DEV) $(PROJECT) ## Look at format, lint, types, layers, migrations, workflows and scripts
+lint: $(DEV) $(PROJECT) ## Check format, lint, types, layers, migrations, workflows and scripts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -82,7 +82,7 @@ lint: $(DEV) $(PROJECT) ## Look at format, lint, types, layers, migrations, work
 	@$(call if-there,actionlint,actionlint)
 
 .PHONY: check
-check: lint test ## All of it, as CI does: lint, then test
+check: lint test ## Run lint, then test, as CI does
 
 .PHONY: lock
 lock: $(if $(filter $(BIN)/uv,$(UV)),$(DEV)) ## Resolve the newest versions again and write requirements/ (hashes, no URLs)
@@ -106,8 +106,8 @@ clean: ## Remove the virtual environment, builds and caches
 help: ## Show this list
 	@awk -F ':.*## ' '/^##@ /{printf "%s\n", substr($$0, 5)} /^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# The virtual environment. A stamp is written last, and taken away before more is installed, so one that an
-# interrupt left half made is never used: the next make finds no stamp and begins again.
+# The virtual environment. Its stamp is written last, and removed before more is installed. So an environment that was
+# interrupted half way is never used: the next make finds no stamp and begins again.
 
 found = $(shell $(PYTHON) -c 'import sys; print("fit" if sys.version_info >= (3, 11) else sys.version.split()[0])' \
 	2> /dev/null || echo missing)
@@ -134,7 +134,7 @@ $(DEV): $(RUN)
 	@$(call locked,dev)
 	@touch $(RUN) $@
 
-# Beside what is there: all locks are made together, so it only adds.
+# Adds to what is installed: all locks are made together, so nothing conflicts.
 $(BENCH): | $(RUN)
 	@$(call locked,bench)
 	@touch $@

@@ -1,9 +1,9 @@
 #!/bin/sh
-# From a fresh clone to a machine that can work on relay: says what is missing, makes .venv from the locks.
+# Prepares a machine for work on relay: reports missing programs, and creates .venv from the locks.
 #
 #   scripts/setup-local.sh            PYTHON=python3.12 scripts/setup-local.sh for another Python
 #
-# It changes nothing outside this folder. Run again, it does only what is left.
+# It changes nothing outside this folder. A second run does only what is left.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -27,7 +27,7 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     exit 1
 fi
 
-# All else that tests use: without it some of them skip, and say so.
+# Other programs that tests use. Without them some tests are skipped, and say so.
 want redis-server "" redis-server 'tests of limits that machines share skip'
 want pgbouncer /usr/sbin pgbouncer 'tests behind a transaction pooler skip'
 want initdb /usr/lib/postgresql/15/bin postgresql-15 'tests on PostgreSQL 15 skip'

@@ -1,15 +1,15 @@
 #!/bin/sh
-# Walks the whole contract of a running relay with curl: a line for each step, and exit code 1 if anything differs.
+# Checks the whole contract of a running relay with curl. Prints a line for each step. Exit code 1: something differs.
 #
 #   scripts/smoke.sh https://relay.example.com        the first argument, or BASE_URL; http://127.0.0.1:8080 without
 #
-#   RELAY_API_KEY         a key that may do everything; without it an organization of its own is made
-#   RELAY_ADMIN_TOKEN     for that, where the operator has set one
-#   RELAY_METRICS_TOKEN   for /metrics, where the operator has set one
-#   SMOKE_WEBHOOK_URL     where deliveries may go: then they are waited for. Without it they are only held
+#   RELAY_API_KEY         a key with all scopes; without it the script creates an organization
+#   RELAY_ADMIN_TOKEN     for that, if the operator has set one
+#   RELAY_METRICS_TOKEN   for /metrics, if the operator has set one
+#   SMOKE_WEBHOOK_URL     a receiver: then deliveries are sent and waited for. Without it they are only held
 #
-# It sends about 70 requests, fewer than the free tier's burst, and removes the endpoint and the keys that it makes. Its
-# events stay until retention takes them. It needs curl and what every POSIX system has.
+# It sends about 70 requests, fewer than the free tier's burst, and removes the endpoint and the keys that it creates.
+# Its events stay until retention drops them. It needs curl and a POSIX system.
 set -u
 umask 077
 
@@ -20,7 +20,7 @@ type="smoke.$$"
 work=$(mktemp -d) || exit 1
 undo=''
 leave() {
-    # Whatever was made and may still be there; what is gone already says 404.
+    # Removes everything that may be left. If it is gone already, the response is 404.
     for path in $undo; do
         curl --silent --max-time 10 --request DELETE --header "@$key" --output "$work/undone" "$base$path"
     done
@@ -32,7 +32,7 @@ passed=0 failed=0 status='' body=''
 key="$work/key" other="$work/other"
 zero=01900000-0000-7000-8000-000000000000
 
-# Secrets go to curl by a file: whoever lists processes would see arguments.
+# Secrets are passed to curl in a file, because a list of processes shows arguments.
 header() { printf '%s: %s\n' "$2" "$3" > "$1"; }
 
 call() { # METHOD PATH [argument of curl...]
@@ -75,7 +75,7 @@ is() { # WHAT STATUS [text of the body | header:text of the head...]
     else
         failed=$((failed + 1))
         printf 'FAIL      %s: %s\n' "$what" "$differs"
-        # Keys and secrets are shown once, and not here.
+        # Keys and secrets are never printed.
         printf '%s\n' "$body" | head -c 400 | sed -e 's/rly_live_[a-z0-9_]*/rly_live_.../g' -e 's/whsec_[^"]*/whsec_.../g' -e 's/^/          /'
     fi
 }
@@ -206,7 +206,7 @@ ask GET "/api/events/$zero"
 is 'an event that is not there' 404 '"code":"event_not_found"'
 
 # ---- Reading and acknowledging
-# Webhooks of an organization that is given may have taken the events out of what is pending already.
+# If the organization existed before, its webhooks may already have delivered the events, so they are not pending.
 if [ -n "$own" ]; then pending=pending; else pending=all; fi
 ask GET "/api/inbox?type=$type&limit=100&status=$pending"
 is 'the inbox' 200 "\"id\":\"$event\"" "\"id\":\"$second\"" "\"payload\":$payload" '"delivery_status":"' '"next_cursor":'
@@ -231,7 +231,7 @@ is 'what was acknowledged' 200 "\"id\":\"$event\"" "\"id\":\"$second\"" ${own:+"
 hook=${SMOKE_WEBHOOK_URL:-https://example.com/relay-smoke}
 if [ -n "${SMOKE_WEBHOOK_URL:-}" ]; then enabled=true state=delivered; else enabled=false state=held; fi
 if [ -n "$own" ]; then
-    # Of an organization that was made for this: elsewhere it would take the place of somebody's webhook.
+    # Only for an organization that the script created: elsewhere it would replace an existing webhook.
     post /api/webhook/config "{\"webhook_url\":\"$hook\"}"
     is 'the default endpoint' 200 '"success":true' '"endpoint_id":"' '"secret":"whsec_'
     default=$(field endpoint_id)
@@ -337,7 +337,7 @@ is 'which is revoked too' 204
 ask DELETE "/api/keys/$zero"
 is 'a key that is not there' 404 '"code":"key_not_found"'
 
-# ---- What costs the rest of the free tier's burst: a token for each 4 KiB that is rejected
+# ---- A large rejected body, which costs the rest of the free tier's burst: 1 for each 4 KiB
 {
     printf '{"type":"%s","payload":"' "$type"
     head -c 300000 /dev/zero | tr '\0' 'x'
