@@ -1,4 +1,4 @@
-"""Making and revoking keys: what they may do, until when, and who is left to manage the organization."""
+"""Creating and revoking keys: scopes, expiry, and the last key that can manage the organization."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def create(
 
 
 async def revoked(node: Node, tenant: Tenant, key_id: UUID) -> str:
-    """What became of it: nothing, or the code of the refusal."""
+    """Return the error code of a revocation, or an empty string."""
     try:
         await node.keys.revoke(tenant.organization_id, key_id)
     except ApiError as error:
@@ -113,7 +113,7 @@ async def test_an_organization_that_there_is_not_gets_no_key(node: Node) -> None
 
 
 async def fill(node: Node, tenant: Tenant, count: int) -> None:
-    """Further keys, as rows: nobody comes with them."""
+    """Insert further keys as rows that no client uses."""
     for _ in range(count):
         await node.cell.fetch(
             "create_key", tenant.organization_id, node.cell.clock.new(), "row", ["ingest"], bytes(32), "no hash", None
@@ -243,7 +243,7 @@ async def test_revocations_that_race_leave_one_key_that_can_manage(node: Node, o
 
 
 async def test_a_revocation_that_waits_for_another_sees_what_that_one_did(node: Node, shared: str) -> None:
-    """The two statements overlap for certain: the first has ended its key and not committed yet."""
+    """The first statement has expired its key but not committed, so the two overlap."""
     _, tenant = await signed_up(node)
     second = await create(node, tenant, ["manage"])
     first = await asyncpg.connect(shared)
@@ -300,13 +300,13 @@ async def test_keys_that_ended_two_days_ago_are_forgotten_and_no_others(cell: ob
 
 
 async def known(node: Node, count: int) -> list[tuple[bytes, Tenant]]:
-    """Organizations whose keys this process knows."""
+    """Create organizations whose keys this process has cached."""
     return [await signed_up(node, f"organization {number}") for number in range(count)]
 
 
 @pytest.fixture
 async def pair(database: str) -> AsyncIterator[tuple[Node, Node]]:
-    """Two processes on a database in which nothing else happens."""
+    """Two processes on a database that nothing else uses."""
     async with running(database) as one, running(database) as two:
         yield one, two
 

@@ -1,4 +1,4 @@
-"""Floods of keys that open nothing: what they cost is counted, and the owner of a key comes in all the same."""
+"""Floods of invalid keys: their cost is bounded, and the owner of a key is still admitted."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def text(draw: random.Random, length: int) -> str:
 
 
 def outsiders(cell_id: str, count: int) -> dict[str, list[bytes]]:
-    """Keys that anybody can send who has seen the shape of one, by kind."""
+    """Return invalid keys that anyone can make who knows the format, by kind."""
     draw, ids = random.Random(1), Uuid7Clock()
     one = generate(cell_id, ids.new(), bytes(32))[0]
     cut = [one[: draw.randrange(1, LENGTH)] for _ in range(count)]
@@ -62,7 +62,7 @@ def outsiders(cell_id: str, count: int) -> dict[str, list[bytes]]:
 
 
 def unknown(node: Node, count: int) -> list[bytes]:
-    """Keys with a right checksum whose rows are gone: nobody but this installation can have made them."""
+    """Return keys with a valid checksum whose rows are gone. Only this installation can have made them."""
     return [generate(node.cell.id, node.cell.clock.new(), node.keyring.hmac_key)[0].encode() for _ in range(count)]
 
 
@@ -95,7 +95,7 @@ async def test_thousands_of_unknown_keys_cost_a_handful_of_queries_and_no_hash(n
 
 
 async def test_thousands_of_wrong_secrets_for_a_real_id_cost_a_handful_of_queries_and_no_hash(node: Node) -> None:
-    """As if the HMAC key had leaked: without it nobody gets that far."""
+    """The keys are made as if the HMAC key had leaked."""
     key, tenant = await signed_up(node)
     before = node.reads, node.hashes
 
@@ -108,7 +108,7 @@ async def test_thousands_of_wrong_secrets_for_a_real_id_cost_a_handful_of_querie
 
 
 class Flood:
-    """Clients who keep coming with keys that are refused."""
+    """Send requests with rejected keys continuously."""
 
     def __init__(self, node: Node, keys: list[bytes]) -> None:
         self._node = node

@@ -1,4 +1,4 @@
-"""API keys on a real PostgreSQL: what a verification costs, and how fast every process learns of a rotation."""
+"""API keys on a real PostgreSQL: the cost of a verification, and how soon every process learns of a rotation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.auth_harness import Node, rotate_silently, running, signed_up
 
 @pytest.fixture(scope="module")
 async def shared(databases: Databases) -> str:
-    """A database for all tests that only make organizations of their own."""
+    """A database for all tests that only create organizations."""
     return await databases.create()
 
 
@@ -177,7 +177,7 @@ async def test_a_rotated_key_is_refused_within_a_second_also_when_notifications_
 
 
 def occupied(node: Node, hashed: str, count: int) -> list[asyncio.Task[bool]]:
-    """Give the hasher something to do first."""
+    """Keep the hasher busy."""
     return [asyncio.create_task(node.hasher.matches(hashed, bytes(32))) for _ in range(count)]
 
 
@@ -233,7 +233,7 @@ async def test_a_key_whose_secret_does_not_fit_its_hash_ends_in_this_process_and
 
 
 async def insert_organization(node: Node) -> bytes:
-    """An organization whose key has a right digest and the hash of another secret, made without running Argon2."""
+    """Create an organization whose key has a valid digest and the hash of another secret, without running Argon2."""
     text, key = generate(node.cell.id, node.cell.clock.new(), node.keyring.hmac_key)
     of_another = "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
     stored = digest(key.secret, node.keyring.hmac_key), of_another
@@ -362,7 +362,7 @@ async def test_another_secret_key_is_refused_in_one_line_and_an_added_one_is_not
 
 
 async def test_a_write_whose_answer_is_lost_is_sent_again_and_makes_one_key(node: Node) -> None:
-    """The second of two equal statements does nothing, so that what was lost may be sent again."""
+    """The second of two equal statements does nothing, so a statement whose response was lost can be repeated."""
     _, tenant = await signed_up(node)
     _, new = generate("c1", node.cell.clock.new(), node.keyring.hmac_key)
     rotation = tenant.organization_id, tenant.key_id, new.key_id, bytes(32), "no hash", 0.0

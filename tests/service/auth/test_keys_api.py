@@ -1,4 +1,4 @@
-"""Organizations and their keys, as those who sign up and those who rotate meet them."""
+"""The API of organizations and keys: sign-up, listing, rotation."""
 
 from __future__ import annotations
 
@@ -261,7 +261,7 @@ async def test_no_secret_is_logged(commands: Commands, database: str, capfd: pyt
 
 
 def holder(tenant: Tenant, key: str) -> Tenant:
-    """The same organization by another key."""
+    """Return the tenant with another of its keys."""
     return Tenant(tenant.api, key, tenant.organization_id)
 
 

@@ -1,4 +1,4 @@
-"""When a key was last used: kept without anybody waiting for it."""
+"""The time of a key's last use is recorded in the background."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.proxy import Proxy
 
 
 class Rows:
-    """Rows of keys, and how often each was written."""
+    """Reads rows of keys, and how often each was written."""
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
@@ -49,7 +49,7 @@ class Rows:
         return at
 
     async def version(self, tenant: Tenant) -> str:
-        """Another after each write of the row."""
+        """Return the row's version, which changes with each write."""
         version: str = await self._connection.fetchval(
             "select xmin::text from relay.api_keys where id = $1", tenant.key_id
         )

@@ -1,4 +1,4 @@
-"""`relay keys reencrypt`: from one secret key to the next."""
+"""`relay keys reencrypt` moves everything from one secret key to the next."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NEW = "the secret key that comes after the one of the tests"
 
 
 async def reencrypt(url: str, secret_keys: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of the command."""
+    """Run the command, and return exit code, stdout and stderr."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "relay", "keys", "reencrypt"),
         env=environment(url, free_port(), RELAY_SECRET_KEY=secret_keys, RELAY_DATA_DIR="/nonexistent"),
@@ -61,7 +61,7 @@ async def test_after_it_the_new_secret_alone_is_enough_and_nothing_has_changed(
 
 
 async def make_default(cell: Cell, organization_id: UUID, endpoint_id: UUID, seal: bytes) -> None:
-    """An organization with this default endpoint."""
+    """Create an organization with this default endpoint."""
     key_id = cell.clock.new()
     await cell.fetch("create_organization", organization_id, "a", "free", key_id, ["manage"], b"", "")
     await cell.fetch(

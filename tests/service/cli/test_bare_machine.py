@@ -1,4 +1,4 @@
-"""What deploy/ has for a bare machine, at work: behind nginx and Caddy, and with what systemd takes away."""
+"""The files of deploy/ for a bare machine: relay behind nginx and Caddy, and with systemd's restrictions."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def running(command: list[str], folder: Path) -> AsyncIterator[Process]:
 
 
 def presented(authority: Authority, host: str) -> Path:
-    """The file with a certificate for that host and its key."""
+    """Return the file with a certificate for the host, and its key."""
     authority.presents(host)
     (made,) = (path for path in authority.path.parent.glob("*.pem") if path != authority.path)
     return made

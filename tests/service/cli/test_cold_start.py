@@ -1,4 +1,4 @@
-"""A start is quick because it imports little: what the commands load, read from the interpreter's own account."""
+"""Startup is fast because it imports little: the modules that the commands load, as the interpreter reports them."""
 
 from __future__ import annotations
 

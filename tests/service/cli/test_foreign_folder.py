@@ -1,4 +1,4 @@
-"""Commands in a folder that is not ours: nothing that lies there is executed, and it need not be there at all."""
+"""Commands in an untrusted current directory: nothing in it is executed, and it may have been deleted."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ OTHERS = (
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder full of modules that are called as those of the standard library and of our dependencies."""
+    """A folder full of modules with the names of the standard library's and of our dependencies."""
     # What Python itself imports for `-m` comes before our first line, whatever we do.
     loaded = "import runpy, sys; print(*sys.modules)"
     before = subprocess.run([sys.executable, "-P", "-c", loaded], capture_output=True, text=True, check=True).stdout
@@ -68,7 +68,7 @@ async def run(program: Sequence[str], *arguments: str, folder: Path, env: dict[s
 async def run_until(
     sign: bytes, program: Sequence[str], *arguments: str, folder: Path, env: dict[str, str]
 ) -> tuple[int | None, str]:
-    """Run a command, tell it to stop once `sign` is in what it says, and wait for its end."""
+    """Run a command, stop it once its output contains `sign`, and wait for its end."""
     process = await asyncio.create_subprocess_exec(
         *program, *arguments, cwd=folder, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )

@@ -1,4 +1,4 @@
-"""The limit on open files: raised at the start, and what it bounds where it cannot be."""
+"""The limit on open files: it is raised at startup, and bounds connections and deliveries if it is low."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 @contextmanager
 def soft_limit(files: int) -> Iterator[int]:
-    """A low soft limit, which what is started meanwhile inherits; the hard limit."""
+    """Set a low soft limit, which processes started meanwhile inherit, and yield the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
     try:
@@ -36,7 +36,7 @@ def soft_limit(files: int) -> Iterator[int]:
 
 
 def limit_of(pid: int) -> int:
-    """The soft limit on open files of a process."""
+    """Return the soft limit on open files of a process."""
     lines = Path(f"/proc/{pid}/limits").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("Max open files")).split()[3])
 
@@ -77,7 +77,7 @@ def test_relay_up_and_what_it_starts_raise_it(home: Path) -> None:
 
 @asynccontextmanager
 async def deliver_with(limit: str, database: str, folder: Path) -> AsyncIterator[asyncio.StreamReader]:
-    """`relay deliver` as a shell starts it after `ulimit`; its stderr."""
+    """Run `relay deliver` with a limit as after `ulimit`, and return its stderr."""
     shell = ("sh", "-c", f'ulimit {limit} && exec "$@"', "-", sys.executable, "-m", "relay", "deliver", "--no-ops")
     env = environment(database, free_port(), RELAY_ALLOWED_NETWORKS="127.0.0.0/8")
     process = await asyncio.create_subprocess_exec(*shell, cwd=folder, env=env, stderr=asyncio.subprocess.PIPE)
@@ -97,7 +97,7 @@ async def books(database: str, cell: Cell) -> AsyncIterator[Books]:
 
 
 async def events_for_endpoints(books: Books, url: str, count: int) -> None:
-    """One event for each of so many organizations with an endpoint."""
+    """Post one event for each of this many organizations with an endpoint."""
     for _ in range(count):
         organization_id, _ = await books.endpoint(url)
         await books.accept(organization_id, wake=False)

@@ -1,4 +1,4 @@
-"""`relay deliver` as a process: its exit codes, its port, its stop, its death."""
+"""`relay deliver` as a process: exit codes, port, stop, SIGKILL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`relay serve` as an operator starts, breaks and stops it."""
+"""`relay serve` as a process: start, failures, stop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EVENT = b'{"type":"a","payload":1}'
 
 
 async def refusal(env: Mapping[str, str], *arguments: str) -> tuple[int, str]:
-    """The exit code and stderr of a `relay serve` that does not start."""
+    """Run a `relay serve` that does not start, and return exit code and stderr."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "relay", "serve", *arguments),
         env={name: value for name, value in env.items() if value},
@@ -89,7 +89,7 @@ async def test_with_several_workers_the_reason_is_told_once_too() -> None:
 
 
 class Poster:
-    """A client that posts one event after the other on one connection until it is closed."""
+    """Post one event after the other on one connection, until it is closed."""
 
     def __init__(self, tenant: Tenant) -> None:
         self._tenant = tenant
@@ -169,7 +169,7 @@ def runs(pid: int) -> bool:
 
 
 async def processes(port: int, count: int) -> set[str]:
-    """The prefixes of the request ids of `count` processes, each of which has answered."""
+    """Return the request id prefixes of `count` processes, each of which has responded."""
     found: set[str] = set()
     async with asyncio.timeout(15):
         while len(found) < count:

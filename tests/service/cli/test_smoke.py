@@ -1,4 +1,4 @@
-"""scripts/smoke.sh against a real relay: it passes where all is well, and says what differs where it is not."""
+"""scripts/smoke.sh against a real relay: it passes if all is well, and otherwise reports what differs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is no
 
 
 async def smoke(*arguments: str, **environment: str) -> tuple[int | None, str]:
-    """The exit code of the script, and what it said."""
+    """Run the script, and return its exit code and output."""
     env: Mapping[str, str] = {"PATH": os.environ["PATH"], **environment}
     process = await asyncio.create_subprocess_exec(
         *("sh", str(SCRIPT), *arguments), env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT

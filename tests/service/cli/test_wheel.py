@@ -1,4 +1,4 @@
-"""The wheel, as a release makes it: whole, and at work in an empty virtual environment, from an empty folder."""
+"""The wheel of a release is complete, and works in an empty virtual environment, from an empty folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one organization can take of a delivery process: slots, bytes, and its life."""
+"""The capacity of a delivery process that one organization can use: slots, bytes, and crashes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a claim costs does not depend on how much is due: asked of PostgreSQL itself."""
+"""The cost of a claim does not depend on how much is due, as PostgreSQL's plan shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claim, post, record: what the delivery loop promises, with real receivers and a real PostgreSQL."""
+"""Claim, post, record: the guarantees of the delivery loop, with real receivers and a real PostgreSQL."""
 
 from __future__ import annotations
 

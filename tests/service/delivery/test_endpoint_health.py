@@ -1,4 +1,4 @@
-"""Endpoints that fail: breakers and probes, endpoints that relay gives up, and what becomes of deliveries then."""
+"""Endpoints that fail: circuit breakers, probes, and endpoints that relay disables, with their deliveries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an endpoint says of itself holds for its deliveries: where, how signed, how many, how often, how long."""
+"""The settings of an endpoint apply to its deliveries: URL, signature, slots, rate, timeout."""
 
 from __future__ import annotations
 

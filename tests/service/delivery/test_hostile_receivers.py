@@ -1,4 +1,4 @@
-"""Receivers that misbehave: attempts are recorded as what they were, memory is bounded, a neighbour notices nothing."""
+"""Receivers that misbehave: attempts are recorded correctly, memory is bounded, a neighbour notices nothing."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ async def reset(_: Received, writer: asyncio.StreamWriter) -> bool:
 
 
 class Expected(NamedTuple):
-    """What every attempt is recorded as; a `response` of None is not looked at."""
+    """The expected record of an attempt. A `response` of None is not compared."""
 
     script: Script
     status_code: int | None

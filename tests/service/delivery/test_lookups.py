@@ -1,4 +1,4 @@
-"""Look-ups of names: organizations take turns, what hangs is left alone, and our own delays are no attempts."""
+"""Name lookups: organizations take turns, names that hang are paused, and our own delays are not attempts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deliveries whose next attempt is far off cost a claim nothing, and nobody forgets them."""
+"""Deliveries whose next attempt is far away cost a claim nothing, and are found when they are due."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test deliveries: asked for by a row, answered in it."""
+"""Test deliveries: requested by a row, which also receives the result."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 
 async def ask(books: Books, organization_id: UUID, endpoint_id: UUID, *, wake: bool = True) -> UUID:
-    """Ask for a ping, as the API does; its id."""
+    """Request a ping as the API does, and return its id."""
     id_ = books.cell.clock.new()
     await books.read(
         "insert into relay.pings (organization_id, id, endpoint_id) values ($1, $2, $3)",

@@ -1,4 +1,4 @@
-"""One attempt against receivers that do what receivers do, and what only an attacker would."""
+"""Single attempts at receivers that behave normally, and at receivers that attack."""
 
 from __future__ import annotations
 

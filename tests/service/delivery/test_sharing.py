@@ -1,4 +1,4 @@
-"""Several delivery processes share endpoints: who has which, and that nothing is sent twice as they come and go."""
+"""Several delivery processes share endpoints, and nothing is sent twice as they start and stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this process lacks is no receiver's fault: nothing is counted, and all is delivered once there is enough."""
+"""Local shortages are not the receiver's fault: no attempt is counted, and everything is delivered afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bytes of an exchange: what is sent is what was configured, and a response means the same however it is cut."""
+"""The bytes of a request and its response: the configured URL is sent, and packet boundaries do not matter."""
 
 from __future__ import annotations
 

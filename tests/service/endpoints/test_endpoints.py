@@ -1,4 +1,4 @@
-"""/api/endpoints, as those who set them up meet it."""
+"""/api/endpoints: create, read, change, delete."""
 
 from __future__ import annotations
 

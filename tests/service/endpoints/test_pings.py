@@ -1,4 +1,4 @@
-"""POST /api/endpoints/{id}/test: a delivery process answers, or nobody does."""
+"""POST /api/endpoints/{id}/test, with and without a delivery process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""POST /api/webhook/config: where events are pushed to."""
+"""POST /api/webhook/config: the default endpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GET /api/events and GET /api/deliveries: filters, pages, spans, and what is nobody else's business."""
+"""GET /api/events and GET /api/deliveries: filters, pages, time ranges, isolation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which plans PostgreSQL keeps: those of pages that read all partitions anyway, and no others."""
+"""PostgreSQL keeps the plans of pages that read all partitions anyway, and no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GET /api/stats: what was accepted, what became of it, and what waits."""
+"""GET /api/stats: accepted, ended and pending events, and endpoints."""
 
 from __future__ import annotations
 

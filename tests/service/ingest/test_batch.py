@@ -1,4 +1,4 @@
-"""POST /api/events/batch: many events, one commit, and each with its own fate."""
+"""POST /api/events/batch: many events, one commit, and a result for each."""
 
 from __future__ import annotations
 

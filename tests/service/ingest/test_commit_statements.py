@@ -1,4 +1,4 @@
-"""What is sent for the first time and what is sent again write the same; the second changes nothing of the first."""
+"""The statements for a first and for a second try write the same rows, and the second changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""POST /api/events, as a producer meets it."""
+"""POST /api/events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Events that open many deliveries: bounded in a flush, written beside it past that; nobody else waits for them."""
+"""Events that open many deliveries: limited in a flush, written separately beyond that, and others do not wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The laws of ingest, each broken on purpose: unknown outcomes, poisoned rows, racing duplicates, a full queue."""
+"""The rules of ingest under failures: unknown outcomes, rejected rows, racing duplicates, a full queue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filters one by one: found by an index from an event's type, and kept by a trigger whoever writes endpoints."""
+"""Filters are found through an index by event type, and a trigger maintains them for every writer of endpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Retry of a delivery and replay of an event: what is opened again, and what is not."""
+"""Retry of a delivery and replay of an event: which deliveries are reopened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs: what touches many deliveries, in batches that lose nothing and repeat nothing."""
+"""Jobs process many deliveries in batches, without losing or repeating any."""
 
 from __future__ import annotations
 

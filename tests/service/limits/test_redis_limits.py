@@ -1,4 +1,4 @@
-"""Rate limits over several machines, through a real Redis: exact enough, and harmless when it is away."""
+"""Rate limits across machines, with a real Redis: accurate, and safe while Redis is unavailable."""
 
 from __future__ import annotations
 

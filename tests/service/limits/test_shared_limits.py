@@ -1,4 +1,4 @@
-"""Rate limits are exact over the worker processes of a machine, and a connection has all of its tenant's."""
+"""Rate limits are exact across the workers of a machine, and one connection can use its tenant's full rate."""
 
 from __future__ import annotations
 

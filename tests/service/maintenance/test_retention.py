@@ -1,4 +1,4 @@
-"""Days whose time is over go; what was still waited for holds them up, and is told when it goes with them."""
+"""Expired days are dropped. Open deliveries delay that, and losses are reported."""
 
 from __future__ import annotations
 

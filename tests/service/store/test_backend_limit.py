@@ -1,4 +1,4 @@
-"""What goes on in PostgreSQL after a time-out here: it ends, and until then it counts."""
+"""A statement that was abandoned after a timeout is ended in PostgreSQL, and counts until then."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PostgreSQL's clock steps: what leases it has left, and what is made of it."""
+"""Steps of PostgreSQL's clock, and the leases written meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The clock of PostgreSQL's machine is set while everything runs: a PostgreSQL 15 under libfaketime."""
+"""Steps of PostgreSQL's clock while everything runs, with a PostgreSQL 15 under libfaketime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first connection of a process: to a server that is slow, starting, far away, or refuses."""
+"""The first connection of a process to a server that is slow, starting, distant, or rejects it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A full disk: nothing is acknowledged that is not stored, retention goes on, and what it drops lets ingest go on."""
+"""A full disk: only stored events are acknowledged, and retention continues and frees space for ingest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A connection that a hot path owns: the time that its statements may take, and the ids that it carries."""
+"""Connections owned by a hot path: timeouts, and the type of ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Migrations: once each, one process at a time, and refused when history has changed."""
+"""Migrations are applied once each, by one process at a time, and rejected if an applied file has changed."""
 
 from __future__ import annotations
 

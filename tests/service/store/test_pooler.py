@@ -1,4 +1,4 @@
-"""PgBouncer in transaction mode in front: noticed, lived with, and said where something is missing."""
+"""PgBouncer in transaction mode is detected and supported, and missing settings are logged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever is restored, readers keep their places and see everything that is committed afterwards."""
+"""After any restore or failover, readers keep their places and see everything that is committed afterwards."""
 
 from __future__ import annotations
 

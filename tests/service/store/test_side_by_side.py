@@ -1,4 +1,4 @@
-"""The release before a migration, at work while it is applied, beside today's, and once more after it."""
+"""The release before each migration runs while it is applied, beside today's release, and again afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every named statement is prepared against the migrated schema: a wrong column fails here, not at three at night."""
+"""Every named statement is prepared against the migrated schema, so a wrong column fails here and not in production."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every panel of the dashboard on a system that works: what is zero is shown as zero, and not as no data."""
+"""Every panel of the dashboard shows data on a working system: zero is shown as zero, not as "no data"."""
 
 from __future__ import annotations
 

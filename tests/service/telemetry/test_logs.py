@@ -1,4 +1,4 @@
-"""What real processes say on stderr, and what they never say."""
+"""The log of real processes, and the secrets that it never contains."""
 
 from __future__ import annotations
 

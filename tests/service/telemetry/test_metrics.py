@@ -1,4 +1,4 @@
-"""Metrics as an operator's Prometheus sees them: of real processes, with a real PostgreSQL."""
+"""Metrics of real processes with a real PostgreSQL, as Prometheus reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Traces: from a producer's span through ours to the receiver, as a collector sees them."""
+"""Traces from a producer's span to the receiver, as a collector receives them."""
 
 from __future__ import annotations
 
