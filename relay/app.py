@@ -99,10 +99,10 @@ class Relay:
             vault = Vault(settings.secret_keys)
             hasher = await stack.enter_async_context(Hasher(metrics))
             keyring = await Keyring.open(cell, vault)
-            guard = await stack.enter_async_context(Authenticator(cell, keyring, hasher, metrics))
+            authenticator = await stack.enter_async_context(Authenticator(cell, keyring, hasher, metrics))
             await stack.enter_async_context(Partitions(cell))
             await stack.enter_async_context(LeaderTasks(cell, settings, metrics, patience_s=_PATIENCE_S))
-            hint = await stack.enter_async_context(Wakeup(cell))
+            wakeup = await stack.enter_async_context(Wakeup(cell))
             queue_bytes = settings.queue_mb * 1024 * 1024
             commit = await stack.enter_async_context(
                 GroupCommit(
@@ -111,7 +111,7 @@ class Relay:
                     commit_timeout_s=settings.commit_timeout_s,
                     queue_bytes=queue_bytes,
                     metrics=metrics,
-                    due=hint.due,
+                    due=wakeup.due,
                     tracer=self._tracer,
                 )
             )
@@ -121,7 +121,7 @@ class Relay:
             bulkheads = Bulkheads(connections=cell.most_pooled, body_bytes=queue_bytes // 2)
             table = SharedTable(self._shared_memory, metrics) if settings.workers > 1 else None
             limits = await stack.enter_async_context(open_limits(settings, table, metrics))
-            admission = Admission(guard, limits, bulkheads, metrics)
+            admission = Admission(authenticator, limits, bulkheads, metrics)
             clients = TrustedProxies(settings.trusted_proxies)
             self.application = Application(
                 operations(
@@ -137,7 +137,7 @@ class Relay:
                             cell,
                             vault,
                             most=settings.max_endpoints,
-                            due=hint.due,
+                            due=wakeup.due,
                             changed=commit.endpoint_counts.forget,
                         ),
                         pings=pings,
@@ -148,9 +148,9 @@ class Relay:
                         metrics_token=None
                         if settings.metrics_token is None
                         else MetricsToken(settings.metrics_token, clients, SignupLimiter(table=table), metrics),
-                        keys=KeyAdmin(cell, keyring, hasher, guard),
+                        keys=KeyAdmin(cell, keyring, hasher, authenticator),
                         metrics=metrics,
-                        due=hint.due,
+                        due=wakeup.due,
                     )
                 ),
                 metrics,

@@ -18,8 +18,8 @@
 #   flushes, except after a failure.
 # - An id is made before the first try, and the statement for a second try leaves an event that is already stored as it
 #   is. A flush that is sent twice therefore stores each event once.
-# - One statement cannot insert the same key twice. Of the events with one key, the first is the leader and goes into
-#   the statement. The others are its followers and share its outcome, or are queued again if the leader was at fault.
+# - One statement cannot insert the same key twice. Of the events with one key only the first goes into the statement.
+#   The others are its followers. They share its outcome, or are queued again if it failed by its own fault.
 # - Everything that waits is bounded: the queue in bytes, for all and for one organization, and the flush in progress by
 #   its size. A request that exceeds a bound is rejected before its event is queued.
 #

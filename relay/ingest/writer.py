@@ -97,7 +97,7 @@ class Writer:
         return self._connection.fetch(statement, *parameters, timeout_s=self._timeout_s)
 
     def _complete_followers(self, leader: PendingEvent, followers: Sequence[PendingEvent]) -> None:
-        """Complete the events that share a leader's key, or queue them again if the leader failed by its own fault."""
+        """Complete the followers of an event, or queue them again if it failed by its own fault."""
         if leader.failed in _OUTAGES:
             self.fail(followers, leader.failed)
             return
