@@ -25,7 +25,11 @@ def documented() -> Iterator[tuple[str, Documented, str]]:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, Documented) and (text := ast.get_docstring(node)):
-                yield f"{path.relative_to(RELAY.parent)}:{getattr(node, 'lineno', 1)}", node, text.split()[0].strip(",:.")
+                yield (
+                    f"{path.relative_to(RELAY.parent)}:{getattr(node, 'lineno', 1)}",
+                    node,
+                    text.split()[0].strip(",:."),
+                )
 
 
 def is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
