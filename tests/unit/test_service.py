@@ -26,7 +26,7 @@ class Stumbling(Service):
 async def test_a_mistake_is_logged_and_the_service_begins_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(services, "_AFTER_MISTAKE_S", 0.0)
+    monkeypatch.setattr(services, "_RESTART_PAUSE_S", 0.0)
     async with asyncio.timeout(5), Stumbling() as service:
         await service.going.wait()
     assert service.begun == 2
