@@ -200,3 +200,9 @@ async def test_a_worker_that_dies_comes_back_and_all_stop_together(commands: Com
     async with asyncio.timeout(10):
         assert await api.child.wait() == 0
     assert not any(map(runs, workers))
+
+
+async def test_host_may_be_a_name(commands: Commands, database: str) -> None:
+    api = await commands.serve(database, HOST="localhost")
+    answer = await api.client.get(f"http://localhost:{api.port}/health/live")
+    assert answer.status_code == 200

@@ -10,12 +10,13 @@ import asyncpg
 import pytest
 
 from relay.values import uuid7
-from tests.conftest import open_cell
+from tests.conftest import Commands, open_cell
 from tests.service.http.test_http import assert_error
 from tests.support.api import Api, Tenant
 from tests.support.api_harness import Stage
 from tests.support.delivery_harness import delivering
 from tests.support.job_harness import running
+from tests.support.proxy import Proxy
 from tests.support.receiver import Receiver
 
 
@@ -239,3 +240,19 @@ async def test_a_body_that_names_no_url_is_refused(one: Tenant, body: str) -> No
     answer = await one.post("/api/webhook/config", content=body)
     assert_error(answer, 422, "invalid_request")
     assert await url_of(one) == before
+
+
+async def test_a_write_whose_answer_was_lost_is_not_said_to_be_undone(commands: Commands, database: str) -> None:
+    async with Proxy(database) as proxy:
+        # One connection in the pool, which knows the statement: its next answer is the statement's.
+        api = await commands.serve(proxy.url, RELAY_DB_POOL_MAX="8")
+        tenant = await api.tenant()
+        configured = await tenant.post("/api/webhook/config", json={"webhook_url": "https://example.com/first"})
+        assert configured.status_code == 200
+        proxy.cut_after_next_answer()
+        answer = await tenant.post("/api/webhook/config", json={"webhook_url": "https://example.com/second"})
+    connection = await asyncpg.connect(database)
+    url = await connection.fetchval("select url from relay.endpoints")
+    await connection.close()
+    assert answer.status_code == 503
+    assert (url, answer.json()["code"]) == ("https://example.com/second", "commit_unknown")

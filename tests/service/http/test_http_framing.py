@@ -10,6 +10,7 @@ import pytest
 
 from tests.service.http.test_http import EVENT, chunk, connection
 from tests.support.api import Api, Tenant
+from tests.support.wire import exchange
 
 SIZE: Final = len(EVENT)
 NEXT: Final = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -107,3 +108,10 @@ async def test_a_body_that_nobody_asked_for_is_no_request(api: Api, begin: bytes
         found, _ = await statuses(api.port, begin + whole)
         assert len(found) in (1, 2), "its own, and that of the next"
         assert found[1:] in ([], [200])
+
+
+async def test_a_length_of_nineteen_digits_is_too_large_too(api: Api) -> None:
+    tenant = await api.tenant()
+    request = f"POST /api/events HTTP/1.1\r\nHost: x\r\nX-API-Key: {tenant.key}\r\nContent-Length: {10**18}\r\n\r\n"
+    answer = await exchange(api.port, request.encode(), timeout_s=5.0)
+    assert answer.status == 413

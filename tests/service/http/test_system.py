@@ -28,6 +28,7 @@ from relay.telemetry.metrics import Metrics
 from tests.conftest import ADMIN_TOKEN, Commands, Databases, environment, free_port, open_cell
 from tests.service.http.test_http import assert_error, head
 from tests.support.api import Api
+from tests.support.locks import locked
 from tests.support.wire import exchange
 
 
@@ -359,3 +360,15 @@ async def test_a_metrics_token_guards_the_metrics_alone(loopback: int) -> None:
         answer = await api.request("GET", "/metrics", headers={"Authorization": "Bearer scraper-of-metrics"})
         assert answer.status_code == 200
         assert (await api.request("GET", "/health")).status_code == 200
+
+
+async def test_health_does_not_wait_for_readers(commands: Commands, database: str) -> None:
+    api = await commands.serve(database, RELAY_DB_POOL_MAX="8")
+    tenant = await api.tenant()
+    async with locked(database):
+        reading = asyncio.create_task(tenant.get("/api/inbox"))
+        done, _ = await asyncio.wait((reading,), timeout=0.3)
+        assert not done
+        answer = await api.client.get("/health")
+        assert answer.status_code == 200, answer.text
+    await reading

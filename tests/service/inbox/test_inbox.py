@@ -367,3 +367,13 @@ def test_a_cursor_of_deliveries_holds_its_endpoint_too() -> None:
     assert cursor.read_delivery(text, ("deliveries", "b")) is None
     assert cursor.read(text, ("deliveries", "a")) is None
     assert cursor.read_delivery(cursor.write(position, ("deliveries", "a")), ("deliveries", "a")) is None
+
+
+async def test_a_page_is_bounded_in_bytes_and_goes_on_after_them(api: Api) -> None:
+    tenant = await api.tenant()
+    sent = [await tenant.accept(payload="x" * 262_000) for _ in range(48)]
+    for parameters in ({"order": "asc"}, {"order": "desc"}, {"order": "asc", "status": "all"}, {"status": "all"}):
+        answer = await tenant.get("/api/inbox", params={"limit": 1000, **parameters})
+        assert answer.status_code == 200
+        assert len(answer.content) < 10 * 1024 * 1024
+        assert sorted(await tenant.walk(limit=1000, **parameters)) == sorted(sent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import UUID
@@ -19,6 +20,7 @@ from relay.telemetry.metrics import Metrics
 from relay.values.uuid7 import Uuid7Clock
 from tests.conftest import Commands, Databases, open_cell
 from tests.support.api import Api
+from tests.support.locks import locked
 from tests.support.proxy import Proxy
 
 ORGANIZATION = Uuid7Clock().new()
@@ -351,3 +353,29 @@ async def test_no_postgresql_is_a_503_within_a_second_and_mends_itself(
             while not await accepted():
                 await asyncio.sleep(0.02)
     assert [row["type"] for row in await stored(url)] == ["order.created", "b"]
+
+
+@pytest.mark.slow
+async def test_leaving_does_not_wait_for_one_time_out_after_the_other(cell: Cell, database: str) -> None:
+    begun = time.monotonic()
+    async with locked(database):
+        async with committing(cell, commit_timeout_s=1.0) as commit:
+            waiting = [commit.join(ORGANIZATION, event()) for _ in range(5000)]
+            await asyncio.sleep(0.1)
+        left_s = time.monotonic() - begun
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {outcome.kind.status for outcome in outcomes if isinstance(outcome, ApiError)} == {503}
+    # Five flushes of two tries of 1 s each would be 10 s, one after the other.
+    assert left_s < 8
+
+
+async def test_racing_duplicates_share_an_outage(cell: Cell, database: str) -> None:
+    async with locked(database), committing(cell, commit_timeout_s=0.3) as commit:
+        begun = time.monotonic()
+        await asyncio.gather(
+            *(commit.join(ORGANIZATION, event(dedup_id="same")) for _ in range(10)),
+            return_exceptions=True,
+        )
+        took_s = time.monotonic() - begun
+    # One after the other they take 2 * 0.3 s each.
+    assert took_s < 3

@@ -4,35 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from uuid import uuid4
 
 import asyncpg
 import pytest
 
+from relay.local.processes import PythonChild
 from relay.store import Cell, StoreError
 from relay.store.backends import BackendLimit
-from tests.conftest import Commands, open_cell, pooled_url
+from tests.conftest import Commands, environment, free_port, open_cell, pooled_url
+from tests.support.locks import locked
 
 pytestmark = pytest.mark.anyio
 
 POOL = 6
 CONNECTIONS = POOL + 9
-
-
-@asynccontextmanager
-async def locked(url: str) -> AsyncIterator[asyncpg.Connection]:
-    """Hold back all who read or write events, for as long as this is entered; gives a connection to look on from."""
-    connection, onlooker = await asyncpg.connect(url), await asyncpg.connect(url)
-    try:
-        async with connection.transaction():
-            await connection.execute("lock table relay.events in access exclusive mode")
-            # A transaction sees what it saw of other sessions when it first looked.
-            yield onlooker
-    finally:
-        await connection.close()
-        await onlooker.close()
 
 
 async def backends(connection: asyncpg.Connection, application: str = "relay tests") -> int:
@@ -161,3 +148,25 @@ async def waiting(connection: asyncpg.Connection) -> int:
         " where datname = current_database() and application_name = 'relay tests' and wait_event_type = 'Lock'"
     )
     return found
+
+
+@pytest.mark.parametrize(("most", "workers"), [("2", "1"), ("8", "1"), ("12", "4")])
+async def test_a_command_holds_no_more_connections_than_it_may(database: str, most: str, workers: str) -> None:
+    port = free_port()
+    env = environment(database, port, RELAY_DB_POOL_MAX=most, RELAY_WORKERS=workers)
+    child = PythonChild("api", ["relay", "serve"], env=env)
+    try:
+        try:
+            await child.start()
+        except Exception:
+            # Refusing to start is as good.
+            return
+        connection = await asyncpg.connect(database)
+        held = await connection.fetchval(
+            "select count(*) from pg_stat_activity"
+            " where application_name = 'relay serve' and datname = current_database()"
+        )
+        await connection.close()
+        assert held <= int(most)
+    finally:
+        await child.end_now()

@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 
 from relay.store import DatabaseUnavailable, ServerNotReady
+from relay.store.connection import ConnectionFactory
 from tests.conftest import Commands, Databases, open_cell, pooled_url
 from tests.support.proxy import Proxy
 
@@ -111,3 +112,40 @@ async def test_a_url_that_says_pgbouncer_is_treated_as_one(direct: str) -> None:
         assert cell._pool._pool is not None
         async with cell._pool._pool.acquire() as connection:
             assert await connection.fetchval("show application_name") == ""
+
+
+async def test_the_servers_default_isolation_is_not_ours(database: str) -> None:
+    connection = await asyncpg.connect(database)
+    name = await connection.fetchval("select current_database()")
+    await connection.execute(f"alter database {name} set default_transaction_isolation = 'serializable'")
+    await connection.close()
+    connection = await ConnectionFactory(database, "relay tests", pooled=False, lifetime_s=60.0).open()
+    isolation = await connection.fetchval("show transaction_isolation")
+    await connection.close()
+    assert isolation == "read committed"
+
+
+async def test_a_server_that_greets_and_says_goodbye_at_once_is_away() -> None:
+    """As one does that crashes just then; it ended the delivery loop."""
+
+    def message(kind: bytes, content: bytes) -> bytes:
+        return kind + (len(content) + 4).to_bytes(4, "big") + content
+
+    greeting = message(b"R", bytes(4)) + message(b"S", b"server_version\00018.6\0") + message(b"Z", b"I")
+    goodbye = message(b"E", b"SFATAL\0C57P01\0Mgoodbye\0\0")
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # asyncpg asks for TLS first.
+        await reader.readexactly(8)
+        writer.write(b"N")
+        await reader.read(1024)
+        writer.write(greeting + goodbye)
+        writer.close()
+
+    server = await asyncio.start_server(greet, "127.0.0.1", 0)
+    async with server:
+        url = f"postgresql://relay:x@127.0.0.1:{server.sockets[0].getsockname()[1]}/relay"
+        with pytest.raises(DatabaseUnavailable):
+            await ConnectionFactory(
+                url, "relay tests", pooled=False, lifetime_s=60.0, statements={"enter_cell": "select 1"}
+            ).open()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit, urlunsplit
@@ -200,3 +201,15 @@ async def test_a_job_whose_statement_is_rejected_leaves_its_slot_to_others_and_g
                 assert (await over(tenant, retry["job_id"]))["done"] == 2
         finally:
             await connection.close()
+
+
+async def test_a_day_without_a_partition_is_no_fault_of_the_event(commands: Commands, database: str) -> None:
+    api = await commands.serve(database)
+    tenant = await api.tenant()
+    assert await tenant.accept()
+    connection = await asyncpg.connect(database)
+    # What a machine finds that slept for eight days.
+    await connection.execute(f"drop table relay.events_{datetime.datetime.now(datetime.UTC):%Y%m%d}")
+    await connection.close()
+    answer = await tenant.post("/api/events", json={"type": "a", "payload": 1})
+    assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
