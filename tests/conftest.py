@@ -22,6 +22,7 @@ from relay.values.encryption import Vault
 from tests.support import servers
 from tests.support.api import Api
 from tests.support.api_harness import Stage
+from tests.support.sign_up import signing_up
 
 SECRET_KEY = "a secret key that only the tests know and nobody else"
 
@@ -43,6 +44,7 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--server", choices=servers.NAMES, default="embedded", help="the PostgreSQL that tests run on")
+    parser.addoption("--long", action="store_true", help="the long form of the tests that have one, as `make soak`")
 
 
 class Databases:
@@ -196,7 +198,11 @@ async def api(databases: Databases) -> AsyncIterator[Api]:
 @asynccontextmanager
 async def serving(databases: Databases) -> AsyncIterator[Api]:
     async with AsyncExitStack() as stack:
-        yield await Commands(stack).serve(await databases.create(), **NO_LIMIT)
+        url = await databases.create()
+        api = await Commands(stack).serve(url, **NO_LIMIT)
+        cell = await stack.enter_async_context(open_cell(url))
+        api.sign_up = await stack.enter_async_context(signing_up(cell, SECRET_KEY))
+        yield api
 
 
 @pytest.fixture(scope="session")
@@ -212,6 +218,7 @@ async def staging(databases: Databases) -> AsyncIterator[Stage]:
         url = await databases.create()
         api = await Commands(stack).serve(url, **NO_LIMIT)
         cell = await stack.enter_async_context(open_cell(url))
+        api.sign_up = await stack.enter_async_context(signing_up(cell, SECRET_KEY))
         connection = await asyncpg.connect(url)
         stack.push_async_callback(connection.close)
         yield Stage(api, cell, connection, url, Vault([SECRET_KEY]))

@@ -14,6 +14,7 @@ from relay.store import Cell
 from relay.telemetry.metrics import Metrics
 from relay.values.encryption import Vault
 from tests.conftest import SECRET_KEY, open_cell
+from tests.support.sign_up import CheapHasher
 
 
 class Node:
@@ -60,16 +61,22 @@ class Node:
 
 
 @asynccontextmanager
-async def running(url: str, cell: Cell | None = None) -> AsyncIterator[Node]:
-    """Start such a process on a database, or on an open cell."""
+async def running(url: str, cell: Cell | None = None, hasher: type[Hasher] = CheapHasher) -> AsyncIterator[Node]:
+    """Start such a process on a database, or on an open cell.
+
+    Args:
+        url: the database.
+        cell: of its own, or None.
+        hasher: `Hasher` where it matters how long a hash takes.
+    """
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         if cell is None:
             cell = await stack.enter_async_context(open_cell(url))
-        hasher = await stack.enter_async_context(Hasher(metrics))
+        hashing = await stack.enter_async_context(hasher(metrics))
         keyring = await Keyring.open(cell, Vault([SECRET_KEY]))
-        guard = await stack.enter_async_context(Authenticator(cell, keyring, hasher, metrics))
-        yield Node(cell, keyring, hasher, guard, metrics)
+        guard = await stack.enter_async_context(Authenticator(cell, keyring, hashing, metrics))
+        yield Node(cell, keyring, hashing, guard, metrics)
 
 
 async def signed_up(node: Node, name: str = "Acme") -> tuple[bytes, Tenant]:
