@@ -38,8 +38,12 @@ test: $(DEV) $(PROJECT) ## Run all tests, on a PostgreSQL they start themselves 
 quick: $(DEV) $(PROJECT) ## Run the tests that are not marked slow, for work between commits
 	$(BIN)/python -m pytest $(IN-TWO) -m "not slow" $(ARGS)
 
+# They have a short form in `make test`, and take some minutes here.
+LONG := tests/faults/test_model.py tests/service/store/test_side_by_side.py
+
 .PHONY: soak
-soak: $(DEV) $(PROJECT) ## Run the worst tenant of each tier, then inject all faults repeatedly and audit (SECONDS=1800, SEED=1)
+soak: $(DEV) $(PROJECT) ## Run long forms of tests, the worst tenant of each tier, then inject all faults repeatedly and audit (SECONDS=1800, SEED=1)
+	$(BIN)/python -m pytest --long $(LONG)
 	$(BIN)/python -m tests.tenants
 	$(BIN)/python -m tests.faults $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 

@@ -345,13 +345,15 @@ class Calls(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-async def test_any_calls_in_any_order_show_what_the_model_says(commands: Commands, databases: Databases) -> None:
+async def test_any_calls_in_any_order_show_what_the_model_says(
+    commands: Commands, databases: Databases, request: pytest.FixtureRequest
+) -> None:
     url = await databases.create()
     api = await commands.serve(url, RELAY_RATE_LIMIT_ENTERPRISE="1000000000")
     Calls.world = World(api, url, asyncio.get_running_loop())
     Calls.world.spare = (await api.tenant()).key
     bounded = settings(
-        max_examples=15,
+        max_examples=100 if request.config.getoption("long") else 8,
         stateful_step_count=20,
         suppress_health_check=list(HealthCheck),
         # Each example has processes killed in it: to make one that fails smaller would take the rest of the hour.

@@ -42,37 +42,57 @@ class Stage:
         types: Sequence[str] = (),
     ) -> UUID:
         """Create an endpoint of the tenant."""
-        endpoint_id = self.cell.clock.new()
+        (endpoint_id,) = await self.endpoints(tenant, 1, url, enabled=enabled, default=default, types=types)
+        return endpoint_id
+
+    async def endpoints(
+        self,
+        tenant: Tenant,
+        count: int,
+        url: str = NOWHERE,
+        *,
+        enabled: bool = True,
+        default: bool = False,
+        types: Sequence[str] = (),
+    ) -> list[UUID]:
+        """Create endpoints of the tenant that differ in nothing but their ids."""
+        ids = [self.cell.clock.new() for _ in range(count)]
         await self.read(
             "insert into relay.endpoints"
             " (organization_id, id, bucket, url, secret_seal, enabled, is_default, event_types)"
-            " values ($1, $2, $3, $4, $5, $6, $7, $8)",
+            " select $1, id, bucket, $4, seal, $6, $7, $8 from unnest($2::uuid[], $3::int2[], $5::bytea[])"
+            " as e (id, bucket, seal)",
             UUID(tenant.organization_id),
-            endpoint_id,
-            bucket(endpoint_id),
+            ids,
+            list(map(bucket, ids)),
             url,
-            self._vault.seal(b"0123456789abcdef0123456789abcdef", endpoint_id.bytes),
+            [self._vault.seal(b"0123456789abcdef0123456789abcdef", each.bytes) for each in ids],
             enabled,
             default,
             list(types),
         )
-        return endpoint_id
+        return ids
 
     async def enable(self, endpoint_id: UUID, enabled: bool) -> None:
         await self.read("update relay.endpoints set enabled = $2 where id = $1", endpoint_id, enabled)
 
-    async def forget(self, endpoint_id: UUID) -> None:
-        await self.read("delete from relay.endpoints where id = $1", endpoint_id)
+    async def forget(self, *endpoint_ids: UUID) -> None:
+        await self.read("delete from relay.endpoints where id = any($1)", endpoint_ids)
 
     async def end(
-        self, endpoint_id: UUID, status: str, *event_ids: str, attempts: int = 5, error: str = "http"
+        self,
+        endpoint_id: UUID | Sequence[UUID],
+        status: str,
+        *event_ids: str,
+        attempts: int = 5,
+        error: str = "http",
     ) -> None:
-        """End open deliveries, as the delivery loop would record it."""
+        """End open deliveries to one or more endpoints, as the delivery loop would record it."""
         await self.read(
-            "with ended as (delete from relay.open where endpoint_id = $1 and event_id = any($2) returning *)"
+            "with ended as (delete from relay.open where endpoint_id = any($1) and event_id = any($2) returning *)"
             " insert into relay.deliveries (organization_id, event_id, endpoint_id, status, attempts, last_error_class)"
             " select organization_id, event_id, endpoint_id, $3, $4, $5 from ended",
-            endpoint_id,
+            [endpoint_id] if isinstance(endpoint_id, UUID) else endpoint_id,
             [UUID(event_id) for event_id in event_ids],
             status,
             attempts,

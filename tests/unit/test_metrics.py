@@ -195,8 +195,9 @@ def test_a_full_page_goes_on_with_what_it_has_and_says_what_it_dropped(padding: 
     metrics = Metrics()
     waits = metrics.histogram("relay_waits_seconds", "Waits.", bounds, "kind")
     numbers = 0
+    # Rendering takes longer the fuller the page is.
     while value_of(metrics, "relay_metrics_dropped_total") == 0:
-        for _ in range(100):
+        for _ in range(1000):
             numbers += 1
             waits.observe(0.1, f"{padding}{numbers}")
     assert numbers > 100

@@ -184,11 +184,15 @@ async def test_the_list_of_more_keys_than_a_page_holds_all_of_them_once(database
     async with running(url) as node:
         for _ in range(23):
             made = await node.keys.create_organization("many", "free")
-            for _ in range(99):
-                key_id = node.cell.clock.new()
-                await node.cell.fetch(
-                    "create_key", made.organization_id, key_id, "a", ["ingest"], bytes(32), "no hash", None
+            further = [node.cell.clock.new() for _ in range(99)]
+            await asyncio.gather(
+                *(
+                    node.cell.fetch(
+                        "create_key", made.organization_id, key_id, "a", ["ingest"], bytes(32), "no hash", None
+                    )
+                    for key_id in further
                 )
+            )
         pages = [page async for page in KeyListing(node.cell).pages()]
 
     held = [holding.key.key_id for page in pages for holding in page]

@@ -227,6 +227,8 @@ async def test_a_delivery_that_kills_its_process_again_and_again_ends_as_a_crash
 
     receiver.script = kill
     (deadly_id,) = await books.accept(deadly)
+    # Four processes have died of it already.
+    await books.read("update relay.open set claims = 4")
     environment = {
         "PATH": os.environ["PATH"],
         "DATABASE_URL": database,
@@ -255,7 +257,7 @@ async def test_a_delivery_that_kills_its_process_again_and_again_ends_as_a_crash
     assert {row["status"] for id_, row in ended.items() if id_ != deadly_id} == {"delivered"}
     (attempt,) = [row for row in await books.attempts() if row["event_id"] == deadly_id]
     assert (attempt["error_class"], attempt["status_code"], attempt["number"]) == ("crash", None, 1)
-    assert sum(request.path.endswith("/deadly") for request in receiver.received) == 10
+    assert sum(request.path.endswith("/deadly") for request in receiver.received) == 6
 
 
 async def test_a_claim_whose_answer_was_lost_is_free_for_the_next(cell: Cell, books: Books, database: str) -> None:

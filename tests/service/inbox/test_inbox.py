@@ -44,12 +44,12 @@ async def test_an_inbox_shows_the_newest_first_and_ends(tenant: Tenant) -> None:
 
 
 async def test_every_page_size_sees_each_event_once_in_both_orders(tenant: Tenant) -> None:
-    ids = set(await accept_many(tenant, 60))
+    ids = set(await accept_many(tenant, 20))
     for order in ("asc", "desc"):
-        for limit in (1, 7, 59, 60, 61, 1000):
+        for limit in (1, 7, 19, 20, 21, 1000):
             for status in ("pending", "all"):
                 seen = await tenant.walk(order=order, limit=limit, status=status)
-                assert len(seen) == 60
+                assert len(seen) == 20
                 assert set(seen) == ids
 
 

@@ -38,10 +38,9 @@ async def waiting(stage: Stage) -> bool:
 
 async def furnished(stage: Stage, tenant: Tenant) -> tuple[str, list[UUID]]:
     """An event with an open delivery for half of the endpoints and a failed one for the others."""
-    endpoints = [await stage.endpoint(tenant) for _ in range(_ENDPOINTS)]
+    endpoints = await stage.endpoints(tenant, _ENDPOINTS)
     event_id = await tenant.accept()
-    for endpoint_id in endpoints[::2]:
-        await stage.end(endpoint_id, "failed", event_id)
+    await stage.end(endpoints[::2], "failed", event_id)
     return event_id, endpoints
 
 
@@ -66,8 +65,7 @@ async def test_a_replay_that_waited_for_a_delivery_under_way_is_done(stage: Stag
             await connection.close()
         assert answer.status_code == 202, answer.text
         assert answer.json()["deliveries"] == _ENDPOINTS
-        for endpoint_id in endpoints:
-            await stage.forget(endpoint_id)
+        await stage.forget(*endpoints)
     assert await server_of(stage) == before
 
 
@@ -90,6 +88,5 @@ async def test_a_retry_that_waited_for_ended_deliveries_is_done(stage: Stage) ->
         finally:
             await connection.close()
         assert job["done"] == len(endpoints) // 2
-        for endpoint_id in endpoints:
-            await stage.forget(endpoint_id)
+        await stage.forget(*endpoints)
     assert await server_of(stage) == before
