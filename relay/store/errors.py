@@ -66,7 +66,7 @@ class RowRefused(StoreError):
     """PostgreSQL rejects a value in one of the rows. Nothing of the statement was stored."""
 
     def __init__(self, sqlstate: str) -> None:
-        super().__init__(f"PostgreSQL refuses a value (SQLSTATE {sqlstate})")
+        super().__init__(f"PostgreSQL rejects a value (SQLSTATE {sqlstate})")
         self.sqlstate = sqlstate
 
 
@@ -86,9 +86,9 @@ def said(error: asyncpg.PostgresError) -> str:
 def connecting(error: BaseException) -> StoreError:
     """Return the error that a failure to connect means."""
     if isinstance(error, TimeoutError | asyncio.TimeoutError):
-        return ServerNotReady("PostgreSQL does not answer")
+        return ServerNotReady("PostgreSQL does not respond")
     if isinstance(error, asyncpg.InvalidPasswordError | asyncpg.InvalidAuthorizationSpecificationError):
-        return DatabaseUnavailable("PostgreSQL refuses the user or the password")
+        return DatabaseUnavailable("PostgreSQL rejects the user or the password")
     if isinstance(error, asyncpg.InvalidCatalogNameError):
         return DatabaseUnavailable("PostgreSQL has no such database")
     if isinstance(error, asyncpg.PostgresError):
@@ -98,7 +98,7 @@ def connecting(error: BaseException) -> StoreError:
         if state.startswith(_REJECTED):
             return StatementRejected(f"PostgreSQL rejects the connection: {said(error)}", state)
         kind = ServerNotReady if error.sqlstate in _NOT_READY else DatabaseUnavailable
-        return kind(f"PostgreSQL refuses the connection: {said(error)}")
+        return kind(f"PostgreSQL rejects the connection: {said(error)}")
     if isinstance(error, FileNotFoundError):
         return DatabaseUnavailable(
             "PostgreSQL cannot be reached: a socket or certificate that the URL names is not there"
@@ -127,7 +127,7 @@ def running(error: BaseException) -> StoreError:
             return DatabaseUnavailable("PostgreSQL ended the statement, which took longer than statement_timeout")
         if state.startswith(_REJECTED):
             return StatementRejected(f"PostgreSQL rejects the statement: {said(error)}", state)
-        return DatabaseUnavailable(f"PostgreSQL refuses the statement: {said(error)}")
+        return DatabaseUnavailable(f"the statement failed: {said(error)}")
     if isinstance(error, asyncpg.DataError | ValueError | OverflowError):
         return RowRefused("22000")
     return OutcomeUnknown(f"the connection broke ({type(error).__name__})")

@@ -242,7 +242,7 @@ async def test_a_key_has_one_winner_on_both_ways(cell: Cell, connection: asyncpg
 async def test_a_batch_is_answered_in_order_whatever_becomes_of_its_events(
     database: str, connection: asyncpg.Connection, endpoints: int
 ) -> None:
-    """Losers, followers, what PostgreSQL refuses, and a connection that breaks after the commit."""
+    """Repeats, followers, rejected rows, and a connection that breaks after the commit."""
     await connection.execute("alter table relay.events add constraint no_poison check (type <> 'poison')")
     many = await organization(connection, endpoints)
     async with Proxy(database) as proxy, open_cell(proxy.url) as through, committing(through) as commit:

@@ -48,7 +48,7 @@ async def test_a_server_that_is_slow_to_accept_is_waited_for_and_that_is_said_on
 async def test_a_server_that_never_answers_is_given_up_after_that_time(direct: str) -> None:
     async with Proxy(direct) as proxy:
         proxy.latency_s = 60.0
-        with pytest.raises(ServerNotReady, match="does not answer"):
+        with pytest.raises(ServerNotReady, match="does not respond"):
             async with open_cell(proxy.url, patience_s=1.0):
                 pass
 

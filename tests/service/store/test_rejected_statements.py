@@ -1,4 +1,4 @@
-"""What PostgreSQL rejects for good is told apart from a database that does not answer."""
+"""Statements that PostgreSQL always rejects are told apart from a database that does not respond."""
 
 from __future__ import annotations
 
