@@ -204,8 +204,8 @@ async def test_a_collector_that_is_away_costs_no_event_and_does_not_hold_up_the_
         ),
         (
             {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_TRACES_SAMPLER": "some"},
-            "OTEL_TRACES_SAMPLER: 'some' is not always_on, always_off or traceidratio, nor one of them behind "
-            "parentbased_",
+            "OTEL_TRACES_SAMPLER: 'some' is not always_on, always_off or traceidratio, nor one of these "
+            "with the prefix parentbased_",
         ),
     ],
 )
