@@ -68,7 +68,7 @@ class Cell:
     ) -> None:
         self._patience_s = patience_s
         self.statements = Statements(schema)
-        self.rejections = Rejections()
+        self.rejections = Rejections(active=False)
         self.schema = schema
         # asyncpg's UUIDs: creating, formatting and sending one takes 0.2 µs, and 1.4 µs with the standard library's.
         # A monotonic clock, to which the offset to PostgreSQL's time is added.
@@ -103,6 +103,7 @@ class Cell:
             await stack.enter_async_context(self._pool)
             await stack.enter_async_context(self.server)
             self._stack = stack.pop_all()
+        self.rejections.active = True
         return self
 
     async def __aexit__(

@@ -1,4 +1,4 @@
-"""Report statements that PostgreSQL rejects, which only an operator can mend."""
+"""Reports of statements that PostgreSQL rejects. Only an operator can solve these."""
 
 from __future__ import annotations
 
@@ -15,15 +15,22 @@ _REPEAT_S: Final = 60.0
 
 
 class Rejections:
-    """Log an error for each rejected statement, at most once a minute, whoever runs it and however often."""
+    """Logs an error for each rejected statement, at most once a minute.
 
-    def __init__(self) -> None:
+    Args:
+        active: False to report nothing yet: a command reports itself what fails at startup.
+    """
+
+    def __init__(self, *, active: bool = True) -> None:
+        self.active = active
         self._logged_at: dict[str, float] = {}
         #: Called with each rejection.
         self.on_rejected: Callable[[], None] = lambda: None
 
     def report(self, statement: str, error: StatementRejected) -> None:
         """Report that a named statement was rejected."""
+        if not self.active:
+            return
         self.on_rejected()
         now = time.monotonic()
         logged_at = self._logged_at.get(statement)

@@ -65,12 +65,13 @@ class Page:
         return any(sample.name == name for family in self.families.values() for sample in family.samples)
 
 
-async def page_of(port: int) -> Page:
-    """What a process says, asked on a new connection: of several behind one port any may answer."""
+async def page_of(port: int, token: str = "") -> Page:
+    """Read the page of a process on a new connection: of several behind one port any may respond."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     first: str | None = None
     while True:
         async with httpx2.AsyncClient(trust_env=False, timeout=10) as client:
-            answer = await client.get(f"http://127.0.0.1:{port}/metrics")
+            answer = await client.get(f"http://127.0.0.1:{port}/metrics", headers=headers)
         assert answer.status_code == 200
         # It is rendered once a second, and counts its own requests: one that differs was rendered since.
         if first is not None and answer.text != first:
@@ -79,10 +80,10 @@ async def page_of(port: int) -> Page:
         await asyncio.sleep(0.05)
 
 
-async def until_page(port: int, holds: Callable[[Page], bool]) -> Page:
+async def until_page(port: int, holds: Callable[[Page], bool], token: str = "") -> Page:
     async def look() -> Page | None:
         try:
-            page = await page_of(port)
+            page = await page_of(port, token)
         except httpx2.TransportError:
             return None
         return page if holds(page) else None
@@ -210,7 +211,10 @@ async def test_every_metric_explains_itself_and_names_its_unit_and_promtool_agre
     commands: Commands, database: str, receiver: Receiver
 ) -> None:
     # Some are there only where there is something to share. That nothing listens there is nothing to them.
-    several = {"RELAY_WORKERS": "2", "REDIS_URL": f"redis://127.0.0.1:{free_port()}"}
+    token = "a-token-for-metrics"
+    several = {
+        "RELAY_WORKERS": "2", "REDIS_URL": f"redis://127.0.0.1:{free_port()}", "RELAY_METRICS_TOKEN": token,
+    }  # fmt: skip
     api = await commands.serve(database, RELAY_ALLOWED_NETWORKS=LOOPBACK, **several)
     ops = free_port()
     env = environment(database, 1, RELAY_OPS_PORT=str(ops), RELAY_ALLOWED_NETWORKS=LOOPBACK)
@@ -227,7 +231,7 @@ async def test_every_metric_explains_itself_and_names_its_unit_and_promtool_agre
     )
     shown: dict[str, str] = {}
     for port in (api.port, ops):
-        page = await until_page(port, lambda page: page.shows("relay_oldest_due_seconds"))
+        page = await until_page(port, lambda page: page.shows("relay_oldest_due_seconds"), token)
         for family in page.families.values():
             name = f"{family.name}_total" if family.type == "counter" else family.name
             shown[name] = family.type
