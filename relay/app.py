@@ -16,9 +16,11 @@ from relay.http.application import Application
 from relay.http.body import BodyReader
 from relay.http.bulkhead import Bulkheads
 from relay.http.cors import Cors
+from relay.http.dispatcher import Dispatcher
 from relay.http.operator import MetricsToken, OperatorToken
 from relay.http.proxies import TrustedProxies
-from relay.http.routes import Services, operations
+from relay.http.routes import operations
+from relay.http.services import Services
 from relay.http.static import Strangers
 from relay.ingest import GroupCommit, Wakeup
 from relay.limits import SharedTable, SignupLimiter, open_limits
@@ -129,9 +131,9 @@ class Relay:
                         settings=settings,
                         cell=cell,
                         admission=admission,
+                        bodies=bodies,
                         clients=clients,
                         strangers=Strangers(clients),
-                        bodies=bodies,
                         commit=commit,
                         endpoints=EndpointRepository(
                             cell,
@@ -153,9 +155,9 @@ class Relay:
                         due=wakeup.due,
                     )
                 ),
+                Dispatcher(admission, bodies, idempotency_window_s=settings.dedup_window_s),
                 metrics,
                 AccessLog(settings.log_sample, clients),
-                admission=admission,
                 clients=clients if settings.trusted_proxies else None,
                 cors=Cors(settings.cors_origins) if settings.cors_origins else None,
                 loopback_only=self._loopback_only,

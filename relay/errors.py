@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
+
+from relay.values.document_errors import DocumentError, InvalidMember, InvalidUtf8, MalformedJson, TooDeep
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         Kind(
             "no_delivery_process",
             503,
-            "No delivery process took this up in time. Check that `relay deliver` is running.",
+            "No delivery process sent the test in time. Check that `relay deliver` is running.",
         ),
         Kind("test_not_sent", 503, "The delivery process could not send the test. Try again in a moment."),
         Kind("too_many_new_keys", 503, "Too many keys are being created. Nothing was stored: retry in a moment."),
@@ -185,14 +186,15 @@ def invalid(field: str, message: str) -> ApiError:
     return ApiError("invalid_request", details=(Detail(field, message),))
 
 
-_AT: Final = re.compile(r"^(?P<message>.*?)(?: - at `\$(?P<path>[^`]*)`)?$", re.DOTALL)
-_NAMED: Final = re.compile(r"field `(?P<name>[^`]*)`")
+def of_document(error: DocumentError) -> ApiError:
+    """Return the response error for an invalid document."""
+    if isinstance(error, InvalidMember):
+        return invalid(error.field, error.message)
+    return ApiError(_DOCUMENT_ERRORS[type(error)])
 
 
-def from_msgspec(message: str) -> ApiError:
-    """Return the 422 for an error message of msgspec, for instance "Expected `str`, got `int` - at `$.type`"."""
-    match = _AT.match(message)
-    text, path = (match["message"], match["path"] or "") if match else (message, "")
-    named = _NAMED.search(text)
-    field = path.lstrip(".") if named is None else f"{path}.{named['name']}".lstrip(".")
-    return invalid(field[:200] or "body", text[:200] + ".")
+_DOCUMENT_ERRORS: Final[Mapping[type[DocumentError], str]] = {
+    InvalidUtf8: "invalid_utf8",
+    MalformedJson: "malformed_json",
+    TooDeep: "too_deep",
+}

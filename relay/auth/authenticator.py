@@ -10,6 +10,7 @@ from typing import Final, Self
 from uuid import UUID
 
 from relay.auth.cache import KeyCache
+from relay.auth.errors import KeyMissing, KeyRejected
 from relay.auth.hasher import Hasher
 from relay.auth.key_format import LENGTH
 from relay.auth.key_loader import KeyLoader
@@ -17,8 +18,7 @@ from relay.auth.keyring import Keyring
 from relay.auth.last_used import LastUsed
 from relay.auth.tenant import Tenant
 from relay.auth.verifier import Verifier, tenant_of
-from relay.errors import ApiError
-from relay.store import Cell, StatementRejected, StoreError
+from relay.store import Cell, DatabaseUnavailable, OutcomeUnknown, StoreError
 from relay.telemetry.metrics import Metrics
 
 _log = logging.getLogger("relay.auth")
@@ -91,33 +91,29 @@ class Authenticator:
             self._hits.add()
         return tenant
 
-    async def admit(self, key: bytes | None, needs: str | None) -> Tenant:
-        """Return the tenant of a request.
+    async def authenticate(self, key: bytes | None) -> Tenant:
+        """Return the tenant of a request. Scopes are not checked.
 
         Args:
             key: the value of X-API-Key, or None without that header.
-            needs: the scope that the route requires, or None if any scope will do.
 
         Raises:
-            ApiError: `missing_api_key`, `invalid_api_key`, `insufficient_scope`, or `database_unavailable` if the key
-                has to be looked up and the lookup fails.
-            StatementRejected: PostgreSQL rejects the lookup.
+            KeyMissing: there is none.
+            KeyRejected: the key is unknown, revoked or expired.
+            DatabaseUnavailable: the key has to be looked up and the lookup fails.
         """
         if not key:
-            raise ApiError("missing_api_key")
+            raise KeyMissing
         tenant = self.known(key)
         if tenant is None:
             self._misses.add()
             try:
                 tenant = await self._verifier.verify(key)
-            except StatementRejected:
-                raise
-            except StoreError:
-                raise ApiError("database_unavailable") from None
+            except OutcomeUnknown as error:
+                # A lookup changes nothing.
+                raise DatabaseUnavailable(str(error)) from None
         if tenant is None:
-            raise ApiError("invalid_api_key")
-        if needs is not None and needs not in tenant.scopes:
-            raise ApiError("insufficient_scope")
+            raise KeyRejected
         return tenant
 
     async def refresh(self) -> None:

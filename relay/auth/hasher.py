@@ -13,7 +13,7 @@ from typing import Final, Self
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
-from relay.errors import ApiError
+from relay.auth.errors import TooManyNewKeys
 from relay.telemetry.metrics import Metrics
 
 # The minimum of OWASP's password storage cheat sheet. Secrets of 256 random bits need no more.
@@ -56,10 +56,10 @@ class Hasher:
         """Return the Argon2id hash of a new key's secret, with its parameters and salt (PHC string format).
 
         Raises:
-            ApiError: `too_many_new_keys` if so many are queued that this one would wait for seconds.
+            TooManyNewKeys: so many are queued that this one would wait for seconds.
         """
         if self._queued >= _MAX_QUEUED:
-            raise ApiError("too_many_new_keys")
+            raise TooManyNewKeys
         self._queued += 1
         try:
             async with self._hashing:

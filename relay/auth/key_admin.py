@@ -10,13 +10,14 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from relay.auth.authenticator import Authenticator
+from relay.auth.errors import KeyNotFound, KeyRejected, LastManager, TooManyKeys
 from relay.auth.hasher import Hasher
-from relay.auth.key_format import ApiKey, digest, generate
+from relay.auth.key_format import ParsedKey, digest, generate
 from relay.auth.keyring import Keyring
 from relay.auth.tenant import SCOPES
-from relay.errors import ApiError, invalid
-from relay.store import Cell, OutcomeUnknown, Row, RowRefused, StatementRejected, StoreError
+from relay.store import Cell, DatabaseUnavailable, OutcomeUnknown, Row, RowRefused, StoreError
 from relay.values import uuid7
+from relay.values.document_errors import InvalidMember
 
 _WRITE_TIMEOUT_S: Final = 5.0
 _LAST_MOMENT: Final = datetime.datetime.max.replace(tzinfo=datetime.UTC)
@@ -49,10 +50,9 @@ class RotatedKey(NamedTuple):
 class KeyAdmin:
     """Writes the keys of one cell's organizations.
 
-    Every call raises `ApiError("database_unavailable")` if the database does not respond, and
-    `ApiError("commit_unknown")` if the connection is lost during the commit and the retry cannot settle the outcome.
-    `StatementRejected` means that PostgreSQL rejects the statement, for example for a missing privilege. Calls that
-    create a key raise `ApiError("too_many_new_keys")` if too many are being created.
+    Every call raises DatabaseUnavailable if the database does not respond, and OutcomeUnknown if the connection is lost
+    during the commit and the retry cannot settle the outcome. Calls that create a key raise TooManyNewKeys if too many
+    are being created. StatementRejected means that PostgreSQL rejects the statement, perhaps for a missing privilege.
 
     Args:
         cell: where the keys are stored.
@@ -75,7 +75,7 @@ class KeyAdmin:
             tier: one of `relay.config.settings.TIERS`.
 
         Raises:
-            ApiError: also `invalid_request` if PostgreSQL cannot store the name.
+            InvalidMember: PostgreSQL cannot store the name.
         """
         text, key = self._generate()
         organization_id = self._cell.clock.new()
@@ -83,7 +83,7 @@ class KeyAdmin:
         try:
             await self._write("create_organization", organization_id, name, tier, key.key_id, list(SCOPES), *stored)
         except RowRefused:
-            raise invalid("organization_name", "PostgreSQL rejects this name.") from None
+            raise InvalidMember("organization_name", "PostgreSQL rejects this name.") from None
         return NewOrganization(text, organization_id, key.key_id)
 
     async def create(
@@ -98,7 +98,8 @@ class KeyAdmin:
             expires_at: a time in the future, or None for a key that does not expire.
 
         Raises:
-            ApiError: also `invalid_request`, or `too_many_keys` past 100.
+            InvalidMember: name, scopes or expiry are invalid.
+            TooManyKeys: the organization has 100 in force.
         """
         self._check(name, scopes, expires_at)
         text, key = self._generate()
@@ -106,11 +107,11 @@ class KeyAdmin:
         try:
             rows = await self._write("create_key", organization_id, key.key_id, name, list(scopes), *stored, expires_at)
         except RowRefused:
-            raise invalid("name", "PostgreSQL rejects this name.") from None
+            raise InvalidMember("name", "PostgreSQL rejects this name.") from None
         if not rows:
             return None
         if not rows[0]["room"]:
-            raise ApiError("too_many_keys")
+            raise TooManyKeys
         return NewKey(text, key.key_id)
 
     async def rotate(self, organization_id: UUID, key_id: UUID, overlap_s: float) -> RotatedKey:
@@ -123,20 +124,20 @@ class KeyAdmin:
             overlap_s: how long both keys are valid.
 
         Raises:
-            ApiError: also `invalid_api_key` if the old key has expired, and `too_many_keys` if both would be in force
-                and 100 already are.
+            KeyRejected: the old key has expired.
+            TooManyKeys: both would be in force, and 100 already are.
         """
         text, key = self._generate()
         stored = await self._hashes(key)
         (row,) = await self._write("rotate_key", organization_id, key_id, key.key_id, *stored, float(overlap_s))
         ends_at = row["expires_at"]
         if ends_at is None and not row["room"]:
-            raise ApiError("too_many_keys")
+            raise TooManyKeys
         if ends_at is None:
             # The old key had expired, perhaps by the first of two tries, whose response was lost.
             rows = await self._write("rotated_key", organization_id, key_id, key.key_id)
             if not rows:
-                raise ApiError("invalid_api_key")
+                raise KeyRejected
             ends_at = rows[0]["expires_at"]
         await self._announce()
         return RotatedKey(text, key.key_id, ends_at)
@@ -145,30 +146,31 @@ class KeyAdmin:
         """Revoke a key.
 
         Raises:
-            ApiError: also `key_not_found`, or `last_manager` if no other key could manage the organization.
+            KeyNotFound: the organization has no such key in force.
+            LastManager: no other key could manage the organization.
         """
         rows, retried = await self._write_with_retry("revoke_key", organization_id, key_id)
         # If this is a retry, the first try may have revoked it.
         if not rows or not (rows[0]["in_force"] or retried):
-            raise ApiError("key_not_found")
+            raise KeyNotFound
         if rows[0]["in_force"] and not rows[0]["spare"]:
-            raise ApiError("last_manager")
+            raise LastManager
         await self._announce()
 
     def _check(self, name: str, scopes: Sequence[str], expires_at: datetime.datetime | None) -> None:
         if not 1 <= len(name) <= 255 or _CONTROL.search(name):
-            raise invalid("name", "Must be 1 to 255 characters without control characters.")
+            raise InvalidMember("name", "Must be 1 to 255 characters without control characters.")
         if not scopes or len(set(scopes)) < len(scopes) or not set(scopes) <= set(SCOPES):
-            raise invalid("scopes", f"Must be at least one of {', '.join(SCOPES)}, each once.")
+            raise InvalidMember("scopes", f"Must be at least one of {', '.join(SCOPES)}, each once.")
         # PostgreSQL's time. The upper bound is needed because near the end of the calendar an offset leads past it.
         now = uuid7.created_at(self._cell.clock.new())
         if expires_at is not None and not now < expires_at <= _LAST_MOMENT:
-            raise invalid("expires_at", "Must be a time in the future.")
+            raise InvalidMember("expires_at", "Must be a time in the future.")
 
-    def _generate(self) -> tuple[str, ApiKey]:
+    def _generate(self) -> tuple[str, ParsedKey]:
         return generate(self._keyring.cell_id, self._cell.clock.new(), self._keyring.hmac_key)
 
-    async def _hashes(self, key: ApiKey) -> tuple[bytes, str]:
+    async def _hashes(self, key: ParsedKey) -> tuple[bytes, str]:
         """Return what is stored of a secret: its digest and its Argon2id hash."""
         return digest(key.secret, self._keyring.hmac_key), await self._hasher.hash(key.secret)
 
@@ -180,21 +182,22 @@ class KeyAdmin:
 
         That is safe because the ids in it are generated before the first try.
         """
-        unknown = False
+        unknown: OutcomeUnknown | None = None
         for _ in range(2):
             try:
-                return await self._cell.fetch(statement, *args, timeout_s=_WRITE_TIMEOUT_S), unknown
-            except OutcomeUnknown:
-                unknown = True
-            except RowRefused:
-                raise
-            except StatementRejected:
-                if not unknown:
+                return await self._cell.fetch(statement, *args, timeout_s=_WRITE_TIMEOUT_S), unknown is not None
+            except OutcomeUnknown as error:
+                unknown = error
+            except (RowRefused, DatabaseUnavailable):
+                if unknown is None:
                     raise
                 break
-            except StoreError:
+            except StoreError as error:
+                if unknown is None:
+                    raise DatabaseUnavailable(str(error)) from None
                 break
-        raise ApiError("commit_unknown" if unknown else "database_unavailable")
+        assert unknown is not None  # noqa: S101 - the loop returns or raises otherwise
+        raise unknown
 
     async def _announce(self) -> None:
         """Tell every process that keys changed. One that misses the notification polls twice a second."""

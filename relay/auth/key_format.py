@@ -24,7 +24,7 @@ _DIGEST_LABEL: Final = b"relay key digest\0"
 
 
 @dataclass(frozen=True, slots=True)
-class ApiKey:
+class ParsedKey:
     """The parts of an API key: its cell, its id, and the secret that proves it."""
 
     cell_id: str
@@ -32,14 +32,14 @@ class ApiKey:
     secret: bytes = field(repr=False)
 
 
-def generate(cell_id: str, key_id: UUID, hmac_key: bytes) -> tuple[str, ApiKey]:
+def generate(cell_id: str, key_id: UUID, hmac_key: bytes) -> tuple[str, ParsedKey]:
     """Return a new key with a random secret: the text for its owner, and its parts."""
-    key = ApiKey(cell_id, key_id, os.urandom(_SECRET_BYTES))
+    key = ParsedKey(cell_id, key_id, os.urandom(_SECRET_BYTES))
     body = f"rly_live_{cell_id}{_base32(key_id.bytes)}_{_base32(key.secret)}"
     return body + _checksum(body.encode("ascii"), hmac_key), key
 
 
-def parse(text: bytes, hmac_key: bytes) -> ApiKey | None:
+def parse(text: bytes, hmac_key: bytes) -> ParsedKey | None:
     """Return the parts of a key that this installation may have generated, or None. A made-up key takes 3 µs."""
     shape = _SHAPE.fullmatch(text)
     if shape is None:
@@ -50,7 +50,7 @@ def parse(text: bytes, hmac_key: bytes) -> ApiKey | None:
     key_id, secret = _bytes(shape[2]), _bytes(shape[3])
     if key_id is None or secret is None:
         return None
-    return ApiKey(shape[1].decode("ascii"), UUID(bytes=key_id), secret)
+    return ParsedKey(shape[1].decode("ascii"), UUID(bytes=key_id), secret)
 
 
 def digest(secret: bytes, hmac_key: bytes) -> bytes:

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from relay.errors import ApiError
-from relay.store import Cell, Row, StatementRejected, StoreError
+from relay.auth.errors import OrganizationNotFound
+from relay.store import Cell, Row
 
 _NIL: Final = UUID(int=0)
 _PAGE: Final = 1000
@@ -47,8 +47,7 @@ class OwnedKey(NamedTuple):
 class KeyListing:
     """Reads the keys of one cell's organizations.
 
-    Every call raises `ApiError("database_unavailable")` if the database does not respond, and `StatementRejected` if it
-    rejects the statement.
+    Every call raises StoreError if the database does not respond.
     """
 
     def __init__(self, cell: Cell) -> None:
@@ -58,11 +57,11 @@ class KeyListing:
         """Return an organization and its keys in force.
 
         Raises:
-            ApiError: also `invalid_api_key` if there is no such organization, or none of its keys is in force.
+            OrganizationNotFound: there is no such organization, or none of its keys is in force.
         """
         rows = await self._read("keys_of_organization", organization_id)
         if not rows:
-            raise ApiError("invalid_api_key")
+            raise OrganizationNotFound
         first = rows[0]
         keys = [_details(row) for row in rows]
         return Organization(organization_id, first["organization_name"], first["tier"], first["webhook_url"], keys)
@@ -83,12 +82,7 @@ class KeyListing:
             after = last["organization_id"], last["id"]
 
     async def _read(self, statement: str, *args: Any) -> Sequence[Row]:
-        try:
-            return await self._cell.fetch(statement, *args)
-        except StatementRejected:
-            raise
-        except StoreError:
-            raise ApiError("database_unavailable") from None
+        return await self._cell.fetch(statement, *args)
 
 
 def _details(row: Row) -> KeyDetails:

@@ -13,7 +13,7 @@ from uuid import UUID
 from relay.auth.cache import KeyCache
 from relay.auth.hash_checks import HashCheck, HashChecks
 from relay.auth.hasher import Hasher
-from relay.auth.key_format import ApiKey, digest, parse
+from relay.auth.key_format import ParsedKey, digest, parse
 from relay.auth.key_loader import KeyLoader
 from relay.auth.keyring import Keyring
 from relay.auth.tenant import Tenant
@@ -131,7 +131,7 @@ class Verifier:
         # A client that disconnects must not cancel the verification for the others.
         return await asyncio.shield(task)
 
-    async def _verify(self, key: ApiKey, fingerprint: bytes) -> Tenant | None:
+    async def _verify(self, key: ParsedKey, fingerprint: bytes) -> Tenant | None:
         tenant = None
         for _ in range(_MAX_READS):
             row = await self._loader.row(key.key_id)

@@ -16,10 +16,8 @@ from relay.local.errors import StartupError
 from relay.telemetry import logs
 
 if TYPE_CHECKING:
-    from relay.errors import ApiError
+    from relay.auth import AuthError
     from relay.store import Cell
-
-_CODES = {401: NOT_FOUND, 404: NOT_FOUND, 422: USAGE, 503: UNREACHABLE}
 
 
 def settings_at_hand() -> Settings:
@@ -63,16 +61,16 @@ def require_secret_key(settings: Settings) -> None:
 
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Cell]:
-    """Open the cell, and turn errors of the database and of the API's rules into exit codes.
+    """Open the cell, and turn errors of the database and of keys into exit codes.
 
     Raises:
         ExitWith: with a one-line reason.
     """
     logs.set_up(settings.log_level, "keys")
     # Imported here: these load asyncpg, and an invalid setting must fail without that delay.
-    from relay.auth import SecretKeyMismatch
-    from relay.errors import ApiError
-    from relay.store import Cell, StoreError
+    from relay.auth import AuthError, SecretKeyMismatch
+    from relay.store import Cell, OutcomeUnknown, StoreError
+    from relay.values.document_errors import InvalidMember
 
     try:
         async with Cell(
@@ -84,15 +82,28 @@ async def opened(settings: Settings) -> AsyncIterator[Cell]:
             lifetime_s=settings.db_max_lifetime_s,
         ) as cell:
             yield cell
+    except OutcomeUnknown:
+        line = "the connection was lost during the commit, which may have succeeded: look with `relay keys list`"
+        raise ExitWith(UNREACHABLE, line) from None
     except StoreError as error:
         raise unreachable(settings.database_url, error) from None
     except SecretKeyMismatch as error:
         raise ExitWith(USAGE, str(error)) from None
-    except ApiError as error:
-        raise ExitWith(_CODES.get(error.kind.status, FAILED), _line(error)) from None
+    except InvalidMember as error:
+        raise ExitWith(USAGE, str(error)) from None
+    except AuthError as error:
+        raise ExitWith(_code_of(error), str(error)) from None
 
 
-def _line(error: ApiError) -> str:
-    if error.details:
-        return "; ".join(f"{detail.field}: {detail.message}" for detail in error.details)
-    return error.kind.sentence
+def _code_of(error: AuthError) -> int:
+    from relay.auth import KeyNotFound, KeyRejected, OrganizationNotFound, TooManyKeys, TooManyNewKeys
+
+    match error:
+        case KeyNotFound() | KeyRejected() | OrganizationNotFound():
+            return NOT_FOUND
+        case TooManyKeys():
+            return USAGE
+        case TooManyNewKeys():
+            return UNREACHABLE
+        case _:
+            return FAILED

@@ -8,10 +8,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 import click
-import msgspec
 
 from relay.cli.exits import printable
 from relay.cli.table import aligned
+from relay.values.json_encoding import encode
 from relay.values.times import rfc3339, rfc3339_or_none
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def print_key(api_key: str, key_id: UUID, facts: Mapping[str, Any], *, as_json: 
     """Print a new key, the only time it is shown: alone on stdout with the rest on stderr, or all as one object."""
     rest = {"key_id": str(key_id), **facts}
     if as_json:
-        click.echo(msgspec.json.encode({"api_key": api_key, **rest}))
+        click.echo(encode({"api_key": api_key, **rest}))
         return
     click.echo(api_key)
     for name, value in rest.items():
@@ -48,7 +48,7 @@ def print_objects(page: Sequence[OwnedKey]) -> None:
             "last_used_at": rfc3339_or_none(key.last_used_at),
             "expires_at": rfc3339_or_none(key.expires_at),
         }
-        click.echo(msgspec.json.encode(shown))
+        click.echo(encode(shown))
 
 
 def print_table(page: Sequence[OwnedKey]) -> None:

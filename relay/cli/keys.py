@@ -187,8 +187,7 @@ async def _further_key(
 
 
 async def _list(settings: Settings, organization_id: UUID | None, as_json: bool) -> None:
-    from relay.auth import KeyListing, OwnedKey
-    from relay.errors import ApiError
+    from relay.auth import KeyListing, OrganizationNotFound, OwnedKey
 
     printed = print_objects if as_json else print_table
     async with opened(settings) as cell:
@@ -199,9 +198,7 @@ async def _list(settings: Settings, organization_id: UUID | None, as_json: bool)
             return
         try:
             found = await listing.describe(organization_id)
-        except ApiError as error:
-            if error.kind.code != "invalid_api_key":
-                raise
+        except OrganizationNotFound:
             line = f"there is no organization {organization_id}, or none of its keys is in force"
             raise ExitWith(NOT_FOUND, line) from None
         printed([OwnedKey(found.organization_id, found.name, found.tier, key) for key in found.keys])

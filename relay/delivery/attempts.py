@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from relay.delivery.capacity.concurrency import ConcurrencyLimiter, Slot
 from relay.delivery.capacity.endpoint_state import SLOW_AFTER_S, AttemptOutcome
 from relay.delivery.claims import ClaimedDelivery, is_suspect
-from relay.delivery.endpoint_cache import Endpoint
+from relay.delivery.endpoint_cache import CachedEndpoint
 from relay.delivery.endpoint_health import EndpointHealth
 from relay.delivery.leases import Leases
 from relay.delivery.metrics import DeliveryMetrics
@@ -72,7 +72,7 @@ class Attempts:
         """Return whether the process recently lacked a resource that every attempt needs. Claiming is useless then."""
         return self._loop.time() < self._exhausted_until
 
-    def start(self, delivery: ClaimedDelivery, endpoint: Endpoint) -> None:
+    def start(self, delivery: ClaimedDelivery, endpoint: CachedEndpoint) -> None:
         """Start an attempt, for which a slot is reserved."""
         slot = self._slots.start(endpoint.id, delivery.claim.event_id, self._loop.time(), suspect=is_suspect(delivery))
         self._running[slot] = self._loop.create_task(self._deliver(delivery, endpoint, slot))
@@ -94,7 +94,7 @@ class Attempts:
             _log.warning("deliveries_cut_off", extra={"deliveries": len(unfinished)})
             await asyncio.wait(unfinished, timeout=1.0)
 
-    async def _deliver(self, delivery: ClaimedDelivery, endpoint: Endpoint, slot: Slot) -> None:
+    async def _deliver(self, delivery: ClaimedDelivery, endpoint: CachedEndpoint, slot: Slot) -> None:
         claim, target = delivery.claim, endpoint.target
         outcome = AttemptOutcome.UNSENT
         slow = self._loop.call_later(SLOW_AFTER_S, self._slots.mark_slow, slot) if endpoint.limits.may_be_slow else None

@@ -15,10 +15,11 @@ from msgspec import Struct
 from relay.config.settings import Settings
 from relay.delivery.capacity.endpoint_state import MOST_SLOTS, SLOW_AFTER_S, EndpointLimits
 from relay.delivery.claims import ClaimedDelivery
-from relay.delivery.transport.request import RESERVED, Key, SigningKeys, Target
+from relay.delivery.transport.request import Key, SigningKeys, Target
 from relay.store import Cell, HotConnection, Row
 from relay.values.ed25519 import private_key
 from relay.values.encryption import Vault
+from relay.values.reserved_headers import is_reserved
 
 _log = logging.getLogger("relay.delivery")
 
@@ -27,7 +28,7 @@ _REMEMBERED: Final = 10_000
 _TIMEOUT_S: Final = 5.0
 
 
-class Endpoint(Struct, frozen=True):
+class CachedEndpoint(Struct, frozen=True):
     """One version of an endpoint.
 
     Args:
@@ -66,15 +67,15 @@ class EndpointCache:
         self._connection = connection
         self._settings = settings
         self._vault = vault
-        self._known: OrderedDict[UUID, Endpoint] = OrderedDict()
+        self._known: OrderedDict[UUID, CachedEndpoint] = OrderedDict()
 
-    async def of_claim(self, deliveries: Sequence[ClaimedDelivery]) -> Mapping[UUID, Endpoint]:
+    async def of_claim(self, deliveries: Sequence[ClaimedDelivery]) -> Mapping[UUID, CachedEndpoint]:
         """Return the endpoints of a claim, by id, without those that have been disabled or deleted meanwhile.
 
         Raises:
             StoreError: endpoints that are not cached cannot be read.
         """
-        found: dict[UUID, Endpoint] = {}
+        found: dict[UUID, CachedEndpoint] = {}
         missing: dict[UUID, UUID] = {}
         for delivery in deliveries:
             endpoint_id = delivery.claim.endpoint_id
@@ -93,7 +94,7 @@ class EndpointCache:
             found |= self._remember(rows)
         return found
 
-    async def find(self, cell: Cell, organization_id: UUID, endpoint_id: UUID) -> Endpoint | None:
+    async def find(self, cell: Cell, organization_id: UUID, endpoint_id: UUID) -> CachedEndpoint | None:
         """Read the current version of an endpoint, even a disabled one. None: it does not exist.
 
         Raises:
@@ -102,7 +103,7 @@ class EndpointCache:
         row = await cell.fetch_row("endpoints_of_claim", [organization_id], [endpoint_id])
         return None if row is None else self._open(row)
 
-    def _remember(self, rows: Iterable[Row]) -> dict[UUID, Endpoint]:
+    def _remember(self, rows: Iterable[Row]) -> dict[UUID, CachedEndpoint]:
         found = {}
         for row in rows:
             endpoint = self._open(row)
@@ -114,7 +115,7 @@ class EndpointCache:
             self._known.popitem(last=False)
         return found
 
-    def _open(self, row: Row) -> Endpoint:
+    def _open(self, row: Row) -> CachedEndpoint:
         endpoint_id: UUID = row["id"]
         try:
             target = self._target(row)
@@ -126,7 +127,7 @@ class EndpointCache:
         waits = row["retry_schedule"]
         now = asyncio.get_running_loop().time()
         failing_s, broken_s = row["failing_s"], row["broken_s"]
-        return Endpoint(
+        return CachedEndpoint(
             organization_id=row["organization_id"],
             id=endpoint_id,
             version=row["version"],
@@ -155,7 +156,7 @@ class EndpointCache:
         return Target(
             url=row["url"],
             keys=SigningKeys(present, self._old_key(row), row["old_secret_until"]),
-            headers={name: value for name, value in headers.items() if name.lower() not in RESERVED},
+            headers={name: value for name, value in headers.items() if not is_reserved(name)},
             timeout_s=row["timeout_s"] or self._settings.delivery_timeout_s,
             organization_id=row["organization_id"],
         )

@@ -11,13 +11,12 @@ from types import TracebackType
 from typing import Final
 from uuid import UUID
 
-import orjson
-
 from relay.delivery.capacity.circuit_breaker import Breaker
-from relay.delivery.endpoint_cache import Endpoint
+from relay.delivery.endpoint_cache import CachedEndpoint
 from relay.runtime.service import Service
 from relay.store import Cell, DatabaseUnavailable, StatementRejected, StoreError
 from relay.telemetry.metrics import Metrics
+from relay.values.json_encoding import encode
 from relay.values.times import rfc3339
 
 _log = logging.getLogger("relay.delivery")
@@ -40,7 +39,7 @@ class _Verdict:
 
     __slots__ = ("endpoint", "reason", "settled")
 
-    def __init__(self, endpoint: Endpoint, reason: str) -> None:
+    def __init__(self, endpoint: CachedEndpoint, reason: str) -> None:
         self.endpoint = endpoint
         self.reason = reason
         self.settled = asyncio.Event()
@@ -64,7 +63,7 @@ class EndpointHealth(Service):
         self._now = now
         self._changed = asyncio.Event()
         self._is_closing = False
-        self._pending: dict[UUID, tuple[Endpoint, Breaker]] = {}
+        self._pending: dict[UUID, tuple[CachedEndpoint, Breaker]] = {}
         self._to_disable: dict[UUID, _Verdict] = {}
         self._disabled = metrics.counter(
             "relay_endpoints_disabled", "Endpoints disabled by relay, by reason: gone, failing.", "reason"
@@ -72,7 +71,7 @@ class EndpointHealth(Service):
         for reason in ("gone", "failing"):
             self._disabled.labels(reason)
 
-    def attempted(self, endpoint: Endpoint, breaker: Breaker, now: float) -> None:
+    def attempted(self, endpoint: CachedEndpoint, breaker: Breaker, now: float) -> None:
         """Record the state of an endpoint's breaker after an attempt or a probe."""
         failing_at = breaker.failing_at
         if failing_at is not None and now - failing_at >= self._disable_after_s:
@@ -84,11 +83,11 @@ class EndpointHealth(Service):
                 self._pending[endpoint.id] = endpoint, breaker
             self._changed.set()
 
-    async def gone(self, endpoint: Endpoint) -> None:
+    async def gone(self, endpoint: CachedEndpoint) -> None:
         """Disable an endpoint that responded with 410, and wait until that is written, or rejected by PostgreSQL."""
         await self._request_disable(endpoint, "gone").settled.wait()
 
-    def _request_disable(self, endpoint: Endpoint, reason: str) -> _Verdict:
+    def _request_disable(self, endpoint: CachedEndpoint, reason: str) -> _Verdict:
         verdict = self._to_disable.setdefault(endpoint.id, _Verdict(endpoint, reason))
         self._changed.set()
         return verdict
@@ -141,7 +140,7 @@ class EndpointHealth(Service):
                 self._pending.setdefault(endpoint_id, (endpoint, breaker))
                 raise
 
-    async def _write_health(self, endpoint: Endpoint, breaker: Breaker) -> None:
+    async def _write_health(self, endpoint: CachedEndpoint, breaker: Breaker) -> None:
         now = asyncio.get_running_loop().time()
         failing_at, broken_at = breaker.failing_at, breaker.broken_at
         broken_s = None if broken_at is None else now - broken_at
@@ -163,7 +162,7 @@ class EndpointHealth(Service):
             at,
             self._cell.clock.new(),
             self._cell.clock.new(),
-            orjson.dumps(payload),
+            encode(payload),
             _DISABLED,
         )
         if row is not None and row["disabled"] is None:

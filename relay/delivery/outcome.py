@@ -8,7 +8,7 @@ from typing import Final
 
 from relay.delivery.capacity.endpoint_state import AttemptOutcome
 from relay.delivery.claims import ClaimedDelivery
-from relay.delivery.endpoint_cache import Endpoint
+from relay.delivery.endpoint_cache import CachedEndpoint
 from relay.delivery.recorder import Result
 from relay.delivery.transport.response import ErrorClass
 from relay.delivery.transport.sender import AttemptResponse
@@ -41,7 +41,7 @@ def outcome_of(response: AttemptResponse) -> AttemptOutcome:
 
 
 def result_of(
-    delivery: ClaimedDelivery, endpoint: Endpoint, response: AttemptResponse, *, probe: bool, chance: float
+    delivery: ClaimedDelivery, endpoint: CachedEndpoint, response: AttemptResponse, *, probe: bool, chance: float
 ) -> Result:
     """Return the result of an attempt, to be recorded.
 

@@ -8,7 +8,7 @@ from typing import Final
 from uuid import UUID
 
 from relay.config.settings import LONGEST_TEST_S
-from relay.errors import ApiError
+from relay.endpoints.errors import NoDeliveryProcess, PingNotSent, PingsStopped, TooManyPings
 from relay.runtime.service import Service
 from relay.store import Cell, Row, StatementRejected, StoreError
 
@@ -50,12 +50,14 @@ class PingClient(Service):
             The attempt as a row of `take_ping_answers`, or None if the endpoint does not exist.
 
         Raises:
-            ApiError: `too_many_requests_waiting` if two tests of the organization are running, `no_delivery_process` if
-                no process responds in time, `test_not_sent` if the delivery process could not send it, `shutting_down`.
+            TooManyPings: two tests of the organization are running.
+            NoDeliveryProcess: no process responds in time.
+            PingNotSent: the delivery process could not send it.
+            PingsStopped: this process is stopping.
             StoreError: the request could not be written.
         """
         if self._stopping:
-            raise ApiError("shutting_down")
+            raise PingsStopped
         ping_id = self._cell.clock.new()
         result: asyncio.Future[Row] = asyncio.get_running_loop().create_future()
         self._waiting[ping_id] = organization_id, result
@@ -68,19 +70,19 @@ class PingClient(Service):
             async with asyncio.timeout(min(request["timeout_s"] or self._timeout_s, LONGEST_TEST_S) + _MARGIN_S):
                 row = await result
         except TimeoutError:
-            raise ApiError("no_delivery_process") from None
+            raise NoDeliveryProcess from None
         finally:
             del self._waiting[ping_id]
             if not result.done() or result.cancelled() or result.exception() is not None:
                 await self._drop(organization_id, ping_id)
         if row["error_class"] == _UNSENT:
-            raise ApiError("test_not_sent", sentence=row["response"].decode())
+            raise PingNotSent(row["response"].decode())
         return row
 
     def stop(self) -> None:
-        """Fail the waiting callers with `shutting_down`, and reject new ones."""
+        """Fail the waiting callers with PingsStopped, and reject new ones."""
         self._stopping = True
-        self._fail(ApiError("shutting_down"))
+        self._fail(PingsStopped())
 
     def _fail(self, error: Exception) -> None:
         for _, result in self._waiting.values():
@@ -110,7 +112,7 @@ class PingClient(Service):
                 return row
             if row["is_full"]:
                 break
-        raise ApiError("too_many_requests_waiting", retry_after_s=1)
+        raise TooManyPings
 
     async def _poll(self) -> None:
         organizations = [organization_id for organization_id, _ in self._waiting.values()]

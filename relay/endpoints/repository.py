@@ -10,12 +10,13 @@ from uuid import UUID
 import msgspec
 
 from relay.endpoints.changes import CatchUp, EndpointChanges, Scheme
-from relay.errors import ApiError
+from relay.endpoints.errors import EndpointNotFound, TooManyEndpoints, TooManyFilters
 from relay.store import Cell, Row
 from relay.store.idempotency import stored_response
 from relay.values import cursor, ed25519, signature, uuid7
 from relay.values.cursor import Position
 from relay.values.encryption import Vault
+from relay.values.json_encoding import encode
 
 #: The size limit of all filters of an organization's endpoints.
 MAX_FILTER_BYTES: Final = 256 * 1024
@@ -93,12 +94,10 @@ class EndpointRepository:
         """Return a page of endpoints, newest first and at most 8 MiB, and the cursor of the next page.
 
         Raises:
-            ApiError: `invalid_cursor`.
+            InvalidCursor: the cursor is not from this query.
         """
         query = ("endpoints", str(organization_id))
         start = cursor.LAST if after is None else cursor.read(after, query)
-        if start is None:
-            raise ApiError("invalid_cursor")
         rows = await self._cell.fetch("endpoints_page", organization_id, start.event_id, limit)
         if not rows or not rows[-1]["more"]:
             return rows, None
@@ -117,8 +116,10 @@ class EndpointRepository:
             The endpoint and its symmetric secret as text. A private key is never shown.
 
         Raises:
-            ApiError: `too_many_endpoints`, `too_many_filters`, `idempotency_key_reused`, or `endpoint_not_found` if
-                this is a repeated request whose endpoint has been deleted.
+            TooManyEndpoints: the organization has as many as its tier allows.
+            TooManyFilters: the filters would exceed their size limit.
+            IdempotencyKeyReused: the key was used for a different request.
+            EndpointNotFound: this is a repeated request whose endpoint has been deleted.
             CannotOpen: this is a repeated request and the key of the secret is missing.
         """
         endpoint_id = self._cell.clock.new()
@@ -152,7 +153,7 @@ class EndpointRepository:
             if repeated is None:
                 counted = await self._cell.fetch_row("endpoint_counts", [organization_id])
                 full = counted is None or counted["endpoints"] >= self._most[tier]
-                raise self._too_many_endpoints(tier) if full else ApiError("too_many_filters")
+                raise TooManyEndpoints(self._most[tier]) if full else TooManyFilters
             row = repeated.endpoint
             secret = await self._secret_of(organization_id, row["id"])
             return repeated, signature.written(secret) if row["signature"] == "v1" else None
@@ -167,7 +168,7 @@ class EndpointRepository:
         """Change the given members of an endpoint. Return None if it does not exist.
 
         Raises:
-            ApiError: `too_many_filters`, `idempotency_key_reused`, or `endpoint_not_found` as in `create`.
+            TooManyFilters, IdempotencyKeyReused, EndpointNotFound: as in `create`.
         """
         job = self._job(catch_up)
         row = await self._cell.fetch_row(
@@ -193,7 +194,7 @@ class EndpointRepository:
         if row is None:
             repeated = await self._repeated(organization_id, catch_up)
             if repeated is None and members.event_types and await self.read(organization_id, endpoint_id) is not None:
-                raise ApiError("too_many_filters")
+                raise TooManyFilters
             return repeated
         if members.enabled or members.url is not None or job.job_id is not None:
             self._due()
@@ -229,7 +230,7 @@ class EndpointRepository:
             The endpoint's id and its signing secret.
 
         Raises:
-            ApiError: `too_many_endpoints`.
+            TooManyEndpoints: as in `create`.
             CannotOpen: the key of the existing secret is missing.
         """
         endpoint_id = self._cell.clock.new()
@@ -245,23 +246,18 @@ class EndpointRepository:
             self._cell.clock.new(),
         )
         if row is None:
-            raise self._too_many_endpoints(tier)
+            raise TooManyEndpoints(self._most[tier])
         self._changed(organization_id)
         if row["is_released"]:
             self._due()
         default_id: UUID = row["id"]
         return default_id, self._vault.open(row["secret_seal"], default_id.bytes)
 
-    def _too_many_endpoints(self, tier: str) -> ApiError:
-        most = self._most[tier]
-        sentence = f"Your organization has reached its limit of {most} endpoints. Delete one first."
-        return ApiError("too_many_endpoints", sentence=sentence)
-
     def _headers(self, members: EndpointChanges, endpoint_id: UUID) -> tuple[Sequence[str] | None, bytes | None]:
         """Return the header names, and the seal of names and values."""
         if members.headers is None:
             return None, None
-        seal = self._vault.seal(msgspec.json.encode(members.headers), endpoint_id.bytes) if members.headers else None
+        seal = self._vault.seal(encode(members.headers), endpoint_id.bytes) if members.headers else None
         return list(members.headers), seal
 
     def _job(self, catch_up: CatchUp | None) -> _Job:
@@ -278,7 +274,7 @@ class EndpointRepository:
         if catch_up is None or catch_up.once is None or job_id is None:
             return None, None, None, None
         key, digest, window_s = catch_up.once
-        return key, digest, msgspec.json.encode(_StoredResponse(endpoint_id, job_id)), window_s
+        return key, digest, encode(_StoredResponse(endpoint_id, job_id)), window_s
 
     async def _repeated(self, organization_id: UUID, catch_up: CatchUp | None) -> Written | None:
         """Return the response to a repeated request, with the endpoint's present state. None: not a repeat."""
@@ -288,11 +284,11 @@ class EndpointRepository:
         answer = msgspec.json.decode(kept, type=_StoredResponse)
         row = await self.read(organization_id, answer.endpoint_id)
         if row is None:
-            raise ApiError("endpoint_not_found")
+            raise EndpointNotFound
         return Written(row, answer.job_id, replayed=True)
 
     async def _secret_of(self, organization_id: UUID, endpoint_id: UUID) -> bytes:
         row = await self._cell.fetch_row("secret_of_endpoint", organization_id, endpoint_id)
         if row is None:
-            raise ApiError("endpoint_not_found")
+            raise EndpointNotFound
         return self._vault.open(row["secret_seal"], endpoint_id.bytes)

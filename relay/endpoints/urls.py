@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
-from relay.errors import ApiError, Detail
+from relay.endpoints.errors import InvalidUrl
 from relay.values.addresses import Network, host_problem
 
 MAX_URL_CHARACTERS: Final = 2048
@@ -26,11 +26,11 @@ def check_webhook_url(url: str, allowed: Sequence[Network], field: str = "url") 
         field: the request member that holds the URL.
 
     Raises:
-        ApiError: `invalid_url`.
+        InvalidUrl: they cannot be sent there.
     """
     problem = _problem(url, allowed)
     if problem is not None:
-        raise ApiError("invalid_url", details=(Detail(field, problem),))
+        raise InvalidUrl(field, problem)
 
 
 def _problem(url: str, allowed: Sequence[Network]) -> str | None:

@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from relay.errors import invalid
+from relay.values.document_errors import InvalidMember
+from relay.values.reserved_headers import is_reserved
 
 #: Characters that are invalid in names, descriptions and headers.
 CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -15,41 +16,20 @@ CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")
 _HEADER_VALUE: Final = re.compile(r"[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?|")
 _HEADER_VALUE_CHARACTERS: Final = 1024
-# Headers of one connection (RFC 9110, section 7.6.1), of the message framing, and headers that relay sets.
-_OURS: Final = frozenset(
-    (
-        "connection",
-        "keep-alive",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "host",
-        "content-length",
-        "content-type",
-        "content-encoding",
-        "user-agent",
-        "expect",
-        "x-event-id",
-        "x-event-type",
-        "x-delivery-attempt",
-    )
-)
-_OUR_PREFIXES: Final = ("proxy-", "webhook-")
 
 
 def filters_of(event_types: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the filters without duplicates, and the prefixes of those that end with a star.
 
     Raises:
-        ApiError: `invalid_request`.
+        InvalidMember: one of them is invalid.
     """
     filters: dict[str, None] = {}
     for place, text in enumerate(event_types):
         if CONTROL.search(text):
-            raise invalid(f"event_types[{place}]", "A type must not contain control characters.")
+            raise InvalidMember(f"event_types[{place}]", "A type must not contain control characters.")
         if text in ("*", ".*"):
-            raise invalid(
+            raise InvalidMember(
                 f"event_types[{place}]",
                 "A filter must be a type or a prefix such as `order.*`. For all types leave the list empty.",
             )
@@ -61,21 +41,21 @@ def check_headers(headers: Mapping[str, str]) -> None:
     """Reject headers that would change the framing or the signature of a request. No error contains a value.
 
     Raises:
-        ApiError: `invalid_request`.
+        InvalidMember: one of them is invalid.
     """
     seen: set[str] = set()
     for name, value in headers.items():
         # An error contains the name only if it is valid.
         if _HEADER_NAME.fullmatch(name) is None:
-            raise invalid("headers", "A name must be 1 to 100 letters, digits or !#$%&'*+-.^_`|~ (RFC 9110).")
+            raise InvalidMember("headers", "A name must be 1 to 100 letters, digits or !#$%&'*+-.^_`|~ (RFC 9110).")
         lowered = name.lower()
-        if lowered in _OURS or lowered.startswith(_OUR_PREFIXES):
-            raise invalid(f"headers.{name}", "This header is reserved.")
+        if is_reserved(lowered):
+            raise InvalidMember(f"headers.{name}", "This header is reserved.")
         if lowered in seen:
-            raise invalid(f"headers.{name}", "This header is given twice. Header names are case-insensitive.")
+            raise InvalidMember(f"headers.{name}", "This header is given twice. Header names are case-insensitive.")
         seen.add(lowered)
         if len(value) > _HEADER_VALUE_CHARACTERS or _HEADER_VALUE.fullmatch(value) is None:
-            raise invalid(
+            raise InvalidMember(
                 f"headers.{name}",
                 "A value must be at most 1,024 visible ASCII characters, with spaces and tabs only between them.",
             )
@@ -85,7 +65,7 @@ def check_catch_up(since: datetime.datetime, now: datetime.datetime) -> None:
     """Reject a time in the future.
 
     Raises:
-        ApiError: `invalid_request`.
+        InvalidMember: one of them is invalid.
     """
     if since > now:
-        raise invalid("catch_up_since", "The time must be in the past.")
+        raise InvalidMember("catch_up_since", "The time must be in the past.")

@@ -1,1 +1,1 @@
-"""The door: a file per resource. Knows ASGI, and no SQL."""
+"""The HTTP API: operations, their handlers and types. It contains no SQL, and never imports delivery."""

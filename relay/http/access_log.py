@@ -1,4 +1,4 @@
-"""Which requests are logged, and what is said of them."""
+"""The access log: requests that failed or were slow, and a sample of the others."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ SLOW_S: Final = 1.0
 
 
 class AccessLog:
-    """One line for a request that failed, was slow, or is in the sample; none for any other.
+    """Logs one line for a request that failed, was slow, or is in the sample.
 
-    Failed is what we could not do: 5xx, 408, and what the database refused. Other answers of 4xx are the caller's own
-    affair, and a flood of them must not fill a disk: they are there at debug.
+    Failed means a failure of our own: 5xx, 408, and values that the database rejects. Other 4xx are logged at debug,
+    because a flood of them must not fill a disk.
 
     Args:
         sample: the share of the other requests that is logged, from 0 to 1.
-        clients: who knows the client behind a proxy; None where there is none.
+        clients: tells the client behind a proxy; None without proxies.
     """
 
     def __init__(self, sample: float, clients: TrustedProxies | None = None) -> None:
@@ -32,23 +32,23 @@ class AccessLog:
         self._clients = clients or TrustedProxies(())
 
     def note(self, scope: Scope, exchange: Exchange, route: str, taken_s: float) -> None:
-        """A request has been answered.
+        """Log a request that has ended, if it is to be logged.
 
-        Without a line, which is nearly always, it takes 0.08 µs of the 50 that a request costs, and the two looks at
-        the clock before it 0.14; a line takes 25, in which nobody is waited for, and one that is left out 9.
+        Without a line, as nearly always, this takes 0.08 µs of the 50 µs of a request, and reading the clock twice
+        0.14 µs. A line takes 25 µs, and one that is rate-limited 9 µs. Nothing waits for output.
 
         Args:
-            scope: the request's.
-            exchange: the same.
-            route: the template of its path.
-            taken_s: from its arrival to the end of its answer.
+            scope: the ASGI scope.
+            exchange: the state of the request.
+            route: the path with parameters in braces.
+            taken_s: the time from the request's arrival to the end of the response.
         """
-        status = exchange.answered
+        status = exchange.status
         sampled = self._sample > 0 and random.random() < self._sample  # noqa: S311 - it keeps no secret
-        if status < 400 and taken_s < SLOW_S and not sampled and exchange.trouble is None:
+        if status < 400 and taken_s < SLOW_S and not sampled and exchange.failure is None:
             return
         level = logging.INFO
-        if exchange.trouble is not None or status >= 500 or status == 408:
+        if exchange.failure is not None or status >= 500 or status == 408:
             event = "request_failed"
             if status != 408:
                 level = logging.ERROR if status == 500 else logging.WARNING
@@ -70,17 +70,17 @@ def _facts(scope: Scope, exchange: Exchange, route: str, taken_s: float, client:
         "organization_id": None if exchange.tenant is None else str(exchange.tenant.organization_id),
         "method": scope["method"],
         "route": route,
-        "status": exchange.answered,
+        "status": exchange.status,
         "code": exchange.code,
         "duration_ms": round(taken_s * 1000, 1),
         "request_bytes": int(declared) if declared.isdigit() and len(declared) < 20 else None,
         "client": client or None,
     }
-    return {name: fact for name, fact in facts.items() if fact is not None} | dict(exchange.trouble or {})
+    return {name: fact for name, fact in facts.items() if fact is not None} | dict(exchange.failure or {})
 
 
 def _trace_id(exchange: Exchange) -> str | None:
-    """Of the trace that the request's span is in, which may have begun here; without one, of the caller's."""
+    """Return the id of the trace that the request's span is in; without a span, of the caller's trace."""
     header = exchange.headers.get(b"traceparent")
     if exchange.trace is not None:
         header = exchange.trace.traceparent.encode("ascii")

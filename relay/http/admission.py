@@ -1,4 +1,4 @@
-"""Who may come in, and how often."""
+"""Admission: API key, rate limit, scope and bulkhead, before the body is read."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from relay.http.exchange import NO_STORE, Exchange
 from relay.limits import Decision, Limits
 from relay.telemetry.metrics import Metrics
 
-#: A rejected request costs a token for each so many bytes of its body.
+#: A rejected request costs one token for each of this many bytes of its body.
 CHARGED_BYTES: Final = 4096
 
 
 class Admission:
-    """Key first, then the limit, then what the organization has under way: all before a byte of the body is read.
+    """Checks the key, then the rate limit, then the scope and the bulkhead.
 
     Args:
-        guard: knows keys.
-        limiter: knows limits.
-        crowd: knows what is under way.
+        authenticator: verifies keys.
+        limiter: decides on rate limits.
+        bulkheads: limit what is in progress.
         metrics: where to count the limiter's decisions.
     """
 
-    def __init__(self, guard: Authenticator, limiter: Limits, bulkheads: Bulkheads, metrics: Metrics) -> None:
-        self._guard = guard
+    def __init__(self, authenticator: Authenticator, limiter: Limits, bulkheads: Bulkheads, metrics: Metrics) -> None:
+        self._authenticator = authenticator
         self._limiter = limiter
         self._bulkheads = bulkheads
         decisions = metrics.counter(
@@ -34,69 +34,69 @@ class Admission:
         )
         self._allowed, self._limited = decisions.labels("allowed"), decisions.labels("limited")
 
-    async def admit(self, exchange: Exchange, needs: str | None, *, turn: bool = True) -> Tenant:
-        """The caller, whose request has been paid for.
+    async def admit(self, exchange: Exchange, scope: str | None, *, permit: bool = True) -> Tenant:
+        """Admit a request, and return its caller. The request is charged.
 
         Args:
-            exchange: the request.
-            needs: the scope that the route needs; None for any.
-            turn: whether the route uses the pool of connections, and so waits for a turn of its organization; it has it
-                until its answer. Not for what commits with others, nor for what waits for somebody else.
+            exchange: the state of the request.
+            scope: the scope that the operation requires; None for any.
+            permit: True waits for a permit of the organization for the connection pool, held until the response. False
+                for what commits in groups, and for what waits for something else.
 
         Raises:
-            ApiError: `missing_api_key`, `invalid_api_key`, `insufficient_scope`, `rate_limited`,
-                `too_many_requests_waiting`, `database_unavailable`.
+            ApiError: `insufficient_scope`, `rate_limited`, `too_many_requests_waiting`.
+            AuthError: the key is missing or rejected.
+            DatabaseUnavailable: the key has to be looked up and the lookup fails.
         """
         key = exchange.headers.get(b"x-api-key")
-        tenant = self._guard.known(key) if key is not None else None
+        tenant = self._authenticator.known(key) if key is not None else None
         if tenant is None:
-            tenant = await self._guard.admit(key, None)
+            tenant = await self._authenticator.authenticate(key)
         exchange.tenant = tenant
-        allowance = self._limiter.try_spend(tenant.organization_id, tenant.tier)
-        if allowance is None:
-            allowance = await self._limiter.spend(tenant.organization_id, tenant.tier)
-        headers = allowance.headers
-        # Of the other methods' answers caches keep nothing that does not tell them to (RFC 9111, section 3).
+        decision = self._limiter.try_spend(tenant.organization_id, tenant.tier)
+        if decision is None:
+            decision = await self._limiter.spend(tenant.organization_id, tenant.tier)
+        headers = decision.headers
+        # Caches store responses to POST only if told to (RFC 9111, section 3).
         exchange.limit_headers = headers if exchange.method == "POST" else (*headers, NO_STORE)
-        if not allowance.allowed:
+        if not decision.allowed:
             self._limited.add()
-            raise ApiError("rate_limited", retry_after_s=allowance.retry_after_s)
+            raise ApiError("rate_limited", retry_after_s=decision.retry_after_s)
         self._allowed.add()
-        if needs is not None and needs not in tenant.scopes:
+        if scope is not None and scope not in tenant.scopes:
             raise ApiError("insufficient_scope")
         exchange.bulkhead = self._bulkheads.enter(tenant.organization_id)
-        if turn:
-            await exchange.bulkhead.take_turn()
-            exchange.has_turn = True
+        if permit:
+            await exchange.take_permit()
         return tenant
 
-    async def charge_refused(self, exchange: Exchange) -> None:
-        """Charge a request that is rejected for what was read of its body, beyond what it has paid for: a token for
-        each 4 KiB. Where fewer are left, all of them: the next request waits, and not for longer than one of its own
-        rate would.
+    async def charge_rejected(self, exchange: Exchange) -> None:
+        """Charge a rejected request for what was read of its body: a token for each 4 KiB after the first.
+
+        If fewer tokens are left, they are all spent. The next request then waits as it would at the rate limit.
         """
         tenant, size = exchange.tenant, exchange.body_read_bytes
         exchange.body_read_bytes = 0
         if tenant is None or size <= CHARGED_BYTES:
             return
         left = await self._spend(tenant, 0)
-        allowance = await self._spend(tenant, min((size - 1) // CHARGED_BYTES, left.remaining))
-        exchange.limit_headers = allowance.headers
+        decision = await self._spend(tenant, min((size - 1) // CHARGED_BYTES, left.remaining))
+        exchange.limit_headers = decision.headers
 
     async def _spend(self, tenant: Tenant, cost: int) -> Decision:
-        allowance = self._limiter.try_spend(tenant.organization_id, tenant.tier, cost)
-        return allowance or await self._limiter.spend(tenant.organization_id, tenant.tier, cost)
+        decision = self._limiter.try_spend(tenant.organization_id, tenant.tier, cost)
+        return decision or await self._limiter.spend(tenant.organization_id, tenant.tier, cost)
 
     async def charge(self, exchange: Exchange, tenant: Tenant, events: int) -> None:
-        """Pay for the events of a batch, the first of which has been paid for at the door.
+        """Charge the events of a batch. The first was charged by `admit`.
 
         Raises:
-            ApiError: `batch_over_limit` when even a full allowance would not do, `rate_limited`.
+            ApiError: `batch_over_limit` if the batch exceeds the burst of the rate limit, or `rate_limited`.
         """
-        allowance = await self._spend(tenant, events - 1)
-        exchange.limit_headers = allowance.headers
-        (self._allowed if allowance.allowed else self._limited).add()
-        if events > allowance.limit:
-            raise ApiError("batch_over_limit", details=(Detail("body", f"At most {allowance.limit} events."),))
-        if not allowance.allowed:
-            raise ApiError("rate_limited", retry_after_s=allowance.retry_after_s)
+        decision = await self._spend(tenant, events - 1)
+        exchange.limit_headers = decision.headers
+        (self._allowed if decision.allowed else self._limited).add()
+        if events > decision.limit:
+            raise ApiError("batch_over_limit", details=(Detail("body", f"At most {decision.limit} events."),))
+        if not decision.allowed:
+            raise ApiError("rate_limited", retry_after_s=decision.retry_after_s)

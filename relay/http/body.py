@@ -1,4 +1,4 @@
-"""Reading a request's body: how much, of what kind, and how slowly."""
+"""Request bodies: limits of size, media type and time."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any, Final
 
 import msgspec
 
-from relay.errors import ApiError
+from relay.errors import ApiError, of_document
 from relay.http.exchange import Exchange
-from relay.http.schemas.common import EmptyObject
 from relay.runtime.service import Service
 from relay.values import json_documents
-from relay.values.json_documents import Kind
+from relay.values.document_errors import DocumentError
+from relay.values.json_documents import Document
 
 BETWEEN_BYTES_S: Final = 10.0
 WHOLE_BODY_S: Final = 30.0
-_LOOK_EVERY_S: Final = 0.5
+_CHECK_EVERY_S: Final = 0.5
 
 SMALL_BODY_BYTES: Final = 64 * 1024
 DROPPED_BYTES: Final = 8 * 1024 * 1024
 DROPPED_S: Final = 2.0
-# By then the server has written the head of a response.
+# The server has written the head of a response by then.
 _WRITTEN_S: Final = 0.02
-# A body that was too slow before is not waited for as long.
+# The same for a body that was too slow.
 SLOW_DROPPED_S: Final = 0.5
 
-# What is left to bodies under way once the process was told to stop.
+# The time limits of bodies once the process is stopping.
 _LAST_BETWEEN_BYTES_S: Final = 1.0
 _LAST_S: Final = 5.0
 
@@ -43,27 +43,29 @@ class _Reading:
 
 
 class BodyReader(Service):
-    """Ends bodies that come too slowly: one look at all of them twice a second, because a timer a request costs more
-    than the rest of reading a small body. Entering starts it; leaving stops it.
+    """Reads bodies, and ends those that arrive too slowly.
+
+    All of them are checked twice a second. A timer for each would cost more than the rest of reading a small body.
+    Entering starts the check. Leaving stops it.
     """
 
     def __init__(self, *, between_bytes_s: float = BETWEEN_BYTES_S, whole_body_s: float = WHOLE_BODY_S) -> None:
         self._between_bytes_s = between_bytes_s
         self._whole_body_s = whole_body_s
         self._ends_at = math.inf
-        # Asked for at each request it is a system call until Python 3.12.
+        # Getting the loop takes a system call before Python 3.12.
         self._loop = asyncio.get_running_loop()
         self._readings: set[_Reading] = set()
 
     def stop(self) -> None:
-        """From now on bodies have little time, so that a client that sends nothing does not hold up the stop."""
+        """Shorten the time limits, so that a client that sends nothing does not delay the stop."""
         self._between_bytes_s = min(self._between_bytes_s, _LAST_BETWEEN_BYTES_S)
         self._ends_at = time.monotonic() + _LAST_S
 
     async def run(self) -> None:
-        """Look for bodies that are overdue."""
+        """Cancel the readings that are overdue."""
         while True:
-            await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.sleep(_CHECK_EVERY_S)
             now = time.monotonic()
             for reading in self._readings:
                 silent = now - reading.last > self._between_bytes_s
@@ -73,12 +75,12 @@ class BodyReader(Service):
                     reading.task.cancel()
 
     async def read(self, exchange: Exchange, limit_bytes: int, media_types: frozenset[bytes] | None = None) -> bytes:
-        """The whole body of a request.
+        """Return the whole body of a request.
 
         Args:
-            exchange: whose.
-            limit_bytes: the most that is taken; a declared length beyond it is refused before a byte is read.
-            media_types: what `Content-Type` may be when there is a body; JSON without it.
+            exchange: the state of the request.
+            limit_bytes: the size limit. A larger Content-Length is rejected before a byte is read.
+            media_types: the media types that a body may have; None for JSON. Without Content-Type it is JSON.
 
         Raises:
             ApiError: `body_too_large`, `body_timeout`, `body_incomplete`, `unsupported_media_type`,
@@ -91,7 +93,7 @@ class BodyReader(Service):
         if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
             raise ApiError("unsupported_encoding")
         kind_ok = _is_media_type(headers.get(b"content-type"), media_types or JSON_TYPES)
-        # A CloudEvent in binary mode has its attributes in headers, and would be read as what it is not.
+        # A CloudEvent in binary mode has its attributes in headers. Its body alone would be misread.
         kind_ok = kind_ok and not (b"ce-specversion" in headers or b"ce-id" in headers or b"ce-type" in headers)
         if not kind_ok and declared:
             raise _unsupported(exchange, media_types or JSON_TYPES)
@@ -101,17 +103,6 @@ class BodyReader(Service):
             if error.kind.code != "unsupported_media_type":
                 raise
             raise _unsupported(exchange, media_types or JSON_TYPES) from None
-
-    async def read_nothing(self, exchange: Exchange) -> bytes:
-        """The body of a request that needs none: empty, or an empty object.
-
-        Raises:
-            ApiError: as `read` and `decode`.
-        """
-        body = await self.read(exchange, SMALL_BODY_BYTES)
-        if body:
-            decode(body, _nothing)
-        return body
 
     async def _read(self, exchange: Exchange, limit_bytes: int, declared: int | None) -> bytes:
         if declared:
@@ -128,8 +119,8 @@ class BodyReader(Service):
                 raise _too_much(limit_bytes)
             if declared is None:
                 exchange.hold(len(body))
-            # Granian says `more_body` of a body that is all there; to ask for its end is another way to its runtime and
-            # back (measured: 15 of 74 microseconds a request).
+            # Granian sets `more_body` on a complete body too. Asking it for the end is a round trip to its runtime
+            # (measured: 15 of 74 microseconds a request).
             if len(body) == declared or not message.get("more_body", False):
                 exchange.body_ended = True
                 return body
@@ -162,31 +153,30 @@ class BodyReader(Service):
             self._readings.discard(reading)
 
 
-# Required of every CloudEvent in binary mode, `ce-source` besides.
+# Headers of every CloudEvent in binary mode, besides `ce-source`.
 _CLOUD_EVENT: Final = (b"ce-specversion", b"ce-id", b"ce-type")
 JSON_TYPES: Final = frozenset((b"application/json",))
-_nothing: Final = msgspec.json.Decoder(EmptyObject)
 
 
 def _incomplete(exchange: Exchange) -> ApiError:
-    # The client may have closed its half only, or sent a chunk that is none: it still reads our answer.
+    # The client may have closed only its half, or sent an invalid chunk. It still reads the response.
     exchange.body_ended = True
     return ApiError("body_incomplete", close=True)
 
 
-def _unsupported(exchange: Exchange, taken: frozenset[bytes]) -> ApiError:
-    """Say what came and what is taken. curl sends JSON as a form unless it is told otherwise."""
-    came = exchange.headers.get(b"content-type", b"")[:100].decode("ascii", "backslashreplace")
-    wanted = " or ".join(sorted(kind.decode("ascii") for kind in taken))
+def _unsupported(exchange: Exchange, accepted: frozenset[bytes]) -> ApiError:
+    """Return the error that names the media type and the accepted ones. curl labels JSON as a form by default."""
+    given = exchange.headers.get(b"content-type", b"")[:100].decode("ascii", "backslashreplace")
+    wanted = " or ".join(sorted(kind.decode("ascii") for kind in accepted))
     if any(name in exchange.headers for name in _CLOUD_EVENT):
-        sentence = f"CloudEvents in binary mode (`ce-` headers) are not taken; send the body as {wanted}."
+        sentence = f"CloudEvents in binary mode (`ce-` headers) are not supported. Send the body as {wanted}."
     else:
-        sentence = f"Send the body as {wanted}, not as `{came}`; curl needs -H 'Content-Type: application/json'."
+        sentence = f"Send the body as {wanted}, not as `{given}`; curl needs -H 'Content-Type: application/json'."
     return ApiError("unsupported_media_type", sentence=sentence)
 
 
 def _too_much(limit_bytes: int) -> ApiError:
-    # With no room at all the body was of a kind that is not taken, and only an empty one would have passed.
+    # A limit of 0 means an unsupported media type.
     return ApiError("body_too_large" if limit_bytes else "unsupported_media_type")
 
 
@@ -197,20 +187,22 @@ def _declared_length(headers: dict[bytes, bytes]) -> int | None:
     return int(given[:20]) if given.isdigit() else None
 
 
-def _is_media_type(given: bytes | None, taken: frozenset[bytes]) -> bool:
-    if given is None or given in taken:
+def _is_media_type(given: bytes | None, accepted: frozenset[bytes]) -> bool:
+    if given is None or given in accepted:
         return True
-    return given.partition(b";")[0].strip().lower() in taken
+    return given.partition(b";")[0].strip().lower() in accepted
 
 
 def awaits_body(exchange: Exchange) -> bool:
-    """Return whether some of a request's body may still come."""
+    """Return whether some of a request's body may still arrive."""
     return not exchange.body_ended and _declared_length(exchange.headers) != 0
 
 
 async def drop_rest(exchange: Exchange, within_s: float = DROPPED_S) -> None:
-    """Read and drop what is left of a refused body, up to 8 MiB or `within_s`, so that the client sees the answer and
-    not a broken pipe. With `Expect: 100-continue` most clients wait for our word and never send it; some do not wait.
+    """Read and drop the rest of a rejected body, up to 8 MiB or `within_s`.
+
+    Otherwise the client would see a broken pipe instead of the response. With `Expect: 100-continue` most clients wait
+    for a 100 and never send the body. Some do not wait.
     """
     if not awaits_body(exchange):
         return
@@ -219,25 +211,28 @@ async def drop_rest(exchange: Exchange, within_s: float = DROPPED_S) -> None:
     try:
         async with asyncio.timeout(within_s):
             if b"expect" in exchange.headers:
-                # To ask for the body before the response is written would be the word that the client waits for.
+                # Asking for the body before the response is written would send the 100 that the client waits for.
                 await asyncio.sleep(_WRITTEN_S)
             while dropped <= DROPPED_BYTES:
                 message = await exchange.receive()
                 size = len(message.get("body", b""))
                 dropped += size
                 exchange.body_read_bytes += size
-                # As in reading: to ask for the end of what is all there costs as much as the rest of a refusal.
+                # As in `_read`: asking for the end of a complete body costs as much as the rest of a rejection.
                 if dropped == declared or message["type"] == "http.disconnect" or not message.get("more_body", False):
                     return
     except TimeoutError:
         return
 
 
-def decode(body: bytes, decoder: msgspec.json.Decoder[Kind]) -> Kind:
-    """A body as the type that a decoder stands for.
+def decode(body: bytes, decoder: msgspec.json.Decoder[Document]) -> Document:
+    """Return a body as the type of the decoder.
 
     Raises:
         ApiError: `invalid_utf8`, `malformed_json`, `invalid_request` or `too_deep`.
     """
-    json_documents.check_utf8(body)
-    return json_documents.decode(decoder, body)
+    try:
+        json_documents.check_utf8(body)
+        return json_documents.decode(decoder, body)
+    except DocumentError as error:
+        raise of_document(error) from None

@@ -1,5 +1,6 @@
-"""What each organization has under way in this process, so that none takes what all share: the connections to
-PostgreSQL, and memory for bodies that come and answers that go.
+"""Bulkheads: limits on what one organization may have in progress in this process.
+
+They protect what all organizations share: connections to PostgreSQL, and memory for bodies and responses.
 """
 
 from __future__ import annotations
@@ -13,30 +14,30 @@ from uuid import UUID
 from relay.errors import ApiError
 from relay.http.encoding import Compressor
 
-#: Requests of one organization that may be under way.
+#: The limit of requests of one organization that are in progress.
 REQUESTS: Final = 1_000
-#: Requests that may wait for their turn at the database, and for how long.
+#: The limit of requests that wait for a permit for the connection pool, and of their wait.
 WAITING: Final = 64
 WAIT_S: Final = 5.0
-# A large answer is 8 MiB and a bit; while so many are on their way a further one keeps its turn.
+# A large response is a little over 8 MiB. While so many are being sent, another one keeps its permit.
 _LARGE_ANSWERS: Final = 4
-_TURNS: Final = 8
-# Bytes of pages that are read, encoded or on their way: of one organization, and of all. A page that finds no more room
-# is as small as this.
+_PERMITS: Final = 8
+# Limits of the bytes of pages that are being read, encoded or sent, of one organization and of all. A page may always
+# have `_LEAST_PAGE`.
 _PAGES_OF_ONE: Final = 16 * 1024 * 1024
 _PAGES_OF_ALL: Final = 64 * 1024 * 1024
 _LEAST_PAGE: Final = 512 * 1024
 
 
 class Bulkhead:
-    """The requests of one organization. Made by `Bulkheads.enter`; every enter ends with a `leave`."""
+    """The requests of one organization. `Bulkheads.enter` makes it, and `leave` ends each `enter`."""
 
     __slots__ = (
         "_bulkheads",
         "_organization_id",
         "_packing",
+        "_permits",
         "_sending",
-        "_turns",
         "_waiting",
         "body_bytes",
         "page_bytes",
@@ -46,18 +47,18 @@ class Bulkhead:
     def __init__(self, bulkheads: Bulkheads, organization_id: UUID) -> None:
         self._bulkheads = bulkheads
         self._organization_id = organization_id
-        self._turns: asyncio.Semaphore | None = None
+        self._permits: asyncio.Semaphore | None = None
         self._sending: asyncio.Semaphore | None = None
         self._waiting = 0
         self.requests = 0
-        #: Bytes of bodies that are being read, or that have been and wait for their commit.
+        #: Bytes of bodies that are being read or wait for their commit.
         self.body_bytes = 0
         #: Bytes of pages that are being read or sent.
         self.page_bytes = 0
         self._packing = False
 
     def leave(self, held_bytes: int, page_bytes: int = 0) -> None:
-        """A request has ended, which held so much of its body and of a page."""
+        """Release what a request holds of bodies and pages. It has ended."""
         self.body_bytes -= held_bytes
         self.take_page(-page_bytes)
         self.requests -= 1
@@ -65,11 +66,11 @@ class Bulkhead:
             self._bulkheads.forget(self._organization_id)
 
     def hold(self, size: int, held_bytes: int) -> None:
-        """Count `size` bytes of a body. One that is alone may be as large as its route allows.
+        """Count `size` bytes of a body. A body that is alone may be as large as its route allows.
 
         Args:
-            size: how many are new.
-            held_bytes: how many of `body_bytes` are this request's, the new ones too.
+            size: the number of new bytes.
+            held_bytes: the bytes of this request in `body_bytes`, the new ones included.
 
         Raises:
             ApiError: `too_many_requests_waiting`.
@@ -79,12 +80,12 @@ class Bulkhead:
             raise _too_many()
 
     def page_room(self, most: int) -> int:
-        """Return how large a page may be: `most`, or what is left of what this organization and all may have."""
+        """Return the size limit of a page: `most`, or what the limits of this organization and of all leave."""
         left = min(_PAGES_OF_ONE - self.page_bytes, _PAGES_OF_ALL - self._bulkheads.page_bytes)
         return min(most, max(left, _LEAST_PAGE))
 
     def take_page(self, size: int) -> None:
-        """Count bytes of a page, or count them no longer if `size` is negative."""
+        """Count bytes of a page. A negative `size` releases them."""
         self.page_bytes += size
         self._bulkheads.page_bytes += size
 
@@ -92,7 +93,7 @@ class Bulkhead:
         """Compress a body in a thread: one at a time for an organization, and few in all.
 
         Returns:
-            None where others are being compressed: it goes as it is.
+            None if others are being compressed. The body is sent uncompressed then.
         """
         if self._packing:
             return None
@@ -102,37 +103,37 @@ class Bulkhead:
         finally:
             self._packing = False
 
-    async def take_turn(self) -> None:
-        """Wait until this request may use the pool of connections; to be ended with `end_turn`.
+    async def take_permit(self) -> None:
+        """Wait for a permit for the connection pool. `release_permit` returns it.
 
         Raises:
             ApiError: `too_many_requests_waiting`.
         """
-        turns = self._turns
-        if turns is None:
-            turns = self._turns = asyncio.Semaphore(self._bulkheads.turns)
-        if not turns.locked():
-            await turns.acquire()
+        permits = self._permits
+        if permits is None:
+            permits = self._permits = asyncio.Semaphore(self._bulkheads.permits)
+        if not permits.locked():
+            await permits.acquire()
             return
         if self._waiting >= WAITING:
             raise _too_many()
         self._waiting += 1
         try:
             async with asyncio.timeout(WAIT_S):
-                await turns.acquire()
+                await permits.acquire()
         except TimeoutError:
             raise _too_many() from None
         finally:
             self._waiting -= 1
 
-    def end_turn(self) -> None:
-        """Let the next one have it."""
-        if self._turns is not None:
-            self._turns.release()
+    def release_permit(self) -> None:
+        """Give the permit to the next request."""
+        if self._permits is not None:
+            self._permits.release()
 
     @asynccontextmanager
     async def sending(self) -> AsyncIterator[None]:
-        """A large answer is on its way, once there are few enough of them."""
+        """Wait until few enough large responses are being sent, and count this one."""
         if self._sending is None:
             self._sending = asyncio.Semaphore(_LARGE_ANSWERS)
         async with self._sending:
@@ -140,29 +141,30 @@ class Bulkhead:
 
 
 class Bulkheads:
-    """All organizations with requests under way; what is bounded is bounded for each, not for each of its keys: an
-    organization can make as many keys as it likes.
+    """The bulkheads of all organizations with requests in progress.
+
+    Limits hold for an organization, not for a key, because it can have many keys.
 
     Args:
-        connections: how many the pool has. One organization uses a quarter of them at most, and 8.
-        body_bytes: how much of bodies one organization may have here.
-        compressor: makes responses smaller; one of its own without it.
+        connections: the size of the pool. One organization uses at most a quarter of it, and at most 8 connections.
+        body_bytes: the limit of bytes of bodies of one organization.
+        compressor: compresses responses; None for one of its own.
     """
 
     def __init__(self, *, connections: int, body_bytes: int, compressor: Compressor | None = None) -> None:
         self.compressor = compressor or Compressor()
         #: Bytes of pages of all organizations.
         self.page_bytes = 0
-        self.turns = max(1, min(_TURNS, connections // 4))
+        self.permits = max(1, min(_PERMITS, connections // 4))
         self.body_bytes = body_bytes
         self._by_organization: dict[UUID, Bulkhead] = {}
 
     def __len__(self) -> int:
-        """How many organizations have requests under way."""
+        """Return how many organizations have requests in progress."""
         return len(self._by_organization)
 
     def enter(self, organization_id: UUID) -> Bulkhead:
-        """Count one more request of an organization; with its `leave` 0.3 µs, 0.7 for the only one of its party.
+        """Count one more request of an organization. With its `leave` this takes 0.3 µs, 0.7 for the only one.
 
         Raises:
             ApiError: `too_many_requests_waiting`.
@@ -176,7 +178,7 @@ class Bulkheads:
         return bulkhead
 
     def forget(self, organization_id: UUID) -> None:
-        """An organization has nothing under way any more."""
+        """Drop the bulkhead of an organization without requests."""
         del self._by_organization[organization_id]
 
 

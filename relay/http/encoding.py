@@ -1,4 +1,4 @@
-"""Content codings of responses: gzip, where the client takes it (RFC 9110, section 12.5.3)."""
+"""Content codings of responses: gzip, if the client accepts it (RFC 9110, section 12.5.3)."""
 
 from __future__ import annotations
 
@@ -8,38 +8,39 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 GZIP: Final = (b"content-encoding", b"gzip")
-#: Caches keep what was compressed apart from what was not.
+#: Makes caches store compressed and plain responses separately.
 VARY: Final = (b"vary", b"Accept-Encoding")
-#: Smaller responses are sent as they are: with their heads they fit into one packet.
+#: Smaller responses are sent uncompressed: with their headers they fit into one packet.
 LEAST_BYTES: Final = 1024
-# The quickest: a page of events becomes two fifths, at 8 ms of a core for each MB. Level 6 takes 21 for a tenth less.
+# The fastest level shrinks a page of events to two fifths, with 8 ms of CPU time for each MB. Level 6 takes 21 ms for a
+# tenth less.
 _LEVEL: Final = 1
 _THREADS: Final = 1
-# So many may wait for a thread.
+# The limit of responses that wait for a thread.
 _WAITING: Final = 4
 
 
 class Compressor:
-    """Compresses responses in a thread; zlib lets others run meanwhile."""
+    """Compresses responses in a thread. zlib releases the GIL."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="compress")
-        self._under_way = 0
+        self._in_progress = 0
 
     async def pack(self, body: bytes) -> bytes | None:
         """Return a body as gzip; None if too many others are waiting, or if it would not become smaller."""
-        if self._under_way >= _THREADS + _WAITING:
+        if self._in_progress >= _THREADS + _WAITING:
             return None
-        self._under_way += 1
+        self._in_progress += 1
         try:
             packed = await asyncio.get_running_loop().run_in_executor(self._threads, compressed, body, _LEVEL)
         finally:
-            self._under_way -= 1
+            self._in_progress -= 1
         return packed if len(packed) < len(body) else None
 
 
 def takes_gzip(accepted: bytes | None) -> bool:
-    """Return whether an `Accept-Encoding` header takes gzip."""
+    """Return whether an `Accept-Encoding` header accepts gzip."""
     if accepted is None or len(accepted) > 1000:
         return False
     weights: dict[bytes, bool] = {}
@@ -55,5 +56,5 @@ def _is_zero(parameter: bytes) -> bool:
 
 
 def compressed(body: bytes, level: int) -> bytes:
-    """Return a body as gzip, the same each time."""
+    """Return a body as gzip, the same bytes each time."""
     return gzip.compress(body, level, mtime=0)

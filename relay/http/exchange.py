@@ -1,4 +1,4 @@
-"""One request and its answer."""
+"""One request and its response."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
 from relay.auth import Tenant
 from relay.errors import ApiError
 from relay.http.bulkhead import Bulkhead
 from relay.http.encoding import GZIP, LEAST_BYTES, VARY, takes_gzip
+from relay.values.json_encoding import encode
 
 _log = logging.getLogger("relay.http")
 
 if TYPE_CHECKING:
+    from relay.http.metrics import RouteMetrics
     from relay.telemetry.traces import Trace
 
 Scope = MutableMapping[str, Any]
@@ -29,51 +29,51 @@ Send = Callable[[Message], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
 JSON: Final = (b"content-type", b"application/json")
-#: What holds a secret, or what only the owner of a key may see, is kept by nobody on the way (RFC 9111, section
-#: 5.2.2.5): X-API-Key is no `Authorization`, which caches know to be private.
+#: Keeps caches from storing secrets and what only the owner of a key may see (RFC 9111, section 5.2.2.5). Caches know
+#: `Authorization` to be private, but not X-API-Key.
 NO_STORE: Final = (b"cache-control", b"no-store")
 
-# An answer up to this size is handed over whole. A larger one goes in pieces, so that one that is not read stays in our
-# hands, and can be dropped: whole, the server would keep it for as long as the client likes.
+# A response up to this size is sent whole. A larger one is sent in pieces, so that it can be dropped if the client does
+# not read it. The server would keep a whole one for as long as the client likes.
 PIECE_BYTES: Final = 64 * 1024
-#: How long the next piece of an answer may wait for its reader, and how long all of them may take.
+#: How long the next piece of a response may wait for its reader, and how long all of them may take.
 UNREAD_S: Final = 10.0
-# Of these a length would be that of another response (RFC 9110, section 8.6).
+WHOLE_RESPONSE_S: Final = 120.0
+# With these a length would describe another response (RFC 9110, section 8.6).
 _NO_LENGTH: Final = frozenset((204, 304))
-WHOLE_ANSWER_S: Final = 120.0
 _VISIBLE: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
 class RequestIds:
-    """Ids for requests that bring none: a prefix of this process and a counter."""
+    """Ids of requests: the caller's, or a prefix of this process and a counter."""
 
     def __init__(self) -> None:
         self._prefix = secrets.token_hex(6).encode("ascii")
         self._next = itertools.count(1).__next__
 
-    def of(self, given: bytes | None) -> bytes:
-        """The caller's id if it is 1 to 128 visible ASCII characters, else a new one."""
+    def choose(self, given: bytes | None) -> bytes:
+        """Return the caller's id if it is 1 to 128 visible ASCII characters, otherwise a new one."""
         if given is not None and _VISIBLE.fullmatch(given):
             return given
         return b"%s-%x" % (self._prefix, self._next())
 
 
 class Exchange:
-    """What the pieces that handle one request share. The endpoint finds it in the scope under `relay`.
+    """The state of one request that admission, body reader, handler and application share; in the scope as `relay`.
 
-    It does not hold the scope: in a circle the server's end of the request would live until the garbage collector comes
-    by, and with it the connection of a body that was not read.
+    It does not hold the scope: in a reference cycle the server's end of the request would live until the garbage
+    collector runs, and with it the connection of a body that was not read.
     """
 
     __slots__ = (
-        "answered",
         "body_ended",
         "body_read_bytes",
         "bulkhead",
-        "closing",
+        "close",
         "code",
         "common_headers",
-        "has_turn",
+        "failure",
+        "has_permit",
         "headers",
         "held_bytes",
         "limit_headers",
@@ -81,140 +81,88 @@ class Exchange:
         "page_bytes",
         "receive",
         "request_id",
+        "route",
         "send",
+        "status",
         "tenant",
         "trace",
-        "trouble",
+        "uncounted_events",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, ids: RequestIds) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, ids: RequestIds, route: RouteMetrics | None = None
+    ) -> None:
         self.receive = receive
         self.send = send
         self.method: str = scope["method"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.request_id = ids.of(self.headers.get(b"x-request-id"))
+        self.request_id = ids.choose(self.headers.get(b"x-request-id"))
+        #: The metrics of the route, once it is found.
+        self.route = route
         #: The RateLimit headers, once the caller's key is known.
         self.limit_headers: Sequence[Header] = ()
-        #: What every answer to this request carries, whatever becomes of it.
+        #: Headers of every response to this request.
         self.common_headers: Sequence[Header] = ()
-        #: The caller's organization among those that have something under way, once the key is known.
+        #: The bulkhead of the caller's organization, once the key is known.
         self.bulkhead: Bulkhead | None = None
-        #: Whether this request keeps one of its party's turns at the database.
-        self.has_turn = False
-        #: How much of its body is counted for its party.
+        #: True while this request holds a permit of its organization for the connection pool.
+        self.has_permit = False
+        #: The bytes of its body that are counted in the bulkhead.
         self.held_bytes = 0
-        #: How much of a page is counted for it.
+        #: The bytes of a page that are counted there.
         self.page_bytes = 0
-        #: Who asks, once their key is known.
+        #: The caller, once the key is known.
         self.tenant: Tenant | None = None
-        #: The status that was answered, or 0, and the code of an error.
-        self.answered = 0
+        #: The status of the response, or 0 before it, and the code of an error.
+        self.status = 0
         self.code: str | None = None
-        #: What has gone wrong in here, as fields of the log.
-        self.trouble: Mapping[str, str] | None = None
-        #: Whether the request's body has been read to its end.
+        #: An internal failure, as fields of the log.
+        self.failure: Mapping[str, str] | None = None
+        #: True once the body has been read to its end.
         self.body_ended = False
-        #: How much of it has come in, and has not been charged yet.
+        #: The bytes of the body that have come in and have not been charged yet.
         self.body_read_bytes = 0
-        #: Where it belongs in a trace, if traces are on.
+        #: The events of the body that group commit does not count yet, if this route posts events.
+        self.uncounted_events = 1
+        #: The request's place in a trace, if traces are on.
         self.trace: Trace | None = None
-        #: Whether the connection ends with this answer.
-        self.closing = False
+        #: True closes the connection after this response.
+        self.close = False
 
-    async def answer(self, status: int, body: bytes, *headers: Header) -> None:
-        """Send a whole answer. A large one that nobody reads is given up, and its connection with it."""
-        await self._begin(status, len(body), headers)
+    async def respond(self, status: int, body: bytes, *headers: Header) -> None:
+        """Send a whole response. A large one that the client does not read is dropped together with its connection."""
+        await self._start(status, len(body), headers)
         if len(body) <= PIECE_BYTES:
             await self.send({"type": "http.response.body", "body": body})
         elif self.bulkhead is None:
-            await self._send_pieces(_pieces(body), len(body))
+            await self._send_pieces(pieces_of(body), len(body))
         else:
             async with self.bulkhead.sending():
-                # Not before: who reads no answer runs out of turns, and of nothing that others need.
-                self.end_turn()
-                await self._send_pieces(_pieces(body), len(body))
+                # Not before: a client that reads no response runs out of permits, and of nothing that others need.
+                self.release_permit()
+                await self._send_pieces(pieces_of(body), len(body))
 
-    async def answer_pieces(self, status: int, pieces: Iterable[bytes], size: int, *headers: Header) -> None:
-        """Send what is kept in pieces already, which are not copied: whoever keeps them bounds who reads them."""
-        await self._begin(status, size, headers)
+    async def respond_pieces(self, status: int, pieces: Iterable[bytes], size: int, *headers: Header) -> None:
+        """Send pieces that many responses share, without a copy. The caller limits how many such responses run."""
+        await self._start(status, size, headers)
         if self.method == "HEAD":
             await self.send({"type": "http.response.body", "body": b""})
         else:
             await self._send_pieces(pieces, size)
 
-    async def _begin(self, status: int, size: int, headers: Sequence[Header]) -> None:
-        self.answered = status
-        fields = [(b"x-request-id", self.request_id), *self.common_headers, *self.limit_headers, *headers]
-        if status not in _NO_LENGTH:
-            fields.append((b"content-length", b"%d" % size))
-        if self.closing:
-            fields.append((b"connection", b"close"))
-        await self.send({"type": "http.response.start", "status": status, "headers": fields})
-
-    async def _send_pieces(self, pieces: Iterable[bytes], unsent: int) -> None:
-        try:
-            async with asyncio.timeout(WHOLE_ANSWER_S):
-                for piece in pieces:
-                    unsent -= len(piece)
-                    async with asyncio.timeout(UNREAD_S):
-                        await self.send({"type": "http.response.body", "body": piece, "more_body": unsent > 0})
-        except TimeoutError:
-            # Shorter than it said, so the server closes the connection.
-            _log.info("answer_not_read", extra={"request_id": self.request_id.decode("ascii"), "unsent": unsent})
-
-    def hold(self, size: int) -> None:
-        """Count `size` bytes more of the body.
-
-        Raises:
-            ApiError: `too_many_requests_waiting`.
-        """
-        if self.bulkhead is not None:
-            self.held_bytes += size
-            self.bulkhead.hold(size, self.held_bytes)
-
-    def end_turn(self) -> None:
-        """Give the turn at the database to the party's next request."""
-        if self.has_turn and self.bulkhead is not None:
-            self.has_turn = False
-            self.bulkhead.end_turn()
-
-    def leave(self) -> None:
-        """The request has come to its end."""
-        if self.bulkhead is not None:
-            self.end_turn()
-            self.bulkhead.leave(self.held_bytes, self.page_bytes)
-            self.bulkhead = None
-
-    def room_for_page(self, most: int) -> int:
-        """Return how many bytes a page may have that is read now, and count them until the request ends."""
-        if self.bulkhead is None:
-            return most
-        room = self.bulkhead.page_room(most)
-        self._count_page(room)
-        return room
-
-    def _count_page(self, size: int) -> None:
-        if self.bulkhead is not None:
-            self.bulkhead.take_page(size - self.page_bytes)
-            self.page_bytes = size
-
-    async def answer_list(self, body: bytes) -> None:
-        """Send a list, compressed where the client takes it. Whoever calls this lets go of what it was made from."""
+    async def respond_list(self, body: bytes) -> None:
+        """Send a list as JSON, compressed if the client accepts that."""
         if self.page_bytes:
             self._count_page(len(body))
         if len(body) > LEAST_BYTES and self.bulkhead is not None and takes_gzip(self.headers.get(b"accept-encoding")):
             packed = await self.bulkhead.packed(body)
             if packed is not None:
-                await self.answer(200, packed, JSON, VARY, GZIP)
+                await self.respond(200, packed, JSON, VARY, GZIP)
                 return
-        await self.answer(200, body, JSON, VARY)
+        await self.respond(200, body, JSON, VARY)
 
-    async def answer_json(self, status: int, value: object, *headers: Header) -> None:
-        """Send a value as compact JSON."""
-        await self.answer(status, msgspec.json.encode(value), JSON, *headers)
-
-    async def fail(self, error: ApiError) -> None:
-        """Send the answer that an error stands for: the one place where errors become answers."""
+    async def respond_error(self, error: ApiError) -> None:
+        """Send the response of an error. Every error becomes a response here."""
         kind = error.kind
         self.code = kind.code
         body: dict[str, object] = {
@@ -232,22 +180,83 @@ class Exchange:
             headers.append((b"retry-after", b"%d" % error.retry_after_s))
         if kind.status == 401:
             headers.append((b"www-authenticate", _CHALLENGES[kind.code]))
-        self.closing = self.closing or error.close
-        await self.answer(kind.status, msgspec.json.encode(body), JSON, *headers)
+        self.close = self.close or error.close
+        await self.respond(kind.status, encode(body), JSON, *headers)
+
+    async def _start(self, status: int, size: int, headers: Sequence[Header]) -> None:
+        self.status = status
+        fields = [(b"x-request-id", self.request_id), *self.common_headers, *self.limit_headers, *headers]
+        if status not in _NO_LENGTH:
+            fields.append((b"content-length", b"%d" % size))
+        if self.close:
+            fields.append((b"connection", b"close"))
+        await self.send({"type": "http.response.start", "status": status, "headers": fields})
+
+    async def _send_pieces(self, pieces: Iterable[bytes], unsent: int) -> None:
+        try:
+            async with asyncio.timeout(WHOLE_RESPONSE_S):
+                for piece in pieces:
+                    unsent -= len(piece)
+                    async with asyncio.timeout(UNREAD_S):
+                        await self.send({"type": "http.response.body", "body": piece, "more_body": unsent > 0})
+        except TimeoutError:
+            # The response is shorter than its Content-Length, so the server closes the connection.
+            _log.info("answer_not_read", extra={"request_id": self.request_id.decode("ascii"), "unsent": unsent})
+
+    def hold(self, size: int) -> None:
+        """Count `size` more bytes of the body.
+
+        Raises:
+            ApiError: `too_many_requests_waiting`.
+        """
+        if self.bulkhead is not None:
+            self.held_bytes += size
+            self.bulkhead.hold(size, self.held_bytes)
+
+    async def take_permit(self) -> None:
+        """Wait for a permit of the organization for the connection pool. It is held until the response, or released.
+
+        Raises:
+            ApiError: `too_many_requests_waiting`.
+        """
+        if self.bulkhead is not None:
+            await self.bulkhead.take_permit()
+            self.has_permit = True
+
+    def release_permit(self) -> None:
+        """Give the permit for the connection pool to the organization's next request."""
+        if self.has_permit and self.bulkhead is not None:
+            self.has_permit = False
+            self.bulkhead.release_permit()
+
+    def release(self) -> None:
+        """Release everything that the request holds in its bulkhead. The request has ended."""
+        if self.bulkhead is not None:
+            self.release_permit()
+            self.bulkhead.leave(self.held_bytes, self.page_bytes)
+            self.bulkhead = None
+
+    def reserve_page(self, most: int) -> int:
+        """Return how many bytes a page may have that is read now, and count them until the request ends."""
+        if self.bulkhead is None:
+            return most
+        size = self.bulkhead.page_room(most)
+        self._count_page(size)
+        return size
+
+    def _count_page(self, size: int) -> None:
+        if self.bulkhead is not None:
+            self.bulkhead.take_page(size - self.page_bytes)
+            self.page_bytes = size
 
 
-def _pieces(body: bytes) -> Iterator[bytes]:
+def pieces_of(body: bytes) -> Iterator[bytes]:
+    """Cut a body into pieces of at most `PIECE_BYTES`, each copied only when it is sent."""
     view = memoryview(body)
     return (bytes(view[begin : begin + PIECE_BYTES]) for begin in range(0, len(body), PIECE_BYTES))
 
 
-def of(scope: Scope) -> Exchange:
-    """The exchange that a scope belongs to."""
-    exchange: Exchange = scope["relay"]
-    return exchange
-
-
-# Which member a 422 without details of its own is about.
+# The member that a 422 without details is about.
 _FIELDS: Final = {
     "too_deep": "payload",
     "invalid_cursor": "cursor",
@@ -256,7 +265,7 @@ _FIELDS: Final = {
     "tier_not_allowed": "tier",
     "invalid_url": "webhook_url",
 }
-# RFC 9110, section 11.6.1: a 401 names a way to authenticate.
+# RFC 9110, section 11.6.1: a 401 names an authentication scheme.
 _CHALLENGES: Final = {
     "missing_api_key": b'ApiKey realm="relay"',
     "invalid_api_key": b'ApiKey realm="relay"',

@@ -1,4 +1,4 @@
-"""What is wrong with a request by its head alone: headers that are missing or repeated, and pages of other origins."""
+"""Checks of request headers: missing or repeated ones, and requests from pages of other origins."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from relay.errors import ApiError
 from relay.http.cors import Cors
 from relay.http.exchange import Scope
 
-# Of which one value counts. Servers and proxies disagree on which of two that would be.
+# Headers that may occur once. Servers and proxies disagree on which of two values counts.
 _ONCE: Final = frozenset((b"content-type", b"content-encoding", b"idempotency-key", b"authorization"))
 _SAFE: Final = frozenset(("GET", "HEAD", "OPTIONS"))
-# How a browser names a request that no other site has made (Fetch Metadata, section 2.4).
+# Sec-Fetch-Site of requests that no other site made (Fetch Metadata, section 2.4).
 _OWN_SITE: Final = (b"same-origin", b"none")
 
 
 def check_headers(scope: Scope, headers: Mapping[bytes, bytes]) -> None:
-    """Reject a request without Host, or with headers twice that may come once.
+    """Reject a request without Host, or with a repeated header that may occur once.
 
     Args:
-        scope: the request's; its headers as they came.
-        headers: the same by name.
+        scope: the ASGI scope.
+        headers: its headers by name.
 
     Raises:
         ApiError: `invalid_headers` or, with two keys, `invalid_api_key`.
     """
-    # Granian puts an empty one where there is none; without it only an absolute request target names a host.
+    # Granian adds an empty Host if there is none. Only an absolute request target names a host then.
     if not headers.get(b"host") and scope["http_version"] == "1.1":
         raise ApiError("invalid_headers")
     if len(headers) == len(scope["headers"]):
@@ -45,8 +45,9 @@ def check_headers(scope: Scope, headers: Mapping[bytes, bytes]) -> None:
 
 
 def check_origin(method: str, headers: Mapping[bytes, bytes], cors: Cors | None) -> None:
-    """Reject what a browser sends for a page of another origin. A page needs no leave to send some requests, only to
-    read what comes back.
+    """Reject a request that a browser sends for a page of another origin.
+
+    A page needs no permission to send some requests, only to read the responses.
 
     Raises:
         ApiError: `cross_site_request`.

@@ -1,4 +1,4 @@
-"""JSON schemas as generators of clients understand them: one way to say null, and a type for every enumeration."""
+"""JSON schemas in a form that client generators understand: one form of null, and a type for every enumeration."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ _TYPES: Final = {str: "string", bool: "boolean", int: "integer", float: "number"
 
 
 def simplify(schema: Schema) -> Schema:
-    """Return the same schema with `type: [x, "null"]` instead of an `anyOf` with null, types for enumerations, numbers
-    of double precision, and without defaults of null.
+    """Return the same schema in a simpler form.
+
+    It has `type: [x, "null"]` instead of an `anyOf` with null, types for enumerations, numbers of double precision, and
+    no defaults of null.
     """
     found: Schema = {}
     for name, value in schema.items():
@@ -44,7 +46,7 @@ def simplify(schema: Schema) -> Schema:
 
 
 def without_null(schema: Schema) -> Schema:
-    """Return the schema of a query parameter: null cannot be written in a URL."""
+    """Return the schema of a query parameter, without null, which a URL cannot contain."""
     found = dict(schema)
     if isinstance(found.get("type"), list):
         (found["type"],) = (kind for kind in found["type"] if kind != "null")
@@ -54,8 +56,9 @@ def without_null(schema: Schema) -> Schema:
 
 
 def defaults_in_words(schema: Schema) -> Schema:
-    """Return the schema of a body with the defaults of its members in their descriptions: generators take a member
-    with a default for one that is always there, and ask for it.
+    """Return the schema of a body with the defaults of its members in their descriptions.
+
+    Generators treat a member with a default as required.
     """
     members: Schema = {}
     for name, member in schema.get("properties", {}).items():

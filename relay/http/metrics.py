@@ -1,72 +1,82 @@
-"""The metrics of requests. A label is never what a caller wrote: routes, methods and statuses are our own."""
+"""Metrics of requests. No label holds text that a caller wrote: routes, methods and statuses are our own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from relay.telemetry.event_counter import events_rejected
 from relay.telemetry.metrics import WAITS_S, Counter, CounterChild, Histogram, HistogramChild, Metrics
 
 
 class RouteMetrics:
-    """What has come to one method of one route; shown from the first request on.
+    """The metrics of one method of one route, shown from the first request on.
 
     Args:
         method: its label.
-        route: its label, parameters in braces.
-        requests: counts.
-        seconds: the same.
+        path: the path with parameters in braces, its label.
+        requests: counts requests.
+        seconds: their durations.
+        posts_events: True if an error of this route means that events were rejected.
     """
 
-    __slots__ = ("_requests", "_seconds", "_spread", "_statuses", "method", "route")
+    __slots__ = ("_durations", "_requests", "_seconds", "_statuses", "method", "path", "posts_events")
 
-    def __init__(self, method: str, route: str, requests: Counter, seconds: Histogram) -> None:
+    def __init__(
+        self, method: str, path: str, requests: Counter, seconds: Histogram, *, posts_events: bool = False
+    ) -> None:
         self.method = method
-        self.route = route
+        self.path = path
+        self.posts_events = posts_events
         self._requests = requests
         self._seconds = seconds
-        self._spread: HistogramChild | None = None
+        self._durations: HistogramChild | None = None
         self._statuses: dict[int, CounterChild] = {}
 
-    def passed(self, status: int, seconds: float) -> None:
-        """A request has been answered, or with status 0 left without an answer; 0.5 µs."""
-        tally = self._statuses.get(status)
-        if tally is None:
-            tally = self._statuses[status] = self._requests.labels(self.method, self.route, str(status))
-        tally.add()
-        spread = self._spread
-        if spread is None:
-            spread = self._spread = self._seconds.labels(self.method, self.route)
-        spread.observe(seconds)
+    def observe(self, status: int, seconds: float) -> None:
+        """Count a request that has ended. Status 0: it got no response. This takes 0.5 µs."""
+        count = self._statuses.get(status)
+        if count is None:
+            count = self._statuses[status] = self._requests.labels(self.method, self.path, str(status))
+        count.add()
+        durations = self._durations
+        if durations is None:
+            durations = self._durations = self._seconds.labels(self.method, self.path)
+        durations.observe(seconds)
 
 
 class RequestMetrics:
-    """The requests of one port.
+    """The metrics of the requests of one port.
 
     Args:
         metrics: of the process.
-        under_way: reads how many requests are not answered yet.
+        in_flight: reads how many requests have no response yet.
     """
 
-    def __init__(self, metrics: Metrics, under_way: Callable[[], int]) -> None:
-        self._requests = metrics.counter("relay_http_requests", "Requests answered.", "method", "route", "status")
+    def __init__(self, metrics: Metrics, in_flight: Callable[[], int]) -> None:
+        self._requests = metrics.counter(
+            "relay_http_requests", "Requests with a response.", "method", "route", "status"
+        )
         self._seconds = metrics.histogram(
             "relay_http_request_duration_seconds",
-            "From the head of a request to the end of its answer, its body and its waiting included.",
+            "Time from the head of a request to the end of its response, with its body and all waits.",
             WAITS_S,
             "method",
             "route",
         )
-        self._refusals = metrics.counter(
-            "relay_http_refusals", "Requests answered with an error, by the code of the answer.", "code"
+        self._rejections = metrics.counter(
+            "relay_http_refusals", "Requests with an error response, by its code.", "code"
         )
-        metrics.gauge("relay_http_requests_in_flight", "Requests that are not answered yet.", under_way)
-        #: What is no route of ours, or is none for its method.
-        self.nowhere = self.way("other", "other")
+        metrics.gauge("relay_http_requests_in_flight", "Requests without a response yet.", in_flight)
+        self._events_rejected = events_rejected(metrics)
+        #: The metrics of requests that match no route, or a route but not its methods.
+        self.unmatched = self.route("other", "other")
 
-    def way(self, method: str, route: str) -> RouteMetrics:
-        """A method of a route."""
-        return RouteMetrics(method, route, self._requests, self._seconds)
+    def route(self, method: str, path: str, *, posts_events: bool = False) -> RouteMetrics:
+        """Return the metrics of one method of a route."""
+        return RouteMetrics(method, path, self._requests, self._seconds, posts_events=posts_events)
 
-    def refused(self, code: str) -> None:
-        """A request is answered with this error."""
-        self._refusals.add(1, code)
+    def rejected(self, route: RouteMetrics, code: str, events: int) -> None:
+        """Count a request that gets an error, and its events if its route posts events."""
+        self._rejections.add(1, code)
+        if route.posts_events and events:
+            self._events_rejected.add(events, code)

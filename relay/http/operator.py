@@ -1,4 +1,4 @@
-"""The operator's tokens, and a limit on wrong ones from one address."""
+"""Gates, which admit requests without an API key: the operator's tokens, and signing up."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 from typing import ClassVar
 
 from relay.errors import ApiError
-from relay.http import exchange as exchanges
 from relay.http.exchange import Exchange, Scope
 from relay.http.proxies import TrustedProxies, client_network
 from relay.limits import SignupLimiter
@@ -16,34 +15,28 @@ from relay.telemetry.metrics import Counter, Metrics
 _log = logging.getLogger("relay.http")
 
 
-def bears(exchange: Exchange, token: str) -> bool:
-    """Return True if a request carries `token` as its bearer token (RFC 6750, section 2.1)."""
-    scheme, _, given = exchange.headers.get(b"authorization", b"").partition(b" ")
-    return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), token.encode())
-
-
 class BearerToken:
-    """Compare tokens. After 60 wrong ones in a minute an address gets 429, right or wrong, so that it learns nothing.
+    """Admits callers with a token. After 60 wrong ones in a minute an address gets 429 for any, and learns nothing.
 
     Args:
         token: the right one.
-        clients: finds the address of a request.
+        clients: tells who sent a request.
         attempts: counts wrong tokens by address.
-        refused: counts them in all.
+        rejected: counts them in all.
     """
 
     _error: ClassVar[str]
     _event: ClassVar[str]
     _counted_for: ClassVar[str]
 
-    def __init__(self, token: str, clients: TrustedProxies, attempts: SignupLimiter, refused: Counter) -> None:
+    def __init__(self, token: str, clients: TrustedProxies, attempts: SignupLimiter, rejected: Counter) -> None:
         self._token = token
         self._clients = clients
         self._attempts = attempts
-        self._refused = refused
+        self._rejected = rejected
 
-    def require(self, scope: Scope) -> None:
-        """Let a request with the token pass.
+    def __call__(self, scope: Scope) -> None:
+        """Admit a request with the token.
 
         Raises:
             ApiError: `invalid_admin_token` or `invalid_metrics_token`; `too_many_wrong_tokens`.
@@ -53,10 +46,10 @@ class BearerToken:
         caller = f"{self._counted_for} {client_network(address)}"
         if self._attempts.spend(caller, 0).remaining < 1:
             raise ApiError("too_many_wrong_tokens", retry_after_s=1)
-        if bears(exchanges.of(scope), self._token):
+        if _bears(scope["relay"], self._token):
             return
         self._attempts.spend(caller)
-        self._refused.add()
+        self._rejected.add()
         _log.warning(self._event, extra={"client": address or None})
         raise ApiError(self._error)
 
@@ -69,10 +62,10 @@ class OperatorToken(BearerToken):
     _counted_for = "token"
 
     def __init__(self, token: str, clients: TrustedProxies, attempts: SignupLimiter, metrics: Metrics) -> None:
-        refused = metrics.counter(
+        rejected = metrics.counter(
             "relay_admin_tokens_refused", "Requests that did not carry the operator's token where it is needed."
         )
-        super().__init__(token, clients, attempts, refused)
+        super().__init__(token, clients, attempts, rejected)
 
 
 class MetricsToken(BearerToken):
@@ -83,7 +76,61 @@ class MetricsToken(BearerToken):
     _counted_for = "metrics"
 
     def __init__(self, token: str, clients: TrustedProxies, attempts: SignupLimiter, metrics: Metrics) -> None:
-        refused = metrics.counter(
+        rejected = metrics.counter(
             "relay_metrics_tokens_refused", "Requests for the metrics that did not carry their token."
         )
-        super().__init__(token, clients, attempts, refused)
+        super().__init__(token, clients, attempts, rejected)
+
+
+class MetricsGate:
+    """Admits a request for the metrics.
+
+    Args:
+        token: None admits everyone.
+    """
+
+    def __init__(self, token: MetricsToken | None) -> None:
+        self._token = token
+
+    def __call__(self, scope: Scope) -> None:
+        """Admit a request.
+
+        Raises:
+            ApiError: as the token.
+        """
+        if self._token is not None:
+            self._token(scope)
+
+
+class SignUp:
+    """Admits a request that signs up an organization: from the operator, or without a token at a limited rate.
+
+    Args:
+        operator: the operator's token; None if sign-up is open.
+        signups: limits sign-ups by client network.
+        clients: tells who sent a request.
+    """
+
+    def __init__(self, operator: OperatorToken | None, signups: SignupLimiter, clients: TrustedProxies) -> None:
+        self._operator = operator
+        self._signups = signups
+        self._clients = clients
+
+    def __call__(self, scope: Scope) -> None:
+        """Admit a request.
+
+        Raises:
+            ApiError: `too_many_signups`, or as the operator's token.
+        """
+        if self._operator is not None:
+            self._operator(scope)
+            return
+        decision = self._signups.spend(client_network(self._clients.address_of(scope)))
+        if not decision.allowed:
+            raise ApiError("too_many_signups", retry_after_s=decision.retry_after_s)
+
+
+def _bears(exchange: Exchange, token: str) -> bool:
+    """Return whether a request carries `token` as its bearer token (RFC 6750, section 2.1)."""
+    scheme, _, given = exchange.headers.get(b"authorization", b"").partition(b" ")
+    return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), token.encode())

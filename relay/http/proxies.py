@@ -1,4 +1,4 @@
-"""Who is at the other end, when proxies stand between: `X-Forwarded-For` and `X-Forwarded-Proto`, from trusted ones."""
+"""The client behind trusted proxies: `X-Forwarded-For` and `X-Forwarded-Proto`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from relay.http.exchange import Header, Scope
 from relay.values.addresses import Address, Network
 
 HSTS: Final[Header] = (b"strict-transport-security", b"max-age=31536000")
-# An address, perhaps with a port: `192.0.2.1:80`, `[2001:db8::1]:80`. Quotes as in Forwarded (RFC 7239) are taken too.
+# An address, perhaps with a port: `192.0.2.1:80`, `[2001:db8::1]:80`. Quotes as in Forwarded (RFC 7239) are accepted.
 _HOP: Final = re.compile(
     r'"?(?:\[([0-9a-f:.]{2,45})\]|([0-9.]{7,15})|([0-9a-f:.]{2,45}))(?::[0-9]{1,5})?"?', re.ASCII | re.IGNORECASE
 )
-# Longer lists than this are not what proxies write.
+# Proxies do not write longer lists.
 _HOPS: Final = 50
-# Peers whose trust is remembered: proxies are few, and everybody else is asked about at each request.
+# The size limit of the cache of trusted and untrusted peers.
 _REMEMBERED: Final = 1024
 
 
 class TrustedProxies:
-    """Tells who sent a request, and how. What strangers say of themselves is not believed.
+    """Tells who sent a request, and whether over TLS. Only trusted proxies are believed.
 
     Args:
         trusted: the networks of the operator's proxies.
@@ -33,9 +33,9 @@ class TrustedProxies:
         self._known: dict[str, bool] = {}
 
     def address_of(self, scope: Scope) -> str:
-        """The address of the client: the rightmost that is not one of our proxies; empty when there is none.
+        """Return the address of the client: the rightmost that is not one of our proxies; empty if there is none.
 
-        A hop that is no address ends the walk at the one who reported it: whoever wrote it, it was not a proxy of ours.
+        A hop that is not an address ends the search at the peer that reported it: our proxies do not write that.
         """
         client = scope.get("client")
         peer = _read(client[0]) if client else None
@@ -54,7 +54,7 @@ class TrustedProxies:
         return str(peer)
 
     def is_secure(self, scope: Scope) -> bool:
-        """Whether a trusted proxy says that the client came over TLS, at every hop that it tells of."""
+        """Return whether a trusted proxy reports TLS for every hop."""
         client = scope.get("client")
         if not client or not self._is_proxy(client[0]):
             return False
@@ -77,9 +77,7 @@ class TrustedProxies:
 
 
 def client_network(address: str) -> str:
-    """What counts as one client where clients are counted: an IPv4 address, or the /64 of an IPv6 one, which is what a
-    single customer is given.
-    """
+    """Return what counts as one client: an IPv4 address, or the /64 of an IPv6 address, which one customer controls."""
     read = _read(address)
     if isinstance(read, ipaddress.IPv6Address):
         return str(ipaddress.IPv6Network((read, 64), strict=False))
@@ -92,7 +90,7 @@ def _read(text: str) -> Address | None:
     except ValueError:
         return None
     if isinstance(address, ipaddress.IPv6Address):
-        # A socket that takes both families sees IPv4 clients so.
+        # A dual-stack socket shows IPv4 clients in this form.
         return address.ipv4_mapped or address
     return address
 

@@ -1,4 +1,4 @@
-"""Query strings, and what they have in common with bodies."""
+"""Query strings, and values that occur in query strings and bodies."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from uuid import UUID
 
 import msgspec
 
-from relay.errors import invalid
+from relay.errors import invalid, of_document
 from relay.http.exchange import Scope
 from relay.inbox import TimeRange
 from relay.values import uuid7
-from relay.values.expected import explained
+from relay.values.expected import explain
 from relay.values.times import read_rfc3339
 
 Parameters = TypeVar("Parameters", bound=msgspec.Struct)
 
 
 def read_query(scope: Scope, kind: type[Parameters]) -> Parameters:
-    """The query string as `kind`, whose members are all that may be in it, once each.
+    """Return the query string as `kind`. Every parameter must be a member of it, and occur once.
 
     Raises:
         ApiError: `invalid_request`.
@@ -31,59 +31,59 @@ def read_query(scope: Scope, kind: type[Parameters]) -> Parameters:
             scope["query_string"].decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=50
         )
     except (UnicodeDecodeError, ValueError):
-        raise invalid("query", "Not a query string in UTF-8 with at most 50 parameters.") from None
+        raise invalid("query", "Must be a query string in UTF-8 with at most 50 parameters.") from None
     for name, value in pairs:
         if name in given:
-            raise invalid(name[:200], "Give it once.")
+            raise invalid(name[:200], "Must be given once.")
         if "\x00" in value:
-            raise invalid(name[:200], "No NUL characters.")
+            raise invalid(name[:200], "Must not contain NUL characters.")
         given[name] = value
     try:
         found = msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise explained(str(error), kind) from None
+        raise of_document(explain(str(error), kind)) from None
     for name in given:
-        # Read from text, `null` becomes None for a member that may be missing: in a URL it is a word like any other.
+        # In text, msgspec reads `null` as None for an optional member. In a URL it is a word like any other.
         if getattr(found, name) is None:
             raise invalid(name, "Invalid value 'null'.")
     return found
 
 
-def refuse_query(scope: Scope) -> None:
-    """For routes without parameters.
+def reject_query(scope: Scope) -> None:
+    """Reject a query string.
 
     Raises:
         ApiError: `invalid_request`.
     """
     if scope["query_string"]:
-        read_query(scope, _Nothing)
+        read_query(scope, _NoParameters)
 
 
-def read_span(since: str | None, until: str | None) -> TimeRange:
-    """The span that the parameters or members `since` and `until` name.
+def read_time_range(since: str | None, until: str | None) -> TimeRange:
+    """Return the time range of the parameters or members `since` and `until`.
 
     Raises:
         ApiError: `invalid_request`.
     """
-    return TimeRange(read_moment("since", since), read_moment("until", until))
+    return TimeRange(read_time("since", since), read_time("until", until))
 
 
-def read_moment(field: str, text: str | None) -> datetime.datetime | None:
-    """The time that a parameter or member holds.
+def read_time(field: str, text: str | None) -> datetime.datetime | None:
+    """Return the time in a parameter or member.
 
     Raises:
         ApiError: `invalid_request`.
     """
     if text is None:
         return None
-    moment = read_rfc3339(text)
-    if moment is None:
-        raise invalid(field, "Not a time of RFC 3339 with an offset, such as 2026-01-02T03:04:05Z.")
-    return moment
+    time = read_rfc3339(text)
+    if time is None:
+        raise invalid(field, "Must be an RFC 3339 time with an offset, such as 2026-01-02T03:04:05Z.")
+    return time
 
 
 def read_id(field: str, text: str | None) -> UUID | None:
-    """The UUIDv7 that a parameter or member holds.
+    """Return the id in a parameter or member.
 
     Raises:
         ApiError: `invalid_request`.
@@ -92,9 +92,9 @@ def read_id(field: str, text: str | None) -> UUID | None:
         return None
     id_ = uuid7.parse(text)
     if id_ is None:
-        raise invalid(field, "Not an id: a UUIDv7.")
+        raise invalid(field, "Must be an id: a UUIDv7.")
     return id_
 
 
-class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
-    """No parameter at all."""
+class _NoParameters(msgspec.Struct, forbid_unknown_fields=True):
+    """No parameters."""

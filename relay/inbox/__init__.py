@@ -4,7 +4,7 @@ from relay.inbox.acknowledge import acknowledge
 from relay.inbox.deliveries import AttemptsPage, DeliveriesPage, DeliveriesQuery, read_attempts, read_deliveries
 from relay.inbox.event_details import EventDetails, read_event
 from relay.inbox.page import PAGE_BYTES, InboxQuery, Order, Page, Status, read_page
-from relay.inbox.stats import Capped, Stats, read_stats
+from relay.inbox.stats import Capped, OrganizationStats, read_stats
 from relay.inbox.time_range import TimeRange
 
 __all__ = [
@@ -16,8 +16,8 @@ __all__ = [
     "EventDetails",
     "InboxQuery",
     "Order",
+    "OrganizationStats",
     "Page",
-    "Stats",
     "Status",
     "TimeRange",
     "acknowledge",

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Final, Literal
 from uuid import UUID
 
-from relay.errors import ApiError
 from relay.inbox.time_range import TimeRange
 from relay.store import Cell, Row
 from relay.values import cursor
@@ -71,14 +70,11 @@ class DeliveriesQuery:
         """Return the event position and the endpoint after which the page begins.
 
         Raises:
-            ApiError: `invalid_cursor`.
+            InvalidCursor: the cursor is not from this query.
         """
         if self.cursor is None:
             return cursor.LAST, cursor.LAST.event_id
-        place = cursor.read_delivery(self.cursor, self._identity)
-        if place is None:
-            raise ApiError("invalid_cursor")
-        return place
+        return cursor.read_delivery(self.cursor, self._identity)
 
     def cursor_at(self, position: Position, endpoint_id: UUID) -> str:
         """Return a cursor that continues after this delivery."""
@@ -99,7 +95,7 @@ async def read_deliveries(cell: Cell, query: DeliveriesQuery) -> DeliveriesPage:
     A request examines at most 10,000 rows, so a short or empty page can have a cursor.
 
     Raises:
-        ApiError: `invalid_cursor`.
+        InvalidCursor: the cursor is not from this query.
         StoreError: the database does not respond.
     """
     start, endpoint_id = query.start()
@@ -159,13 +155,11 @@ async def read_attempts(
     At most 1,000 attempts, each with the first KiB of its response, stay below 8 MiB.
 
     Raises:
-        ApiError: `invalid_cursor`.
+        InvalidCursor: the cursor is not from this query.
         StoreError: the database does not respond.
     """
     identity = ("attempts", str(organization_id), str(event_id), str(endpoint_id))
     start = _BEFORE_ALL if after is None else cursor.read(after, identity)
-    if start is None:
-        raise ApiError("invalid_cursor")
     rows = await cell.fetch("attempts_of_delivery", organization_id, event_id, endpoint_id, start.epoch, limit)
     if len(rows) < limit or rows[-1]["number"] <= 1:
         return AttemptsPage(rows, None)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Final, Literal
 from uuid import UUID
 
-from relay.errors import ApiError
 from relay.inbox.time_range import ALWAYS, TimeRange
 from relay.store import PLAN_EACH, PLAN_KEPT, Cell, Row
 from relay.values import cursor, uuid7
@@ -73,14 +72,11 @@ class InboxQuery:
         """Return the position after which the page begins.
 
         Raises:
-            ApiError: `invalid_cursor`.
+            InvalidCursor: the cursor is not from this query.
         """
         if self.cursor is None:
             return cursor.LAST if self.order == "desc" else cursor.FIRST
-        position = cursor.read(self.cursor, self._identity)
-        if position is None:
-            raise ApiError("invalid_cursor")
-        return position
+        return cursor.read(self.cursor, self._identity)
 
     def cursor_at(self, position: Position) -> str:
         """Return a cursor that continues after `position`."""
@@ -105,7 +101,7 @@ async def read_page(cell: Cell, query: InboxQuery) -> Page:
     """Return one page.
 
     Raises:
-        ApiError: `invalid_cursor`.
+        InvalidCursor: the cursor is not from this query.
         StoreError: the database does not respond.
     """
     start = query.start()

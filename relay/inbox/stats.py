@@ -21,7 +21,7 @@ _DAY: Final = datetime.timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
-class EndpointStats:
+class EndpointTotals:
     """The statistics of one endpoint.
 
     Args:
@@ -40,7 +40,7 @@ class EndpointStats:
 
 
 @dataclass(frozen=True, slots=True)
-class Stats:
+class OrganizationStats:
     """The statistics of an organization.
 
     Args:
@@ -61,7 +61,7 @@ class Stats:
     failed: int
     pending: int
     oldest_pending_age_s: float | None
-    endpoints: Sequence[EndpointStats]
+    endpoints: Sequence[EndpointTotals]
     capped: Sequence[Capped]
 
 
@@ -72,7 +72,7 @@ async def read_stats(
     *,
     most_rows: int = MOST_ROWS,
     most_attempts: int = MOST_ATTEMPTS,
-) -> Stats:
+) -> OrganizationStats:
     """Return the statistics of an organization.
 
     Args:
@@ -99,7 +99,7 @@ async def read_stats(
         "endpoints.pending": any(row["pending_capped"] for row in rows),
         "endpoints.success_rate": any(row["success_rate_capped"] for row in rows),
     }
-    return Stats(
+    return OrganizationStats(
         since=uuid7.created_at(counted["since"]) if moved else begin,
         accepted=counted["accepted"],
         delivered=counted["delivered"],
@@ -107,7 +107,7 @@ async def read_stats(
         pending=counted["pending"],
         oldest_pending_age_s=(None if oldest is None else max(0.0, (now - uuid7.created_at(oldest)).total_seconds())),
         endpoints=[
-            EndpointStats(
+            EndpointTotals(
                 row["endpoint_id"], row["enabled"], row["broken_since"] is not None, row["success_rate"], row["pending"]
             )
             for row in rows

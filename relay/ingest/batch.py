@@ -10,8 +10,9 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET
 
-from relay.errors import ApiError
+from relay.errors import ApiError, of_document
 from relay.ingest.parse import PostedEvent, check_event, mask_lone_surrogates, parse_event
+from relay.values.document_errors import DocumentError, InvalidMember, MalformedJson
 from relay.values.json_documents import check_utf8, decode
 
 MAX_EVENTS: Final = 1000
@@ -49,13 +50,14 @@ def parse_array(body: bytes) -> list[Item]:
         ApiError: the body is not such an array: `invalid_utf8` or `malformed_json` (400), `batch_too_large` (413),
             `invalid_request` or `too_deep` (422).
     """
-    check_utf8(body)
     try:
-        events: Sequence[PostedEvent] = _items(_events, body)
-    except ApiError as error:
-        if error.kind.code not in ("malformed_json", "invalid_request"):
-            raise
-        return [_item(part) for part in _parts(body)]
+        check_utf8(body)
+        try:
+            events: Sequence[PostedEvent] = _items(_events, body)
+        except (MalformedJson, InvalidMember):
+            return [_item(part) for part in _parts(body)]
+    except DocumentError as error:
+        raise of_document(error) from None
     items: list[Item] = []
     for event in events:
         try:
@@ -86,8 +88,8 @@ def parse_lines(body: bytes) -> list[Item]:
 def _items(decoder: msgspec.json.Decoder[Any], body: bytes) -> Sequence[Any]:
     try:
         items = msgspec.structs.astuple(decode(decoder, body))
-    except ApiError as error:
-        if any(detail.message.startswith(_TOO_LONG) for detail in error.details):
+    except InvalidMember as error:
+        if error.message.startswith(_TOO_LONG):
             raise ApiError("batch_too_large") from None
         raise
     return items[: bisect_left(items, True, key=lambda item: item is UNSET)]
@@ -97,9 +99,7 @@ def _parts(body: bytes) -> Iterator[bytes]:
     """Yield the bytes of each item, so that each can be parsed separately."""
     try:
         parts = _items(_raw_items, body)
-    except ApiError as error:
-        if error.kind.code != "malformed_json":
-            raise
+    except MalformedJson:
         yield from _cut(body)
     else:
         for part in parts:

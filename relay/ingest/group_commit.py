@@ -211,15 +211,6 @@ class GroupCommit:
         await batch.future
         return [event.outcome for event in batch.events if event.outcome is not None]
 
-    def reject(self, code: str, events: int = 1) -> None:
-        """Count events that were rejected.
-
-        Args:
-            code: of the error.
-            events: how many. A batch that was rejected before it was parsed counts as one.
-        """
-        self._metrics.rejected(events, code)
-
     def _check_capacity(self, organization_id: UUID, events: int) -> None:
         waiting_bytes = self._queue.size + self._under_way_bytes
         # The usual case: all organizations together are below the limit of one.
@@ -233,14 +224,14 @@ class GroupCommit:
             code = "too_many_requests_waiting"
         else:
             return
-        self.reject(code, events)
+        self._metrics.rejected(events, code)
         raise ApiError(code, retry_after_s=1)
 
     def _join_wide(self, batch: Batch) -> None:
         try:
             self._wide.join(batch)
         except ApiError as error:
-            self.reject(error.kind.code, len(batch.events))
+            self._metrics.rejected(len(batch.events), error.kind.code)
             raise
 
     async def _endpoints_now(self, organization_id: UUID, events: int) -> int:
@@ -249,7 +240,7 @@ class GroupCommit:
         except StoreError as error:
             _log.warning("endpoint_counts_not_read", extra={"reason": str(error)})
             code = error_code(error)
-            self.reject(code, events)
+            self._metrics.rejected(events, code)
             raise ApiError(code) from None
         self._check_capacity(organization_id, events)
         return self.endpoint_counts.known(organization_id) or 0

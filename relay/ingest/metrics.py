@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from relay.telemetry.event_counter import events_rejected
 from relay.telemetry.metrics import WAITS_S, Metrics
 
 
@@ -19,7 +20,7 @@ class IngestMetrics:
     def __init__(self, metrics: Metrics, events: Callable[[], int], waiting_bytes: Callable[[], int]) -> None:
         self.accepted = metrics.counter("relay_events_accepted", "Events committed.").labels()
         self.duplicate = metrics.counter("relay_events_duplicate", "Events whose key was accepted before.").labels()
-        self._rejected = metrics.counter("relay_events_rejected", "Events that were not stored, by error code.", "code")
+        self._rejected = events_rejected(metrics)
         self._sizes = metrics.histogram(
             "relay_flush_events", "Events in a flush.", (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
         ).labels()

@@ -12,7 +12,8 @@ from typing import Final
 
 import msgspec
 
-from relay.errors import ApiError, invalid
+from relay.errors import ApiError, invalid, of_document
+from relay.values.document_errors import DocumentError, InvalidMember, MalformedJson
 from relay.values.json_documents import check_utf8, decode
 
 MAX_PAYLOAD_BYTES: Final = 256 * 1024
@@ -57,13 +58,14 @@ def parse_event(body: bytes) -> PostedEvent:
         ApiError: `invalid_utf8` or `malformed_json` (400), `payload_too_large` (413), `invalid_request` or
             `too_deep` (422).
     """
-    check_utf8(body)
     try:
-        event = decode(_decoder, body)
-    except ApiError as error:
-        if error.kind.code != "malformed_json":
-            raise
-        event = _with_lone_surrogates(body)
+        check_utf8(body)
+        try:
+            event = decode(_decoder, body)
+        except MalformedJson:
+            event = _with_lone_surrogates(body)
+    except DocumentError as error:
+        raise of_document(error) from None
     check_event(event)
     return event
 
@@ -119,20 +121,20 @@ def _with_lone_surrogates(body: bytes) -> PostedEvent:
     They are masked by an escape of the same length, and the payload is cut from the original bytes.
 
     Raises:
-        ApiError: `malformed_json`, if the document is malformed for another reason.
+        DocumentError: that was not what was wrong.
     """
     masked, mask, last = mask_lone_surrogates(body)
     event = decode(_decoder, masked)
     for field in ("type", "dedup_id"):
         if chr(int(mask[2:], 16)) in (getattr(event, field) or ""):
-            raise invalid(field, "1 to 255 characters without control characters or lone surrogates.")
+            raise InvalidMember(field, "1 to 255 characters without control characters or lone surrogates.")
     payload = bytes(event.payload)
     at = payload.rfind(mask)
     if at >= 0:
         start = last - at
         # Happens only if a member is repeated, and the last mask is not in the occurrence that counts.
         if masked[start : start + len(payload)] != payload:
-            raise ApiError("malformed_json")
+            raise MalformedJson
         event.payload = msgspec.Raw(body[start : start + len(payload)])
     return event
 
@@ -144,10 +146,10 @@ def mask_lone_surrogates(body: bytes) -> tuple[bytes, bytes, int]:
         The masked body, which has the same length; the mask; and the offset of the last mask.
 
     Raises:
-        ApiError: `malformed_json`, if there is nothing to mask.
+        MalformedJson: there is nothing to mask.
     """
     if _BACKSLASH_AWAY[:1] in body:
-        raise ApiError("malformed_json")
+        raise MalformedJson
     mask = _unused_escape(body)
     # A template without groups needs no call into Python for each escape, of which there may be 700,000.
     template = b"\\" + mask
@@ -155,7 +157,7 @@ def mask_lone_surrogates(body: bytes) -> tuple[bytes, bytes, int]:
     masked = b"".join([_LONE.sub(template, piece) for piece in pieces])
     last = masked.rfind(mask)
     if last < 0:
-        raise ApiError("malformed_json")
+        raise MalformedJson
     return masked.replace(_BACKSLASH_AWAY, _BACKSLASH), mask, last
 
 
@@ -179,4 +181,4 @@ def _unused_escape(body: bytes) -> bytes:
         escape = b"\\u%04x" % code
         if escape not in lowered and chr(code).encode() not in body:
             return escape
-    raise ApiError("malformed_json")
+    raise MalformedJson

@@ -18,7 +18,7 @@ _CHANGED: Final = 1000
 _IDLE_S: Final = 0.5
 
 
-class Job(NamedTuple):
+class ClaimedJob(NamedTuple):
     """A claimed job and its progress."""
 
     organization_id: UUID
@@ -59,7 +59,7 @@ class JobBatch(NamedTuple):
         cancelled: the number of deliveries that the batch cancelled.
     """
 
-    job: Job
+    job: ClaimedJob
     status: str
     handled: int
     opened: Opened | None
@@ -82,7 +82,7 @@ class Batches:
         self._lease_s = lease_s
         self._settled_s = settled_s
 
-    async def run(self, job: Job) -> JobBatch | None:
+    async def run(self, job: ClaimedJob) -> JobBatch | None:
         """Run one batch. None: the lease is lost or the job was stopped.
 
         Raises:
@@ -107,14 +107,14 @@ class Batches:
                 )
                 return _change(job, row, is_due=True)
 
-    async def _with_bucket(self, name: str, job: Job) -> Row | None:
+    async def _with_bucket(self, name: str, job: ClaimedJob) -> Row | None:
         return await self._cell.fetch_row(
             name,
             *(job.organization_id, job.id, job.claim_token, job.endpoint_id),
             *(bucket(_endpoint_of(job)), _CHANGED, self._lease_s, self._settled_s),
         )
 
-    async def _reopen(self, job: Job) -> JobBatch | None:
+    async def _reopen(self, job: ClaimedJob) -> JobBatch | None:
         row = await self._cell.fetch_row(
             "reopen_batch",
             *(job.organization_id, job.id, job.claim_token),
@@ -128,7 +128,7 @@ class Batches:
         moved = job._replace(at_event_id=row["at_event_id"], at_endpoint_id=row["at_endpoint_id"])
         return _opening(moved, row, rest_s=0.0)
 
-    async def _catch_up(self, job: Job) -> JobBatch | None:
+    async def _catch_up(self, job: ClaimedJob) -> JobBatch | None:
         bounds = await self._cell.fetch_row(
             "position_bounds",
             job.organization_id,
@@ -153,25 +153,25 @@ class Batches:
         idle = row["at_end"] and not row["handled"]
         return _opening(moved, row, rest_s=_IDLE_S if idle else 0.0)
 
-    async def _mark_acknowledged(self, job: Job, row: Row) -> None:
+    async def _mark_acknowledged(self, job: ClaimedJob, row: Row) -> None:
         """Mark the opened deliveries whose event was acknowledged concurrently."""
         if row["reopened"]:
             await mark_acknowledged(self._cell, job.organization_id, row["reopened"])
 
 
-def _endpoint_of(job: Job) -> UUID:
+def _endpoint_of(job: ClaimedJob) -> UUID:
     if job.endpoint_id is None:
         raise ValueError(f"a job of kind {job.kind} has no endpoint")
     return job.endpoint_id
 
 
-def _opening(job: Job, row: Row, rest_s: float) -> JobBatch:
+def _opening(job: ClaimedJob, row: Row, rest_s: float) -> JobBatch:
     opened = Opened(row["epoch"], row["xid"], row["event_id"], row["endpoint_id"])
     is_due = len(opened.event_id) > 0
     return JobBatch(job, row["status"], row["handled"], opened if is_due else None, is_due, rest_s)
 
 
-def _change(job: Job, row: Row | None, *, is_due: bool) -> JobBatch | None:
+def _change(job: ClaimedJob, row: Row | None, *, is_due: bool) -> JobBatch | None:
     if row is None:
         return None
     handled = row["handled"]

@@ -11,11 +11,12 @@ from uuid import UUID
 import msgspec
 from msgspec import Struct
 
-from relay.errors import ApiError
+from relay.jobs.errors import DestinationNotFound, JobNotFound
 from relay.store import Cell, DatabaseUnavailable, Row
 from relay.store.idempotency import IdempotencyKey, stored_response
 from relay.values import cursor
 from relay.values.cursor import Position
+from relay.values.json_encoding import encode
 
 #: The limit of matching deliveries that a request counts before it responds. The job counts the rest as it runs.
 _COUNTED: Final = 100_000
@@ -63,7 +64,8 @@ async def begin_job(
         The job, and True if an earlier request with the same key created it.
 
     Raises:
-        ApiError: `idempotency_key_reused`, or `endpoint_not_found` if a replay's endpoint is not the organization's.
+        DestinationNotFound: the endpoint of a replay does not exist.
+        IdempotencyKeyReused: the key was used for a different request.
         StoreError: the database does not respond.
     """
     for _ in range(_TRIES):
@@ -73,7 +75,7 @@ async def begin_job(
         if wanted.kind == "replay":
             row = await cell.fetch_row("endpoint_is_known", organization_id, wanted.endpoint_id)
             if row is None or not row["known"]:
-                raise ApiError("endpoint_not_found")
+                raise DestinationNotFound
         begun = Begun(cell.clock.new(), await _count(cell, organization_id, wanted))
         row = await cell.fetch_row(
             "create_job",
@@ -88,7 +90,7 @@ async def begin_job(
             begun.matched,
             None if once is None else once.key,
             None if once is None else once.digest,
-            msgspec.json.encode(begun),
+            encode(begun),
             0.0 if once is None else once.window_s,
         )
         if row is not None and row["created"]:
@@ -131,13 +133,11 @@ async def list_jobs(cell: Cell, organization_id: UUID, limit: int, after: str | 
     """Return a page of an organization's jobs, newest first.
 
     Raises:
-        ApiError: `invalid_cursor`.
+        InvalidCursor: the cursor is not from this query.
         StoreError: the database does not respond.
     """
     query = ("jobs", str(organization_id))
     start = cursor.LAST if after is None else cursor.read(after, query)
-    if start is None:
-        raise ApiError("invalid_cursor")
     rows = await cell.fetch("jobs_page", organization_id, start.event_id, limit)
     jobs = [row for row in rows if not row["walked"]]
     # A page without a `walked` row and below the limit is the last one.
@@ -146,26 +146,26 @@ async def list_jobs(cell: Cell, organization_id: UUID, limit: int, after: str | 
     return JobsPage(jobs, cursor.write(Position(0, 0, rows[-1]["id"]), query))
 
 
-async def read_job(cell: Cell, organization_id: UUID, job_id: UUID | None) -> Row:
+async def read_job(cell: Cell, organization_id: UUID, job_id: UUID) -> Row:
     """Return a job as a row of `job_by_id`.
 
     Raises:
-        ApiError: `job_not_found`.
+        JobNotFound: the job does not exist.
         StoreError: the database does not respond.
     """
-    row = None if job_id is None else await cell.fetch_row("job_by_id", organization_id, job_id)
+    row = await cell.fetch_row("job_by_id", organization_id, job_id)
     if row is None:
-        raise ApiError("job_not_found")
+        raise JobNotFound
     return row
 
 
-async def stop_job(cell: Cell, organization_id: UUID, job_id: UUID | None) -> None:
+async def stop_job(cell: Cell, organization_id: UUID, job_id: UUID) -> None:
     """Stop a job at its next batch. A job that has ended does not change.
 
     Raises:
-        ApiError: `job_not_found`.
+        JobNotFound: the job does not exist.
         StoreError: the database does not respond.
     """
-    row = None if job_id is None else await cell.fetch_row("stop_job", organization_id, job_id)
+    row = await cell.fetch_row("stop_job", organization_id, job_id)
     if row is None or not row["known"]:
-        raise ApiError("job_not_found")
+        raise JobNotFound

@@ -11,7 +11,7 @@ from uuid import UUID
 import msgspec
 from msgspec import Struct
 
-from relay.errors import ApiError
+from relay.jobs.errors import DeliveryNotFound, DestinationNotFound, EventNotFound, NoMatchingEndpoint
 from relay.store import Cell, DatabaseUnavailable, StoreError
 from relay.store.idempotency import IdempotencyKey, stored_response
 from relay.values import uuid7
@@ -47,53 +47,51 @@ class SentAgain(NamedTuple):
 _reopened: Final = msgspec.json.Decoder(list[Reopened])
 
 
-async def replay_event(
-    cell: Cell, organization_id: UUID, event_id: UUID | None, once: IdempotencyKey | None
-) -> SentAgain:
+async def replay_event(cell: Cell, organization_id: UUID, event_id: UUID, once: IdempotencyKey | None) -> SentAgain:
     """Send an event again to every endpoint that takes events of its type, enabled or not.
 
     Raises:
-        ApiError: `event_not_found`, `no_endpoint` or `idempotency_key_reused`.
+        EventNotFound: the event does not exist.
+        NoMatchingEndpoint: no endpoint accepts events of its type.
+        IdempotencyKeyReused: the key was used for a different request.
         StoreError: the database does not respond.
     """
-    if event_id is None:
-        raise ApiError("event_not_found")
     sent = await _send_again(cell, organization_id, event_id, None, once)
     if sent is None:
-        raise ApiError("no_endpoint")
+        raise NoMatchingEndpoint
     return sent
 
 
 async def retry_delivery(
-    cell: Cell, organization_id: UUID, delivery_id: UUID | None, once: IdempotencyKey | None
+    cell: Cell, organization_id: UUID, delivery_id: UUID, once: IdempotencyKey | None
 ) -> SentAgain:
     """Send one event again to one endpoint.
 
     Raises:
-        ApiError: `delivery_not_found`, `endpoint_not_found` when its endpoint is gone, or `idempotency_key_reused`.
+        DeliveryNotFound: the delivery does not exist.
+        DestinationNotFound: its endpoint does not exist any more.
+        IdempotencyKeyReused: the key was used for a different request.
         StoreError: the database does not respond.
     """
     event_id, endpoint_id = await find_delivery(cell, organization_id, delivery_id)
     sent = await _send_again(cell, organization_id, event_id, endpoint_id, once)
     if sent is None:
-        raise ApiError("endpoint_not_found")
+        raise DestinationNotFound
     return sent
 
 
-async def find_delivery(cell: Cell, organization_id: UUID, delivery_id: UUID | None) -> tuple[UUID, UUID]:
+async def find_delivery(cell: Cell, organization_id: UUID, delivery_id: UUID) -> tuple[UUID, UUID]:
     """Return the event and the endpoint of a delivery.
 
     Raises:
-        ApiError: `delivery_not_found`.
+        DeliveryNotFound: the delivery does not exist.
         StoreError: the database does not respond.
     """
-    if delivery_id is None:
-        raise ApiError("delivery_not_found")
     rows = await cell.fetch("deliveries_near", organization_id, *uuid7.events_of_delivery(delivery_id))
     places = ((row["event_id"], row["endpoint_id"]) for row in rows)
     found = next((place for place in places if place[1].int and uuid7.delivery_id(*place) == delivery_id), None)
     if found is None:
-        raise ApiError("delivery_not_found")
+        raise DeliveryNotFound
     return found
 
 
@@ -119,7 +117,7 @@ async def _send_again(
         row = await cell.fetch_row("send_again", organization_id, event_id, endpoint_id, *key)
         assert row is not None  # noqa: S101 - the statement always returns a row
         if not row["known"]:
-            raise ApiError("event_not_found")
+            raise EventNotFound
         if not row["steady"]:
             continue
         if row["answer"] is None:

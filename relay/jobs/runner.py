@@ -8,7 +8,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
-from relay.jobs.batches import Batches, Job, JobBatch, Opened
+from relay.jobs.batches import Batches, ClaimedJob, JobBatch, Opened
 from relay.jobs.turns import FIRST, Turns
 from relay.store import Cell, RowRefused, StatementRejected, StoreError
 from relay.telemetry.delivery_counter import deliveries_ended
@@ -119,18 +119,18 @@ class JobRunner:
         task.add_done_callback(lambda _: self._poll.set())
         return True
 
-    async def _claim(self, turns: Turns) -> Job | None:
+    async def _claim(self, turns: Turns) -> ClaimedJob | None:
         """Claim the next job, in a round robin over the organizations."""
         for after in dict.fromkeys((turns.last, FIRST)):
             row = await self._cell.fetch_row(
                 "take_job", self._cell.clock.new(), self._lease_s, turns.is_internal, after, turns.organizations
             )
             if row is not None:
-                return Job(**row)
+                return ClaimedJob(**row)
         turns.last = FIRST
         return None
 
-    async def _run(self, turns: Turns, job: Job) -> None:
+    async def _run(self, turns: Turns, job: ClaimedJob) -> None:
         try:
             await self._run_turn(turns, job)
         except RowRefused as error:
@@ -143,13 +143,13 @@ class JobRunner:
             # A bug. The job is claimed again when its lease has expired.
             _log.exception("job_dropped", extra={"job_id": str(job.id), "kind": job.kind})
 
-    async def _run_turn(self, turns: Turns, job: Job) -> None:
+    async def _run_turn(self, turns: Turns, job: ClaimedJob) -> None:
         now = asyncio.get_running_loop().time
         ends_at = now() + _TURN_S
         pause_s = _FIRST_PAUSE_S
         rest_s = 0.0
         opened: Opened | None = None
-        current: Job | None = job
+        current: ClaimedJob | None = job
         while not self._stopping.is_set() and (current is None or now() < ends_at):
             try:
                 if current is None:
@@ -159,7 +159,7 @@ class JobRunner:
                     )
                     if row is None:
                         return
-                    current = Job(**row)
+                    current = ClaimedJob(**row)
                 batch = await self._batches.run(current)
                 if batch is None or await self._count(batch):
                     return
@@ -198,7 +198,7 @@ class JobRunner:
             await self._cell.fetch("wake", self._cell.channel("wake"))
         return has_ended
 
-    async def _wait_for_attempts(self, job: Job, opened: Opened) -> bool:
+    async def _wait_for_attempts(self, job: ClaimedJob, opened: Opened) -> bool:
         """Wait until most of a batch has been attempted, so that live traffic queues behind one batch at most.
 
         Returns:
@@ -226,7 +226,7 @@ class JobRunner:
                 break
         return True
 
-    async def _release(self, job: Job, wait_s: float) -> None:
+    async def _release(self, job: ClaimedJob, wait_s: float) -> None:
         """End the turn. The job can be claimed again after `wait_s`."""
         pause_s = _FIRST_PAUSE_S
         while True:

@@ -6,7 +6,7 @@ import asyncio
 from typing import Final
 from uuid import UUID
 
-from relay.jobs.batches import Job
+from relay.jobs.batches import ClaimedJob
 
 #: Before every organization.
 FIRST: Final = UUID(int=0)
@@ -25,7 +25,7 @@ class Turns:
     def __init__(self, *, is_internal: bool, slots: int) -> None:
         self.is_internal = is_internal
         self._slots = slots
-        self._jobs: dict[asyncio.Task[None], Job] = {}
+        self._jobs: dict[asyncio.Task[None], ClaimedJob] = {}
         self._waiting: set[asyncio.Task[None]] = set()
         #: The organization of the latest turn.
         self.last = FIRST
@@ -48,7 +48,7 @@ class Turns:
         """True if another turn may begin."""
         return len(self._jobs) - len(self._waiting) < self._slots and len(self._waiting) < _MOST_WAITING
 
-    def begin(self, task: asyncio.Task[None], job: Job) -> None:
+    def begin(self, task: asyncio.Task[None], job: ClaimedJob) -> None:
         """Take a slot for a turn."""
         self._jobs[task] = job
         self.last = job.organization_id

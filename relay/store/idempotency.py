@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 from uuid import UUID
 
-from relay.errors import ApiError
 from relay.store.cell import Cell
+
+
+class IdempotencyKeyReused(Exception):
+    """The Idempotency-Key was used for a different request."""
 
 
 class IdempotencyKey(NamedTuple):
@@ -21,7 +24,7 @@ async def stored_response(cell: Cell, organization_id: UUID, once: IdempotencyKe
     """Return the stored response to an earlier request like this one, or None if there is none.
 
     Raises:
-        ApiError: `idempotency_key_reused`: the key was used for a different request.
+        IdempotencyKeyReused: the key was used for a different request.
         StoreError: the database does not respond.
     """
     if once is None:
@@ -30,6 +33,6 @@ async def stored_response(cell: Cell, organization_id: UUID, once: IdempotencyKe
     if row is None:
         return None
     if row["digest"] != once.digest:
-        raise ApiError("idempotency_key_reused")
+        raise IdempotencyKeyReused
     answer: bytes = row["answer"]
     return answer

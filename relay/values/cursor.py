@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import struct
 from typing import Final, NamedTuple
@@ -21,7 +20,11 @@ class Position(NamedTuple):
     event_id: UUID
 
 
-#: The positions before and after all events.
+class InvalidCursor(ValueError):
+    """The cursor is not from this query."""
+
+
+#: Before every event, and after every event.
 FIRST: Final = Position(-1, 0, UUID(int=0))
 LAST: Final = Position(2**31 - 1, 2**63 - 1, UUID(int=2**128 - 1))
 
@@ -40,29 +43,37 @@ def write(position: Position, query: tuple[str, ...], endpoint_id: UUID | None =
     return base64.urlsafe_b64encode(place + _tag(place, query)).decode("ascii")
 
 
-def read(text: str, query: tuple[str, ...]) -> Position | None:
-    """Return the position in a cursor, or None if the cursor does not belong to this query."""
-    place = _place(text, _POSITION.size, query)
-    return None if place is None else _position(place)
+def read(text: str, query: tuple[str, ...]) -> Position:
+    """Return the position in a cursor.
+
+    Raises:
+        InvalidCursor: the cursor is not from this query.
+    """
+    return _position(_place(text, _POSITION.size, query))
 
 
-def read_delivery(text: str, query: tuple[str, ...]) -> tuple[Position, UUID] | None:
-    """Return the position and endpoint in a cursor of a list of deliveries. None: it does not belong to this query."""
+def read_delivery(text: str, query: tuple[str, ...]) -> tuple[Position, UUID]:
+    """Return the position and the endpoint in a cursor of a list of deliveries.
+
+    Raises:
+        InvalidCursor: the cursor is not from this query.
+    """
     place = _place(text, _POSITION.size + 16, query)
-    return None if place is None else (_position(place), UUID(bytes=place[_POSITION.size :]))
+    return _position(place), UUID(bytes=place[_POSITION.size :])
 
 
-def _place(text: str, place_bytes: int, query: tuple[str, ...]) -> bytes | None:
-    if not text.isascii():
-        return None
+def _place(text: str, place_bytes: int, query: tuple[str, ...]) -> bytes:
     try:
         raw = base64.b64decode(text, altchars=b"-_", validate=True)
-    except binascii.Error:
-        return None
+    except ValueError:
+        # Not base64, or not ASCII.
+        raise InvalidCursor from None
     place, tag = raw[:-_TAG_BYTES], raw[-_TAG_BYTES:]
-    # Encoded again and compared, because base64 leaves unused bits in the last character.
+    # Compared as text too, because base64 leaves spare bits in the last character.
     spelt = base64.urlsafe_b64encode(raw).decode("ascii")
-    return place if len(place) == place_bytes and tag == _tag(place, query) and spelt == text else None
+    if len(place) != place_bytes or tag != _tag(place, query) or spelt != text:
+        raise InvalidCursor
+    return place
 
 
 def _position(place: bytes) -> Position:

@@ -1,4 +1,4 @@
-"""The valid values for the message of a 422: those of an enum, or the required members."""
+"""Error messages for invalid documents that name what would be valid: enum values, required members."""
 
 from __future__ import annotations
 
@@ -8,30 +8,40 @@ from typing import Any, Final
 
 from msgspec import inspect
 
-from relay.errors import ApiError, from_msgspec
+from relay.values.document_errors import InvalidMember
 
 _ENUM: Final = re.compile(r"^(Invalid enum value (?:'.*?'|-?\d+|\S+))( - at .*)?$", re.DOTALL)
 _MISSING: Final = re.compile(r"^Object missing required field `([^`]*)`( - at .*)?$", re.DOTALL)
 _PATH: Final = re.compile(r" - at `\$([^`]*)`$")
 _STEP: Final = re.compile(r"\.(\w+)|\[[^\]]*\]")
+_AT: Final = re.compile(r"^(?P<message>.*?)(?: - at `\$(?P<path>[^`]*)`)?$", re.DOTALL)
+_NAMED: Final = re.compile(r"field `(?P<name>[^`]*)`")
 
 
-def explained(message: str, kind: Any) -> ApiError:
-    """Return the 422 for a msgspec error, with the valid values.
+def explain(message: str, kind: Any) -> InvalidMember:
+    """Return the error for a message of msgspec about a document, with what would be valid.
 
     Args:
-        message: of the msgspec error.
-        kind: the type that the document was decoded as.
+        message: of msgspec, such as "Expected `str`, got `int` - at `$.type`".
+        kind: the type that the document should have.
     """
     missing = _MISSING.match(message)
     if missing is not None and (required := list(_required(kind, message))):
-        return from_msgspec(
+        return _invalid_member(
             f"Object missing required field `{missing[1]}`; required: {', '.join(required)}{missing[2] or ''}"
         )
     wrong = _ENUM.match(message)
     if wrong is not None and (valid := list(_values(kind, message))):
-        return from_msgspec(f"{wrong[1][:80]}; valid: {', '.join(valid)}{wrong[2] or ''}")
-    return from_msgspec(message)
+        return _invalid_member(f"{wrong[1][:80]}; valid: {', '.join(valid)}{wrong[2] or ''}")
+    return _invalid_member(message)
+
+
+def _invalid_member(message: str) -> InvalidMember:
+    match = _AT.match(message)
+    text, path = (match["message"], match["path"] or "") if match else (message, "")
+    named = _NAMED.search(text)
+    field = path.lstrip(".") if named is None else f"{path}.{named['name']}".lstrip(".")
+    return InvalidMember(field[:200] or "body", text[:200] + ".")
 
 
 def _required(kind: Any, message: str) -> Iterator[str]:
@@ -48,7 +58,7 @@ def _values(kind: Any, message: str) -> Iterator[str]:
 
 
 def _at(kind: Any, message: str) -> list[inspect.Type]:
-    """Return the types at the path in a message, each alternative of a union separately."""
+    """Return the types at the place that a message names. Each type of a union is one of them."""
     place = _PATH.search(message)
     found = _alternatives([inspect.type_info(kind)])
     for step in _STEP.finditer(place[1] if place else ""):

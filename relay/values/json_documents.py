@@ -1,4 +1,4 @@
-"""Decoding of JSON documents from callers."""
+"""Decoding JSON documents that callers send."""
 
 from __future__ import annotations
 
@@ -6,37 +6,39 @@ from typing import TypeVar
 
 import msgspec
 
-from relay.errors import ApiError
-from relay.values.expected import explained
+from relay.values.document_errors import InvalidUtf8, MalformedJson, TooDeep
+from relay.values.expected import explain
 
-Kind = TypeVar("Kind")
+Document = TypeVar("Document")
 
 
 def check_utf8(body: bytes) -> None:
-    """Reject bytes that are not UTF-8. msgspec does not check the parts that it keeps raw.
+    """Reject bytes that are not UTF-8. msgspec does not check what it keeps raw.
 
     Raises:
-        ApiError: `invalid_utf8`.
+        InvalidUtf8: they are not.
     """
     if body.isascii():
         return
     try:
         body.decode("utf-8")
     except UnicodeDecodeError:
-        raise ApiError("invalid_utf8") from None
+        raise InvalidUtf8 from None
 
 
-def decode(decoder: msgspec.json.Decoder[Kind], body: bytes) -> Kind:
-    """Decode a document as the decoder's type.
+def decode(decoder: msgspec.json.Decoder[Document], body: bytes) -> Document:
+    """Return a document as the type of the decoder.
 
     Raises:
-        ApiError: `malformed_json`, `invalid_request` or `too_deep`.
+        MalformedJson: it is not JSON.
+        TooDeep: it is nested too deep.
+        InvalidMember: it does not have that type.
     """
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise explained(str(error), decoder.type) from None
+        raise explain(str(error), decoder.type) from None
     except RecursionError:
-        raise ApiError("too_deep") from None
+        raise TooDeep from None
     except msgspec.DecodeError:
-        raise ApiError("malformed_json") from None
+        raise MalformedJson from None

@@ -7,10 +7,10 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from relay.auth import Authenticator, Hasher, KeyAdmin, Keyring, Tenant, generate
+from relay.auth import Authenticator, AuthError, Hasher, KeyAdmin, Keyring, Tenant, generate
 from relay.auth.key_format import parse
-from relay.errors import ApiError
-from relay.store import Cell
+from relay.http.rejections import failure_of, rejection_of
+from relay.store import Cell, StoreError
 from relay.telemetry.metrics import Metrics
 from relay.values.encryption import Vault
 from tests.conftest import SECRET_KEY, open_cell
@@ -54,10 +54,15 @@ class Node:
     async def refusal(self, key: bytes | None, needs: str | None = None) -> str:
         """Return the reason why a key is rejected, or an empty string."""
         try:
-            await self.guard.admit(key, needs)
-        except ApiError as error:
-            return error.kind.code
-        return ""
+            tenant = await self.guard.authenticate(key)
+        except (AuthError, StoreError) as error:
+            return code_of(error)
+        return "" if needs is None or needs in tenant.scopes else "insufficient_scope"
+
+
+def code_of(error: Exception) -> str:
+    """The code of the response that an error becomes."""
+    return (rejection_of(error) or failure_of(error, "POST")[0]).kind.code
 
 
 @asynccontextmanager
@@ -82,7 +87,7 @@ async def running(url: str, cell: Cell | None = None, hasher: type[Hasher] = Che
 async def signed_up(node: Node, name: str = "Acme") -> tuple[bytes, Tenant]:
     made = await node.keys.create_organization(name, "free")
     key = made.api_key.encode()
-    tenant = await node.guard.admit(key, "manage")
+    tenant = await node.guard.authenticate(key)
     await until(lambda: node.hash_checks == 0, within_s=30)
     return key, tenant
 

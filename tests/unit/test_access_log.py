@@ -34,7 +34,7 @@ def scope(*headers: tuple[bytes, bytes]) -> dict[str, Any]:
 
 def exchange_of(about: dict[str, Any], status: int) -> Exchange:
     exchange = Exchange(about, nothing, nothing, RequestIds())
-    exchange.answered = status
+    exchange.status = status
     return exchange
 
 
@@ -51,7 +51,7 @@ def test_a_line_says_who_asked_what_and_how_it_went(caplog: pytest.LogCaptureFix
     )
     exchange = exchange_of(about, 503)
     exchange.code = "database_unavailable"
-    exchange.trouble = {"reason": "PostgreSQL does not respond"}
+    exchange.failure = {"reason": "PostgreSQL does not respond"}
     exchange.tenant = Tenant(ORGANIZATION, ORGANIZATION, "free", frozenset(), None)
     AccessLog(0.0).note(about, exchange, "/api/ack/{id}", 0.01234)
     (record,) = caplog.records
@@ -113,7 +113,7 @@ def test_a_share_of_the_others_is_logged(caplog: pytest.LogCaptureFixture) -> No
 def test_what_the_database_refused_is_logged_though_it_is_the_callers(caplog: pytest.LogCaptureFixture) -> None:
     about = scope()
     exchange = exchange_of(about, 422)
-    exchange.trouble = {"reason": "PostgreSQL rejects a value (SQLSTATE 22P05)"}
+    exchange.failure = {"reason": "PostgreSQL rejects a value (SQLSTATE 22P05)"}
     AccessLog(0.0).note(about, exchange, "/api/events", 0.004)
     assert lines(caplog) == [("WARNING", "request_failed")]
 

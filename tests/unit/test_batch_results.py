@@ -7,7 +7,7 @@ import pytest
 
 from relay.errors import ApiError
 from relay.http.resources.batch import response_of, results_of
-from relay.http.schemas.common import BatchResponse
+from relay.http.schemas.events import BatchResponse
 from relay.ingest import Accepted, Duplicate, parse_array
 from relay.ingest.outcome import Outcome, Replayed
 from relay.values.uuid7 import Uuid7Clock

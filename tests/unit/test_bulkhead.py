@@ -44,32 +44,32 @@ async def test_an_organization_with_nothing_under_way_costs_nothing() -> None:
     assert len(bulkheads) == 0
 
 
-@pytest.mark.parametrize(("connections", "turns"), [(1, 1), (4, 1), (8, 2), (20, 5), (42, 8), (1000, 8)])
-async def test_turns_are_a_quarter_of_the_pool_and_few(connections: int, turns: int) -> None:
-    assert made(connections).turns == turns
+@pytest.mark.parametrize(("connections", "permits"), [(1, 1), (4, 1), (8, 2), (20, 5), (42, 8), (1000, 8)])
+async def test_permits_are_a_quarter_of_the_pool_and_few(connections: int, permits: int) -> None:
+    assert made(connections).permits == permits
 
 
-async def test_turns_go_to_those_who_waited_longest() -> None:
+async def test_permits_go_to_those_who_waited_longest() -> None:
     bulkhead = made(8).enter(ORGANIZATION)
     order: list[int] = []
 
     async def ask(number: int) -> None:
-        await bulkhead.take_turn()
+        await bulkhead.take_permit()
         order.append(number)
-        bulkhead.end_turn()
+        bulkhead.release_permit()
 
-    await bulkhead.take_turn()
-    await bulkhead.take_turn()
+    await bulkhead.take_permit()
+    await bulkhead.take_permit()
     waiting = [asyncio.create_task(ask(number)) for number in range(5)]
     await asyncio.sleep(0)
     assert order == []
-    bulkhead.end_turn()
+    bulkhead.release_permit()
     await asyncio.gather(*waiting)
     assert order == [0, 1, 2, 3, 4]
 
 
 async def waiting_for(bulkhead: Bulkhead, count: int) -> list[asyncio.Task[None]]:
-    tasks = [asyncio.create_task(bulkhead.take_turn()) for _ in range(count)]
+    tasks = [asyncio.create_task(bulkhead.take_permit()) for _ in range(count)]
     await asyncio.sleep(0)
     return tasks
 
@@ -80,12 +80,12 @@ async def ended(tasks: list[asyncio.Task[None]]) -> None:
     await asyncio.wait(tasks)
 
 
-async def test_only_so_many_wait_for_a_turn() -> None:
+async def test_only_so_many_wait_for_a_permit() -> None:
     bulkhead = made(4).enter(ORGANIZATION)
-    await bulkhead.take_turn()
+    await bulkhead.take_permit()
     tasks = await waiting_for(bulkhead, WAITING)
     with pytest.raises(ApiError, match="too_many_requests_waiting"):
-        await bulkhead.take_turn()
+        await bulkhead.take_permit()
     await ended(tasks)
     # Who left made room.
     tasks = await waiting_for(bulkhead, WAITING)
@@ -93,14 +93,14 @@ async def test_only_so_many_wait_for_a_turn() -> None:
     await ended(tasks)
 
 
-async def test_nobody_waits_long_for_a_turn_and_the_turn_is_not_lost_with_him(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_wait_for_a_permit_ends_and_the_permit_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bulkheads, "WAIT_S", 0.01)
     bulkhead = made(4).enter(ORGANIZATION)
-    await bulkhead.take_turn()
+    await bulkhead.take_permit()
     with pytest.raises(ApiError, match="too_many_requests_waiting"):
-        await bulkhead.take_turn()
-    bulkhead.end_turn()
-    await bulkhead.take_turn()
+        await bulkhead.take_permit()
+    bulkhead.release_permit()
+    await bulkhead.take_permit()
 
 
 async def test_bodies_of_one_organization_are_bounded_together_but_one_alone_may_be_large() -> None:

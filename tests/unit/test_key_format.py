@@ -98,4 +98,4 @@ def test_a_digest_depends_on_secret_and_hmac_key_and_differs_from_a_plain_hmac()
 def test_the_secret_does_not_show_when_a_key_is_printed() -> None:
     _, key = generate("c1", KEY_ID, HMAC_KEY)
 
-    assert repr(key) == f"ApiKey(cell_id='c1', key_id={KEY_ID!r})"
+    assert repr(key) == f"ParsedKey(cell_id='c1', key_id={KEY_ID!r})"

@@ -9,14 +9,14 @@ import pytest
 
 from relay.delivery.capacity.endpoint_state import AttemptOutcome, EndpointLimits
 from relay.delivery.claims import ClaimedDelivery, ClaimRef
-from relay.delivery.endpoint_cache import Endpoint
+from relay.delivery.endpoint_cache import CachedEndpoint
 from relay.delivery.outcome import outcome_of, result_of
 from relay.delivery.transport.response import ErrorClass
 from relay.delivery.transport.sender import AttemptResponse
 
 ID = UUID(int=1)
 NOW = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
-ENDPOINT = Endpoint(
+ENDPOINT = CachedEndpoint(
     organization_id=ID,
     id=ID,
     version=1,

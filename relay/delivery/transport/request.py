@@ -9,25 +9,16 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 from uuid import UUID
 
-import orjson
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import Struct
 
 from relay.values.ed25519 import sign_v1a
+from relay.values.json_encoding import encode
 from relay.values.signature import sign_v1
 
 _EPOCH: Final = datetime.datetime(1970, 1, 1)
 _ENDS_LINE: Final = re.compile(r"[\r\n\0]")
 _VISIBLE: Final = frozenset(range(0x21, 0x7F)) - {ord("%")}
-
-#: Header names, in lower case, that an endpoint cannot set: those of relay, and those of HTTP itself.
-RESERVED: Final = frozenset(
-    (
-        "content-type", "user-agent", "webhook-id", "webhook-timestamp", "webhook-signature", "x-event-id",
-        "x-event-type", "x-delivery-attempt", "host", "content-length", "transfer-encoding", "connection",
-        "traceparent",
-    )
-)  # fmt: skip
 
 #: A secret of `v1`, or the private key of `v1a`.
 Key = bytes | Ed25519PrivateKey
@@ -133,7 +124,7 @@ def _start_of_body(event: int, id_: str, type_: str) -> bytes:
     )
 
 
-_json_of_type = lru_cache(maxsize=1024)(orjson.dumps)
+_json_of_type = lru_cache(maxsize=1024)(encode)
 
 
 @lru_cache(maxsize=64)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-import msgspec
-
 from relay.errors import ApiError
-from relay.http import exchange as exchanges
 from relay.http.admission import Admission
 from relay.http.body import JSON_TYPES, BodyReader
-from relay.http.exchange import JSON, Receive, Scope, Send
-from relay.http.query import refuse_query
-from relay.http.schemas.common import BatchResponse, BatchResult
+from relay.http.exchange import JSON, Exchange, Receive, Scope, Send
+from relay.http.operations import RawHandler
+from relay.http.query import reject_query
+from relay.http.schemas.events import BatchResponse, BatchResult
 from relay.ingest import (
     Accepted,
     Duplicate,
@@ -26,6 +24,8 @@ from relay.ingest import (
     parse_lines,
     read_idempotency_key,
 )
+from relay.telemetry.metrics import Counter
+from relay.values.json_encoding import encode
 
 BATCH_BODY_BYTES: Final = 4 * 1024 * 1024
 NDJSON: Final = b"application/x-ndjson"
@@ -36,47 +36,53 @@ _BETWEEN: Final = '"},{"status":"accepted","id":"'
 _AFTER_LAST: Final = '"}]}'
 
 
-class PostBatch:
-    """Accept many events at once; those that are valid are committed, even if others are not."""
+class PostBatch(RawHandler):
+    """Accept many events at once. Valid events are committed even if others are not.
 
-    def __init__(self, admission: Admission, bodies: BodyReader, commit: GroupCommit) -> None:
+    Args:
+        admission: admits requests.
+        bodies: reads bodies.
+        commit: commits events.
+        rejected: counts invalid events by error code.
+    """
+
+    def __init__(self, admission: Admission, bodies: BodyReader, commit: GroupCommit, rejected: Counter) -> None:
         self._admission = admission
         self._bodies = bodies
         self._commit = commit
+        self._rejected = rejected
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = exchanges.of(scope)
-        events = 1
-        try:
-            tenant = await self._admission.admit(exchange, "ingest", turn=False)
-            refuse_query(scope)
-            header = exchange.headers.get(b"idempotency-key")
-            key = None if header is None else read_idempotency_key(header)
-            body = await self._bodies.read(exchange, BATCH_BODY_BYTES, _TYPES)
-            lines = exchange.headers.get(b"content-type", b"").partition(b";")[0].strip().lower() == NDJSON
-            items = parse_lines(body) if lines else parse_array(body)
-            events = len(items)
-            if events > 1:
-                await self._admission.charge(exchange, tenant, events)
-        except ApiError as error:
-            self._commit.reject(error.kind.code, events)
-            raise
+        """Handle a request."""
+        exchange: Exchange = scope["relay"]
+        tenant = await self._admission.admit(exchange, "ingest", permit=False)
+        reject_query(scope)
+        header = exchange.headers.get(b"idempotency-key")
+        key = None if header is None else read_idempotency_key(header)
+        body = await self._bodies.read(exchange, BATCH_BODY_BYTES, _TYPES)
+        lines = exchange.headers.get(b"content-type", b"").partition(b";")[0].strip().lower() == NDJSON
+        items = parse_lines(body) if lines else parse_array(body)
+        exchange.uncounted_events = len(items)
+        if len(items) > 1:
+            await self._admission.charge(exchange, tenant, len(items))
+        # From here on events are counted one by one: here, or by group commit.
+        exchange.uncounted_events = 0
         valid = [item for item in items if not isinstance(item, ApiError)]
         keys: list[str | None] = [None] * len(valid)
         if key is not None:
             keys = [f"{key}#{place}" for place, item in enumerate(items) if not isinstance(item, ApiError)]
         for item in items if len(valid) < len(items) else ():
             if isinstance(item, ApiError):
-                self._commit.reject(item.kind.code)
+                self._rejected.add(1, item.kind.code)
         outcomes = await self._commit.join_batch(tenant.organization_id, valid, keys, exchange.trace) if valid else []
-        await exchange.answer(200, response_of(items, outcomes), JSON)
+        await exchange.respond(200, response_of(items, outcomes), JSON)
 
 
 def response_of(items: Sequence[Item], outcomes: Sequence[Outcome | ApiError]) -> bytes:
-    """The response to a batch as JSON.
+    """Return the response to a batch as JSON.
 
-    Where all events are accepted, as nearly always, it is their ids with the same text between them: to build and to
-    encode a result for each takes seven times as long.
+    If all events are accepted, as nearly always, it is their ids with the same text between them. Building and encoding
+    a result for each takes seven times as long.
 
     Raises:
         ApiError: as `results_of`.
@@ -84,15 +90,15 @@ def response_of(items: Sequence[Item], outcomes: Sequence[Outcome | ApiError]) -
     ids = [str(outcome.event_id) for outcome in outcomes if isinstance(outcome, Accepted)]
     if ids and len(ids) == len(items):
         return (_BEFORE_FIRST + _BETWEEN.join(ids) + _AFTER_LAST).encode("ascii")
-    return msgspec.json.encode(BatchResponse(results_of(items, outcomes)))
+    return encode(BatchResponse(results_of(items, outcomes)))
 
 
 def results_of(items: Sequence[Item], outcomes: Sequence[Outcome | ApiError]) -> list[BatchResult]:
-    """The result of each item: its error, or the next of the outcomes.
+    """Return the result of each item: its error, or the next of the outcomes.
 
     Raises:
-        ApiError: 503 where some were not committed for our own reasons. A retry with the same keys finds the others. It
-            is `commit_unknown` where others were: the other codes say that nothing was stored.
+        ApiError: 503 if some events failed for our own reasons. A retry with the same keys finds the others. It is
+            `commit_unknown` if others were committed, because the other codes say that nothing was stored.
     """
     failures = [each for each in outcomes if isinstance(each, ApiError) and each.kind.status >= 500]
     if failures:
@@ -121,5 +127,5 @@ def results_of(items: Sequence[Item], outcomes: Sequence[Outcome | ApiError]) ->
 
 
 def _invalid(error: ApiError) -> BatchResult:
-    said = [f"{detail.field}: {detail.message}" for detail in error.details]
-    return BatchResult("invalid", error=" ".join(said) or error.kind.sentence, code=error.kind.code)
+    problems = [f"{detail.field}: {detail.message}" for detail in error.details]
+    return BatchResult("invalid", error=" ".join(problems) or error.kind.sentence, code=error.kind.code)

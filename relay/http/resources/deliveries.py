@@ -1,4 +1,4 @@
-"""What became of deliveries, and what is sent again: one delivery, one event."""
+"""Deliveries and their attempts: listing them, and sending one delivery or one event again."""
 
 from __future__ import annotations
 
@@ -6,29 +6,67 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-import msgspec
 from msgspec import structs
 
-from relay.http import exchange as exchanges
-from relay.http import idempotency
-from relay.http.admission import Admission
-from relay.http.body import BodyReader
-from relay.http.exchange import Receive, Scope, Send
-from relay.http.query import read_id, read_query, read_span, refuse_query
-from relay.http.schemas.common import Attempt, Delivery
-from relay.http.schemas.deliveries import AttemptPage, AttemptsQuery, DeliveriesQuery, DeliveryPage
-from relay.http.schemas.jobs import EventReplayed
-from relay.inbox import DeliveriesQuery as Query
-from relay.inbox import read_attempts, read_deliveries
-from relay.jobs.redelivery import find_delivery, replay_event, retry_delivery
+from relay.http.idempotency import replayed_header
+from relay.http.query import read_id, read_time_range
+from relay.http.request import Request
+from relay.http.response import Response, json_response, list_response
+from relay.http.schemas import deliveries as schemas
+from relay.http.schemas.common import EmptyObject
+from relay.inbox import DeliveriesQuery, read_attempts, read_deliveries
+from relay.jobs import redelivery
 from relay.store import Cell, Row
 from relay.values import uuid7
 from relay.values.times import rfc3339, rfc3339_or_none
 
 
-def delivery(event_id: UUID, row: Row | dict[str, Any]) -> Delivery:
-    """A delivery as the API shows it."""
-    return Delivery(
+async def list_deliveries(request: Request[schemas.DeliveriesParameters, None], cell: Cell) -> Response:
+    """Return a page of deliveries, newest first."""
+    asked = request.query
+    query = DeliveriesQuery(
+        request.organization_id,
+        asked.status,
+        read_id("endpoint_id", asked.endpoint_id),
+        read_id("event_id", asked.event_id),
+        asked.error_class,
+        read_time_range(asked.since, asked.until),
+        asked.limit,
+        asked.cursor,
+    )
+    page = await read_deliveries(cell, query)
+    return list_response(
+        schemas.DeliveryPage([delivery_body(row["event_id"], row) for row in page.deliveries], page.next_cursor)
+    )
+
+
+async def list_attempts(request: Request[schemas.AttemptsParameters, None], cell: Cell) -> Response:
+    """Return a page of the attempts of one delivery, newest first."""
+    found = await redelivery.find_delivery(cell, request.organization_id, request.id)
+    page = await read_attempts(cell, request.organization_id, *found, request.query.limit, request.query.cursor)
+    return list_response(schemas.AttemptPage([attempt_body(row) for row in page.attempts], page.next_cursor))
+
+
+async def retry_delivery(request: Request[None, EmptyObject | None], cell: Cell, due: Callable[[], None]) -> Response:
+    """Send one event to one endpoint again."""
+    sent = await redelivery.retry_delivery(cell, request.organization_id, request.id, request.idempotency_key)
+    if sent.due:
+        due()
+    body = delivery_body(sent.event_id, structs.asdict(sent.deliveries[0]))
+    return json_response(202, body, *replayed_header(sent.repeated))
+
+
+async def replay_event(request: Request[None, EmptyObject | None], cell: Cell, due: Callable[[], None]) -> Response:
+    """Send one event again to every endpoint that accepts events of its type."""
+    sent = await redelivery.replay_event(cell, request.organization_id, request.id, request.idempotency_key)
+    if sent.due:
+        due()
+    return json_response(202, schemas.EventReplayed(len(sent.deliveries)), *replayed_header(sent.repeated))
+
+
+def delivery_body(event_id: UUID, row: Row | dict[str, Any]) -> schemas.Delivery:
+    """Return a delivery as the API shows it."""
+    return schemas.Delivery(
         id=str(uuid7.delivery_id(event_id, row["endpoint_id"])),
         event_id=str(event_id),
         endpoint_id=str(row["endpoint_id"]),
@@ -40,10 +78,10 @@ def delivery(event_id: UUID, row: Row | dict[str, Any]) -> Delivery:
     )
 
 
-def attempt_shown(row: Row) -> Attempt:
-    """An attempt as the API shows it."""
+def attempt_body(row: Row) -> schemas.Attempt:
+    """Return an attempt as the API shows it."""
     response = row["response"]
-    return Attempt(
+    return schemas.Attempt(
         number=row["number"],
         at=rfc3339(row["at"]),
         status_code=row["status_code"],
@@ -51,101 +89,3 @@ def attempt_shown(row: Row) -> Attempt:
         error_class=row["error_class"],
         response=None if response is None else response.decode("utf-8", "backslashreplace"),
     )
-
-
-class GetDeliveries:
-    """A page of deliveries, newest first."""
-
-    def __init__(self, admission: Admission, cell: Cell) -> None:
-        self._admission = admission
-        self._cell = cell
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = exchanges.of(scope)
-        tenant = await self._admission.admit(exchange, "manage")
-        asked = read_query(scope, DeliveriesQuery)
-        query = Query(
-            tenant.organization_id,
-            asked.status,
-            read_id("endpoint_id", asked.endpoint_id),
-            read_id("event_id", asked.event_id),
-            asked.error_class,
-            read_span(asked.since, asked.until),
-            asked.limit,
-            asked.cursor,
-        )
-        page = await read_deliveries(self._cell, query)
-        shown = [delivery(row["event_id"], row) for row in page.deliveries]
-        await exchange.answer_list(msgspec.json.encode(DeliveryPage(shown, page.next_cursor)))
-
-
-class GetAttempts:
-    """A page of the attempts at one delivery, newest first."""
-
-    def __init__(self, admission: Admission, cell: Cell) -> None:
-        self._admission = admission
-        self._cell = cell
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = exchanges.of(scope)
-        tenant = await self._admission.admit(exchange, "manage")
-        asked = read_query(scope, AttemptsQuery)
-        delivery_id = uuid7.parse(scope["path_params"]["id"])
-        found = await find_delivery(self._cell, tenant.organization_id, delivery_id)
-        page = await read_attempts(self._cell, tenant.organization_id, *found, asked.limit, asked.cursor)
-        shown = [attempt_shown(row) for row in page.attempts]
-        await exchange.answer_list(msgspec.json.encode(AttemptPage(shown, page.next_cursor)))
-
-
-class RetryDelivery:
-    """Send one event to one endpoint again."""
-
-    def __init__(
-        self, admission: Admission, bodies: BodyReader, cell: Cell, window_s: float, due: Callable[[], None]
-    ) -> None:
-        self._admission = admission
-        self._bodies = bodies
-        self._cell = cell
-        self._window_s = window_s
-        self._due = due
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = exchanges.of(scope)
-        tenant = await self._admission.admit(exchange, "manage")
-        refuse_query(scope)
-        key = idempotency.read_key(exchange)
-        body = await self._bodies.read_nothing(exchange)
-        once = idempotency.once(scope, key, body, self._window_s)
-        delivery_id = uuid7.parse(scope["path_params"]["id"])
-        sent = await retry_delivery(self._cell, tenant.organization_id, delivery_id, once)
-        if sent.due:
-            self._due()
-        headers = (idempotency.REPLAYED,) if sent.repeated else ()
-        await exchange.answer_json(202, delivery(sent.event_id, structs.asdict(sent.deliveries[0])), *headers)
-
-
-class ReplayEvent:
-    """Send one event again to every endpoint that takes events of its type."""
-
-    def __init__(
-        self, admission: Admission, bodies: BodyReader, cell: Cell, window_s: float, due: Callable[[], None]
-    ) -> None:
-        self._admission = admission
-        self._bodies = bodies
-        self._cell = cell
-        self._window_s = window_s
-        self._due = due
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = exchanges.of(scope)
-        tenant = await self._admission.admit(exchange, "manage")
-        refuse_query(scope)
-        key = idempotency.read_key(exchange)
-        body = await self._bodies.read_nothing(exchange)
-        once = idempotency.once(scope, key, body, self._window_s)
-        event_id = uuid7.parse(scope["path_params"]["id"])
-        sent = await replay_event(self._cell, tenant.organization_id, event_id, once)
-        if sent.due:
-            self._due()
-        headers = (idempotency.REPLAYED,) if sent.repeated else ()
-        await exchange.answer_json(202, EventReplayed(len(sent.deliveries)), *headers)

@@ -1,11 +1,10 @@
-"""/api/endpoints: where events are pushed to."""
+"""Endpoints: creating, changing and testing the destinations of webhooks."""
 
 from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from typing import Any, Final, TypeVar
-from uuid import UUID
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -17,214 +16,107 @@ from relay.endpoints.repository import EndpointRepository, Written
 from relay.endpoints.urls import check_webhook_url
 from relay.endpoints.validation import CONTROL, check_catch_up, check_headers, filters_of
 from relay.errors import ApiError, invalid
-from relay.http import exchange as exchanges
-from relay.http.admission import Admission
-from relay.http.body import SMALL_BODY_BYTES, BodyReader, decode
-from relay.http.exchange import NO_STORE, Exchange, Header, Receive, Scope, Send
-from relay.http.idempotency import REPLAYED, once, read_key
-from relay.http.query import read_moment, read_query, refuse_query
-from relay.http.resources.deliveries import attempt_shown
-from relay.http.schemas import common
+from relay.http.exchange import NO_STORE
+from relay.http.idempotency import replayed_header
+from relay.http.query import read_time
+from relay.http.request import Request
+from relay.http.resources.deliveries import attempt_body
+from relay.http.response import NO_CONTENT, Response, json_response, list_response
 from relay.http.schemas import endpoints as schemas
+from relay.http.schemas.common import EmptyObject
 from relay.store import Row
-from relay.values import signature, uuid7
+from relay.store.idempotency import IdempotencyKey
+from relay.values import signature
 from relay.values.addresses import Network
 from relay.values.times import rfc3339, rfc3339_or_none
 
 _Value = TypeVar("_Value")
 
-_default: Final = msgspec.json.Decoder(common.WebhookConfig)
-_new: Final = msgspec.json.Decoder(schemas.EndpointCreate)
-_changed: Final = msgspec.json.Decoder(schemas.EndpointUpdate)
+
+async def list_endpoints(
+    request: Request[schemas.EndpointsParameters, None], endpoints: EndpointRepository
+) -> Response:
+    """Return a page of the organization's endpoints, newest first."""
+    rows, next_cursor = await endpoints.page(request.organization_id, request.query.cursor, request.query.limit)
+    return list_response(schemas.EndpointPage([schemas.Endpoint(**_members(row)) for row in rows], next_cursor))
 
 
-class GetEndpoints:
-    """The organization's endpoints."""
-
-    def __init__(self, admission: Admission, endpoints: EndpointRepository) -> None:
-        self._admission = admission
-        self._endpoints = endpoints
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = exchanges.of(scope)
-        tenant = await self._admission.admit(exchange, "manage")
-        asked = read_query(scope, schemas.EndpointsQuery)
-        rows, next_cursor = await self._endpoints.page(tenant.organization_id, asked.cursor, asked.limit)
-        shown = [schemas.Endpoint(**_members(row)) for row in rows]
-        await exchange.answer_list(msgspec.json.encode(schemas.EndpointPage(shown, next_cursor)))
+async def get_endpoint(request: Request[None, None], endpoints: EndpointRepository) -> Response:
+    """Return one endpoint."""
+    row = await endpoints.read(request.organization_id, request.id)
+    if row is None:
+        raise ApiError("endpoint_not_found")
+    return json_response(200, schemas.Endpoint(**_members(row)))
 
 
-class GetEndpoint:
-    """One endpoint."""
-
-    def __init__(self, admission: Admission, endpoints: EndpointRepository) -> None:
-        self._admission = admission
-        self._endpoints = endpoints
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = exchanges.of(scope)
-        tenant = await self._admission.admit(exchange, "manage")
-        refuse_query(scope)
-        row = await self._endpoints.read(tenant.organization_id, _id_in(scope))
-        await exchange.answer_json(200, schemas.Endpoint(**_members(_found(row))))
+async def create_endpoint(
+    request: Request[None, schemas.EndpointCreate], endpoints: EndpointRepository, allowed: Sequence[Network]
+) -> Response:
+    """Create an endpoint."""
+    asked, tenant = request.body, request.tenant
+    changes = changes_of(asked, allowed)
+    catch_up = _catch_up(asked, request.idempotency_key, endpoints.now())
+    made, secret = await endpoints.create(tenant.organization_id, tenant.tier, changes, asked.signature, catch_up)
+    shown = schemas.EndpointCreated(**_members(made.endpoint), job_id=_job_id(made), secret=secret)
+    return json_response(201, shown, NO_STORE, *replayed_header(made.replayed))
 
 
-class PostEndpoint:
-    """Make an endpoint."""
-
-    def __init__(
-        self,
-        admission: Admission,
-        bodies: BodyReader,
-        endpoints: EndpointRepository,
-        allowed: Sequence[Network],
-        window_s: float,
-    ) -> None:
-        self._admission = admission
-        self._bodies = bodies
-        self._endpoints = endpoints
-        self._allowed = allowed
-        self._window_s = window_s
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = exchanges.of(scope)
-        tenant = await self._admission.admit(exchange, "manage")
-        refuse_query(scope)
-        body = await self._bodies.read(exchange, SMALL_BODY_BYTES)
-        asked: schemas.EndpointCreate = decode(body, _new)
-        members = members_of(asked, self._allowed)
-        catch_up = _catch_up(scope, exchange, body, asked, self._endpoints.now(), self._window_s)
-        made, secret = await self._endpoints.create(
-            tenant.organization_id, tenant.tier, members, asked.signature, catch_up
-        )
-        shown = schemas.EndpointCreated(**_members(made.endpoint), job_id=_job(made), secret=secret)
-        await exchange.answer_json(201, shown, NO_STORE, *_replayed(made))
+async def update_endpoint(
+    request: Request[None, schemas.EndpointUpdate], endpoints: EndpointRepository, allowed: Sequence[Network]
+) -> Response:
+    """Change an endpoint. Members that are not given stay as they are."""
+    changes = changes_of(request.body, allowed)
+    catch_up = _catch_up(request.body, request.idempotency_key, endpoints.now())
+    changed = await endpoints.change(request.organization_id, request.id, changes, catch_up)
+    if changed is None:
+        raise ApiError("endpoint_not_found")
+    shown = schemas.EndpointUpdated(**_members(changed.endpoint), job_id=_job_id(changed))
+    return json_response(200, shown, *replayed_header(changed.replayed))
 
 
-class PatchEndpoint:
-    """Change an endpoint; members that are not given stay."""
-
-    def __init__(
-        self,
-        admission: Admission,
-        bodies: BodyReader,
-        endpoints: EndpointRepository,
-        allowed: Sequence[Network],
-        window_s: float,
-    ) -> None:
-        self._admission = admission
-        self._bodies = bodies
-        self._endpoints = endpoints
-        self._allowed = allowed
-        self._window_s = window_s
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = exchanges.of(scope)
-        tenant = await self._admission.admit(exchange, "manage")
-        refuse_query(scope)
-        body = await self._bodies.read(exchange, SMALL_BODY_BYTES)
-        endpoint_id = _id_in(scope)
-        asked: schemas.EndpointUpdate = decode(body, _changed)
-        members = members_of(asked, self._allowed)
-        catch_up = _catch_up(scope, exchange, body, asked, self._endpoints.now(), self._window_s)
-        changed = await self._endpoints.change(tenant.organization_id, endpoint_id, members, catch_up)
-        if changed is None:
-            raise ApiError("endpoint_not_found")
-        shown = schemas.EndpointUpdated(**_members(changed.endpoint), job_id=_job(changed))
-        await exchange.answer_json(200, shown, *_replayed(changed))
+async def delete_endpoint(request: Request[None, None], endpoints: EndpointRepository) -> Response:
+    """Delete an endpoint and cancel its open deliveries."""
+    if not await endpoints.delete(request.organization_id, request.id):
+        raise ApiError("endpoint_not_found")
+    return NO_CONTENT
 
 
-class DeleteEndpoint:
-    """Delete an endpoint and cancel what is open for it."""
-
-    def __init__(self, admission: Admission, endpoints: EndpointRepository) -> None:
-        self._admission = admission
-        self._endpoints = endpoints
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = exchanges.of(scope)
-        tenant = await self._admission.admit(exchange, "manage")
-        refuse_query(scope)
-        if not await self._endpoints.delete(tenant.organization_id, _id_in(scope)):
-            raise ApiError("endpoint_not_found")
-        await exchange.answer(204, b"")
+async def rotate_secret(request: Request[None, EmptyObject | None], endpoints: EndpointRepository) -> Response:
+    """Give an endpoint a new secret. The previous one signs too for 24 hours."""
+    rotated = await endpoints.rotate(request.organization_id, request.id)
+    if rotated is None:
+        raise ApiError("endpoint_not_found")
+    shown = schemas.EndpointSecret(
+        str(request.id), rotated.secret, rotated.public_key, rfc3339(rotated.previous_expires_at)
+    )
+    return json_response(200, shown, NO_STORE)
 
 
-class RotateSecret:
-    """A new secret for an endpoint; the one before it signs too for 24 hours."""
-
-    def __init__(self, admission: Admission, bodies: BodyReader, endpoints: EndpointRepository) -> None:
-        self._admission = admission
-        self._bodies = bodies
-        self._endpoints = endpoints
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = exchanges.of(scope)
-        tenant = await self._admission.admit(exchange, "manage")
-        refuse_query(scope)
-        endpoint_id = _id_in(scope)
-        await self._bodies.read_nothing(exchange)
-        rotated = await self._endpoints.rotate(tenant.organization_id, endpoint_id)
-        if rotated is None:
-            raise ApiError("endpoint_not_found")
-        shown = schemas.EndpointSecret(
-            str(endpoint_id), rotated.secret, rotated.public_key, rfc3339(rotated.previous_expires_at)
-        )
-        await exchange.answer_json(200, shown, NO_STORE)
+async def test_endpoint(request: Request[None, EmptyObject | None], pings: PingClient) -> Response:
+    """Send a test delivery and return the attempt."""
+    attempt = await pings.ping(request.organization_id, request.id)
+    if attempt is None:
+        raise ApiError("endpoint_not_found")
+    return json_response(200, attempt_body(attempt))
 
 
-class PingEndpoint:
-    """Have a test delivery made, and show the attempt."""
-
-    def __init__(self, admission: Admission, bodies: BodyReader, pings: PingClient) -> None:
-        self._admission = admission
-        self._bodies = bodies
-        self._pings = pings
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = exchanges.of(scope)
-        # It waits for the delivery process, and looks only now and then.
-        tenant = await self._admission.admit(exchange, "manage", turn=False)
-        refuse_query(scope)
-        endpoint_id = _id_in(scope)
-        await self._bodies.read_nothing(exchange)
-        answer = await self._pings.ping(tenant.organization_id, endpoint_id)
-        if answer is None:
-            raise ApiError("endpoint_not_found")
-        await exchange.answer_json(200, attempt_shown(answer))
+async def set_webhook(
+    request: Request[None, schemas.WebhookConfig], endpoints: EndpointRepository, allowed: Sequence[Network]
+) -> Response:
+    """Set the URL of the organization's default endpoint."""
+    url = request.body.webhook_url
+    check_webhook_url(url, allowed, "webhook_url")
+    endpoint_id, secret = await endpoints.set_default(request.organization_id, request.tenant.tier, url)
+    shown = schemas.WebhookConfigResponse(success=True, endpoint_id=str(endpoint_id), secret=signature.written(secret))
+    return json_response(200, shown, NO_STORE)
 
 
-class PostWebhookConfig:
-    """POST /api/webhook/config: set the organization's default endpoint."""
-
-    def __init__(
-        self, admission: Admission, bodies: BodyReader, endpoints: EndpointRepository, allowed: Sequence[Network]
-    ) -> None:
-        self._admission = admission
-        self._bodies = bodies
-        self._endpoints = endpoints
-        self._allowed = allowed
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = exchanges.of(scope)
-        tenant = await self._admission.admit(exchange, "manage")
-        refuse_query(scope)
-        asked: common.WebhookConfig = decode(await self._bodies.read(exchange, SMALL_BODY_BYTES), _default)
-        check_webhook_url(asked.webhook_url, self._allowed, "webhook_url")
-        endpoint_id, secret = await self._endpoints.set_default(tenant.organization_id, tenant.tier, asked.webhook_url)
-        await exchange.answer_json(
-            200,
-            common.WebhookConfigResponse(success=True, endpoint_id=str(endpoint_id), secret=signature.written(secret)),
-            NO_STORE,
-        )
-
-
-def members_of(asked: schemas.EndpointUpdate, allowed: Sequence[Network]) -> EndpointChanges:
-    """What a request says of an endpoint, checked.
+def changes_of(asked: schemas.EndpointUpdate, allowed: Sequence[Network]) -> EndpointChanges:
+    """Return the changes that a request asks for, after validation.
 
     Args:
-        asked: decoded, so of the right types and within their bounds.
-        allowed: networks that webhooks may reach though they are not public.
+        asked: the decoded body.
+        allowed: networks that webhooks may reach although they are not public.
 
     Raises:
         ApiError: `invalid_request` or `invalid_url`.
@@ -257,37 +149,18 @@ def _given(value: _Value | UnsetType) -> _Value | None:
     return None if value is UNSET else value
 
 
-def _id_in(scope: Scope) -> UUID:
-    endpoint_id = uuid7.parse(scope["path_params"]["id"])
-    if endpoint_id is None:
-        raise ApiError("endpoint_not_found")
-    return endpoint_id
-
-
-def _found(row: Row | None) -> Row:
-    if row is None:
-        raise ApiError("endpoint_not_found")
-    return row
-
-
 def _catch_up(
-    scope: Scope,
-    exchange: Exchange,
-    body: bytes,
-    asked: schemas.EndpointUpdate,
-    now: datetime.datetime,
-    window_s: float,
+    asked: schemas.EndpointUpdate, idempotency_key: IdempotencyKey | None, now: datetime.datetime
 ) -> CatchUp | None:
-    """What is asked to be sent besides; the key counts only then."""
-    since = None if asked.catch_up_since is UNSET else read_moment("catch_up_since", asked.catch_up_since)
+    since = None if asked.catch_up_since is UNSET else read_time("catch_up_since", asked.catch_up_since)
     if since is None:
         return None
     check_catch_up(since, now)
-    return CatchUp(since, once(scope, read_key(exchange), body, window_s))
+    return CatchUp(since, idempotency_key)
 
 
 def _members(row: Row) -> dict[str, Any]:
-    """The members of an endpoint as the API shows them."""
+    """Return the members of an endpoint as the API shows them."""
     state = "disabled" if not row["enabled"] else "healthy" if row["broken_since"] is None else "broken"
     return {
         "id": str(row["id"]),
@@ -312,9 +185,5 @@ def _members(row: Row) -> dict[str, Any]:
     }
 
 
-def _job(written: Written) -> str | msgspec.UnsetType:
+def _job_id(written: Written) -> str | UnsetType:
     return UNSET if written.job_id is None else str(written.job_id)
-
-
-def _replayed(written: Written) -> tuple[Header, ...]:
-    return (REPLAYED,) if written.replayed else ()

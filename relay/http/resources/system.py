@@ -1,4 +1,4 @@
-"""What operators and their tools ask: health, metrics, the OpenAPI document and its page."""
+"""Health, metrics, the OpenAPI document and its page: for operators and their tools."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import Final
 
 import relay
 from relay.errors import ApiError
-from relay.http import exchange as exchanges
-from relay.http.exchange import JSON, PIECE_BYTES, Header, Receive, Scope, Send
-from relay.http.operator import MetricsToken
-from relay.http.query import refuse_query
-from relay.http.schemas import common as schemas
+from relay.http.exchange import JSON, PIECE_BYTES, Header, pieces_of
+from relay.http.request import Request
+from relay.http.response import Response, SharedResponse, json_response
+from relay.http.schemas import system as schemas
 from relay.http.static import Static, Strangers
 from relay.store import Cell
 from relay.telemetry.metrics import CONTENT_TYPE, OPEN_METRICS_TYPE, Metrics
@@ -48,65 +47,68 @@ _POLICY: Final = (
     b"default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 )
-# A browser takes these for what they are declared as, whatever they look like.
+# Browsers must not guess another media type.
 _NOSNIFF: Final = (b"x-content-type-options", b"nosniff")
 _NO_CACHE: Final = (b"cache-control", b"no-cache")
 _FOR_A_DAY: Final = (b"cache-control", b"max-age=86400")
 _VARY_ACCEPT: Final = (b"vary", b"Accept")
-# How old what `/metrics` shows may be.
+# The age limit of the text of `/metrics`.
 _RENDERED_S: Final = 1.0
 
 
-class GetIndex:
-    """Where things are; a browser is sent to the documentation."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = exchanges.of(scope)
-        refuse_query(scope)
-        if b"text/html" in exchange.headers.get(b"accept", b"").lower():
-            await exchange.answer(302, b"", (b"location", b"/docs"), _VARY_ACCEPT)
-            return
-        index = schemas.Index("relay", relay.__version__, "/docs", "/openapi.json", "/health", "/metrics")
-        await exchange.answer_json(200, index, _VARY_ACCEPT)
+async def get_index(request: Request[None, None]) -> Response:
+    """Return the addresses of the other operations. A browser is redirected to the documentation."""
+    if b"text/html" in request.exchange.headers.get(b"accept", b"").lower():
+        return Response(302, b"", (b"location", b"/docs"), _VARY_ACCEPT)
+    index = schemas.Index("relay", relay.__version__, "/docs", "/openapi.json", "/health", "/metrics")
+    return json_response(200, index, _VARY_ACCEPT)
 
 
-class GetHealth:
-    """Whether this process can do its work: PostgreSQL answers within a second."""
+class HealthCheck:
+    """Checks that this process can do its work: PostgreSQL responds within a second."""
 
     def __init__(self, cell: Cell) -> None:
         # Its own: a pool that is busy with slow readers does not make this process unhealthy.
         self._connection = cell.owned_connection()
-        self._look: asyncio.Task[object] | None = None
+        self._check: asyncio.Task[object] | None = None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refuse_query(scope)
-        if self._look is None or self._look.done():
-            self._look = asyncio.create_task(self._connection.fetch("server_clock", timeout_s=_HEALTH_TIMEOUT_S))
-        await asyncio.shield(self._look)
-        await exchanges.of(scope).answer_json(200, schemas.Health("healthy", relay.__version__))
+    async def get_health(self, request: Request[None, None]) -> Response:
+        """Return whether this process can do its work: PostgreSQL responds within a second."""
+        if self._check is None or self._check.done():
+            self._check = asyncio.create_task(self._connection.fetch("server_clock", timeout_s=_HEALTH_TIMEOUT_S))
+        await asyncio.shield(self._check)
+        return json_response(200, schemas.Health("healthy", relay.__version__))
 
 
-class GetLive:
-    """Whether this process runs at all."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refuse_query(scope)
-        await exchanges.of(scope).answer_json(200, schemas.Health("healthy", relay.__version__))
+async def get_liveness(request: Request[None, None]) -> Response:
+    """Return whether this process runs at all."""
+    return json_response(200, schemas.Health("healthy", relay.__version__))
 
 
 class MetricsPage:
-    """The metrics of this process and of those beside it as text, rendered at most once a second, however many ask.
+    """The metrics of the processes of this command as text, rendered at most once a second.
 
     Args:
-        metrics: of the process.
+        metrics: of this process.
+        strangers: limits large responses.
     """
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, strangers: Strangers) -> None:
         self._metrics = metrics
+        self._strangers = strangers
         self._rendered: dict[bool, tuple[float, asyncio.Task[bytes]]] = {}
 
+    async def get_metrics(self, request: Request[None, None]) -> Response:
+        """Return the metrics of the processes of this command, as Prometheus text or OpenMetrics."""
+        open_metrics = _asks_for_open_metrics(request.exchange.headers.get(b"accept"))
+        text = await self.read(open_metrics=open_metrics)
+        headers = ((b"content-type", OPEN_METRICS_TYPE if open_metrics else CONTENT_TYPE), _VARY_ACCEPT)
+        if len(text) <= PIECE_BYTES:
+            return Response(200, text, *headers)
+        return SharedResponse(200, pieces_of(text), len(text), headers, self._strangers.sending(request.scope))
+
     async def read(self, *, open_metrics: bool) -> bytes:
-        """Return the text, a second old at most, as OpenMetrics or as Prometheus text."""
+        """Return the text, at most a second old, as OpenMetrics or as Prometheus text."""
         begun, rendering = self._rendered.get(open_metrics, (-_RENDERED_S, None))
         now = time.monotonic()
         if rendering is None or (rendering.done() and (now - begun >= _RENDERED_S or rendering.exception())):
@@ -123,29 +125,6 @@ class MetricsPage:
         return bytes(text)
 
 
-class GetMetrics:
-    """The metrics of this process and of those beside it, as Prometheus text or OpenMetrics."""
-
-    def __init__(self, metrics: Metrics, strangers: Strangers, token: MetricsToken | None) -> None:
-        self._page = MetricsPage(metrics)
-        self._strangers = strangers
-        self._token = token
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = exchanges.of(scope)
-        if self._token is not None:
-            self._token.require(scope)
-        refuse_query(scope)
-        open_metrics = _asks_for_open_metrics(exchange.headers.get(b"accept"))
-        text = await self._page.read(open_metrics=open_metrics)
-        kind = (b"content-type", OPEN_METRICS_TYPE if open_metrics else CONTENT_TYPE)
-        if len(text) <= PIECE_BYTES:
-            await exchange.answer(200, text, kind, _VARY_ACCEPT)
-            return
-        with self._strangers.sending(scope):
-            await exchange.answer(200, text, kind, _VARY_ACCEPT)
-
-
 def _asks_for_open_metrics(accept: bytes | None) -> bool:
     """Return whether an `Accept` header names OpenMetrics, which only programs do that want it."""
     if accept is None:
@@ -155,28 +134,24 @@ def _asks_for_open_metrics(accept: bytes | None) -> bool:
     )
 
 
-class GetOpenApi:
-    """The OpenAPI document, made when it is first asked for."""
+class OpenApiDocument:
+    """The OpenAPI document, made when it is first requested."""
 
     def __init__(self, make: Callable[[], bytes], strangers: Strangers) -> None:
         self._document = Static(make, strangers, JSON, _NOSNIFF, _NO_CACHE)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refuse_query(scope)
-        await self._document.answer(scope)
+    async def get_openapi(self, request: Request[None, None]) -> Response:
+        """Return the OpenAPI document, made when it is first requested."""
+        return await self._document.respond(request)
 
 
-class GetDocs:
-    """Swagger UI, from this package."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refuse_query(scope)
-        page = (b"content-type", b"text/html; charset=utf-8")
-        await exchanges.of(scope).answer(200, _PAGE, page, _POLICY, _NOSNIFF)
+async def get_docs(request: Request[None, None]) -> Response:
+    """Return Swagger UI, from this package."""
+    return Response(200, _PAGE, (b"content-type", b"text/html; charset=utf-8"), _POLICY, _NOSNIFF)
 
 
-class GetDocsFile:
-    """What the page of Swagger UI loads."""
+class DocsFiles:
+    """The files that the page of Swagger UI loads."""
 
     def __init__(self, strangers: Strangers) -> None:
         self._files = {
@@ -186,12 +161,12 @@ class GetDocsFile:
         }
         self._files["start.js"] = Static(lambda: _START, strangers, _type_of("start.js"), _NOSNIFF, _FOR_A_DAY)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refuse_query(scope)
-        file = self._files.get(scope["path_params"]["file"])
+    async def get_file(self, request: Request[None, None]) -> Response:
+        """Return a file that the page of Swagger UI loads."""
+        file = self._files.get(request.scope["path_params"]["file"])
         if file is None:
             raise ApiError("not_found")
-        await file.answer(scope)
+        return await file.respond(request)
 
 
 def _type_of(name: str) -> Header:

@@ -1,44 +1,49 @@
-"""What goes in and out where events and deliveries are listed."""
+"""The schemas of deliveries and their attempts."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from relay.http.schemas.common import Attempt, Delivery, DeliveryStatus, ErrorClass, Uuid
-
-Limit = Annotated[int, Meta(ge=1, le=1000)]
-Cursor = Annotated[str, Meta(max_length=200)]
-Since = Annotated[
-    str, Meta(extra_json_schema={"format": "date-time"}, description="RFC 3339 with an offset; inclusive.")
-]
-Until = Annotated[
-    str, Meta(extra_json_schema={"format": "date-time"}, description="RFC 3339 with an offset; exclusive.")
-]
+from relay.http.schemas.common import Cursor, DeliveryStatus, ErrorClass, Limit, Since, Time, Until, Uuid
 
 
-class EventsQuery(Struct, forbid_unknown_fields=True):
-    """Which events, and in what order."""
+class Attempt(Struct):
+    """One attempt of a delivery."""
 
-    status: Literal["pending", "delivered", "failed"] | None = None
-    type: (
-        Annotated[
-            str, Meta(min_length=1, max_length=255, description="An exact type, or `order.*` for all that begin so.")
-        ]
-        | None
-    ) = None
-    endpoint_id: Annotated[Uuid, Meta(description="An endpoint that has a delivery of the event.")] | None = None
-    dedup_id: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
-    since: Since | None = None
-    until: Until | None = None
-    cursor: Cursor | None = None
-    limit: Limit = 100
-    order: Literal["desc", "asc"] = "desc"
+    number: int
+    at: Time
+    status_code: int | None
+    latency_ms: int
+    error_class: ErrorClass | None
+    response: Annotated[str, Meta(description="The first KiB of the response, escaped.")] | None
 
 
-class DeliveriesQuery(Struct, forbid_unknown_fields=True):
-    """Which deliveries; `since` and `until` are about the time of the event."""
+class Delivery(Struct):
+    """One event for one endpoint."""
+
+    id: Uuid
+    event_id: Uuid
+    endpoint_id: Uuid
+    status: DeliveryStatus
+    attempts: int
+    next_attempt_at: Time | None
+    last_error_class: ErrorClass | None
+    created_at: Time
+
+
+class DeliveryDetail(Delivery):
+    """A delivery with its newest attempts."""
+
+    attempt_log: Annotated[
+        list[Attempt],
+        Meta(description="At most the newest 20, oldest first. `/api/deliveries/{id}/attempts` lists all."),
+    ]
+
+
+class DeliveriesParameters(Struct, forbid_unknown_fields=True):
+    """The filters of a list of deliveries. `since` and `until` refer to the time of the event."""
 
     status: DeliveryStatus | None = None
     endpoint_id: Uuid | None = None
@@ -57,8 +62,8 @@ class DeliveryPage(Struct):
     next_cursor: str | None
 
 
-class AttemptsQuery(Struct, forbid_unknown_fields=True):
-    """How many attempts, and after which."""
+class AttemptsParameters(Struct, forbid_unknown_fields=True):
+    """The page of a list of attempts."""
 
     cursor: Cursor | None = None
     limit: Limit = 100
@@ -69,3 +74,9 @@ class AttemptPage(Struct):
 
     attempts: list[Attempt]
     next_cursor: str | None
+
+
+class EventReplayed(Struct):
+    """The number of endpoints to which the event is sent again."""
+
+    deliveries: int

@@ -1,4 +1,4 @@
-"""Endpoints as requests name them and answers show them."""
+"""The schemas of endpoints."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from relay.http.schemas.common import Time, Uuid
+from relay.http.schemas.common import Cursor, Limit, Time, Uuid
 
 _TEXT = r"^[^\u0000-\u001f\u007f-\u009f]*$"
 
@@ -16,22 +16,25 @@ Url = Annotated[
         min_length=1,
         max_length=2048,
         extra_json_schema={"format": "uri"},
-        description="Absolute, http or https, without user, password and fragment.",
+        description="An absolute http or https URL without user, password and fragment.",
     ),
 ]
 Description = Annotated[str, Meta(max_length=255, extra_json_schema={"pattern": _TEXT}, description="For people.")]
 EventType = Annotated[str, Meta(min_length=1, max_length=255, extra_json_schema={"pattern": _TEXT})]
 EventTypes = Annotated[
     list[EventType],
-    Meta(max_length=100, description="Exact types, or `order.*` for all that begin with `order.`; none means all."),
+    Meta(
+        max_length=100,
+        description="Exact types, or `order.*` for all that begin with `order.`. Empty means all.",
+    ),
 ]
 Headers = Annotated[
     dict[str, str],
-    Meta(max_length=20, description="Sent with each request. Values are never shown; giving any replaces all."),
+    Meta(max_length=20, description="Sent with each request. Values are never shown. Setting any replaces all."),
 ]
-RateLimit = Annotated[int, Meta(ge=1, le=100_000, description="Attempts a second.")]
-MaxInFlight = Annotated[int, Meta(ge=1, le=1_000, description="Attempts on the wire at once.")]
-Timeout = Annotated[float, Meta(ge=0.1, le=300, description="How long the receiver may take.")]
+RateLimit = Annotated[int, Meta(ge=1, le=100_000, description="The limit of attempts per second.")]
+MaxInFlight = Annotated[int, Meta(ge=1, le=1_000, description="The limit of concurrent attempts.")]
+Timeout = Annotated[float, Meta(ge=0.1, le=300, description="The time limit of an attempt, in seconds.")]
 RetrySchedule = Annotated[
     list[Annotated[float, Meta(ge=0, le=604_800)]],
     Meta(min_length=1, max_length=50, description="The waits between attempts, in seconds, each plus 0 to 20%."),
@@ -44,13 +47,13 @@ CatchUpSince = Annotated[
     str,
     Meta(
         extra_json_schema={"format": "date-time"},
-        description="RFC 3339 with an offset: events accepted since then are sent too, by a job. Not in the future.",
+        description="RFC 3339 with an offset, in the past. A job sends the events accepted since then.",
     ),
 ]
 
 
 class EndpointUpdate(Struct, forbid_unknown_fields=True, kw_only=True):
-    """What to change of an endpoint; null sets a limit back to the service's own."""
+    """The members to change. Null resets a limit to the default of the service."""
 
     url: Url | UnsetType = UNSET
     description: Description | UnsetType = UNSET
@@ -65,20 +68,20 @@ class EndpointUpdate(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class EndpointCreate(EndpointUpdate, forbid_unknown_fields=True, kw_only=True):
-    """An endpoint to make; a limit that is null or missing is the service's own."""
+    """An endpoint to create. A limit that is null or missing is the default of the service."""
 
     url: Url
     signature: Annotated[
         Literal["v1", "v1a"],
-        Meta(description="How requests are signed: HMAC-SHA256 or Ed25519. It stays."),
+        Meta(description="The signature of requests: HMAC-SHA256 or Ed25519. It cannot be changed."),
     ] = "v1"
 
 
-class EndpointsQuery(Struct, forbid_unknown_fields=True):
-    """How to list endpoints."""
+class EndpointsParameters(Struct, forbid_unknown_fields=True):
+    """The page of a list of endpoints."""
 
-    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
-    cursor: Annotated[str, Meta(max_length=200)] | None = None
+    limit: Limit = 100
+    cursor: Cursor | None = None
 
 
 class Endpoint(Struct):
@@ -89,24 +92,25 @@ class Endpoint(Struct):
     description: str
     event_types: list[str]
     enabled: bool
-    headers: Annotated[list[str], Meta(description="The names; values are not shown.")]
+    headers: Annotated[list[str], Meta(description="The names. Values are not shown.")]
     rate_limit_per_second: int | None
     max_in_flight: int | None
     timeout_s: float | None
     retry_schedule: list[float] | None
     signature: Literal["v1", "v1a"]
     public_key: Annotated[str, Meta(description="Verifies `v1a` signatures.")] | None
-    is_default: Annotated[bool, Meta(description="Whether it is the one that /api/webhook/config sets.")]
+    is_default: Annotated[bool, Meta(description="True for the endpoint that /api/webhook/config sets.")]
     disabled_reason: (
         Annotated[
-            Literal["gone", "failing"], Meta(description="Why relay disabled it: a 410, or days of failures only.")
+            Literal["gone", "failing"],
+            Meta(description="Why relay disabled it: a 410 response, or only failures for days."),
         ]
         | None
     )
     disabled_at: Time | None
     state: Annotated[
         Literal["healthy", "broken", "disabled"],
-        Meta(description="`broken` while it only fails and is probed until it answers."),
+        Meta(description="`broken` while it only fails, and relay probes it."),
     ]
     failing_since: Time | None
     created_at: Time
@@ -114,15 +118,15 @@ class Endpoint(Struct):
 
 
 class EndpointUpdated(Endpoint, kw_only=True):
-    """The endpoint as it now is."""
+    """The endpoint after the change."""
 
-    job_id: Annotated[Uuid, Meta(description="Of the job that catches up.")] | UnsetType = UNSET
+    job_id: Annotated[Uuid, Meta(description="The id of the catch-up job.")] | UnsetType = UNSET
 
 
 class EndpointCreated(EndpointUpdated, kw_only=True):
-    """The endpoint with its secret, which is shown this once."""
+    """The endpoint with its secret, which is shown only once."""
 
-    secret: Annotated[str, Meta(description="Verifies `v1` signatures; null with `v1a`.")] | None
+    secret: Annotated[str, Meta(description="Verifies `v1` signatures. Null with `v1a`.")] | None
 
 
 class EndpointPage(Struct):
@@ -133,9 +137,23 @@ class EndpointPage(Struct):
 
 
 class EndpointSecret(Struct):
-    """The new secret, which is shown this once; the one before it signs too until it ends."""
+    """The new secret, which is shown only once. The previous one signs too until it expires."""
 
     id: Uuid
-    secret: Annotated[str, Meta(description="Verifies `v1` signatures; null with `v1a`.")] | None
+    secret: Annotated[str, Meta(description="Verifies `v1` signatures. Null with `v1a`.")] | None
     public_key: Annotated[str, Meta(description="Verifies `v1a` signatures.")] | None
     previous_expires_at: Time
+
+
+class WebhookConfig(Struct, forbid_unknown_fields=True):
+    """The destination of the organization's events."""
+
+    webhook_url: Annotated[str, Meta(min_length=1, max_length=2048, extra_json_schema={"format": "uri"})]
+
+
+class WebhookConfigResponse(Struct):
+    """The organization's default endpoint."""
+
+    success: Literal[True]
+    endpoint_id: Uuid
+    secret: Annotated[str, Meta(description="Verifies signatures as Standard Webhooks defines them.")]

@@ -1,4 +1,4 @@
-"""What goes in and out where things are sent again."""
+"""The schemas of jobs."""
 
 from __future__ import annotations
 
@@ -6,20 +6,11 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from relay.http.schemas.common import ErrorClass, Time, Uuid
-from relay.http.schemas.deliveries import Cursor, Limit, Since, Until
-
-EndedStatus = Literal["delivered", "failed", "cancelled"]
-
-
-class EventReplayed(Struct):
-    """To how many endpoints the event goes again."""
-
-    deliveries: int
+from relay.http.schemas.common import Cursor, EndedStatus, ErrorClass, Limit, Since, Time, Until, Uuid
 
 
 class DeliveriesRetry(Struct, forbid_unknown_fields=True):
-    """Which deliveries to retry; without a status the failed ones."""
+    """The deliveries to retry. Without a status: the failed ones."""
 
     status: EndedStatus | None = None
     endpoint_id: Uuid | None = None
@@ -29,7 +20,7 @@ class DeliveriesRetry(Struct, forbid_unknown_fields=True):
 
 
 class EndpointReplay(Struct, forbid_unknown_fields=True):
-    """Which ended deliveries of the endpoint to send again; without a status all of them."""
+    """The ended deliveries of the endpoint to send again. Without a status: all of them."""
 
     since: Since
     until: Until | None = None
@@ -37,26 +28,26 @@ class EndpointReplay(Struct, forbid_unknown_fields=True):
 
 
 class JobStarted(Struct):
-    """A job that has begun, and how many deliveries match as far as they have been counted."""
+    """A new job, and the number of matching deliveries counted so far."""
 
     job_id: Uuid
     matched: int
 
 
 class Job(Struct):
-    """What touches many deliveries, and how far it has come."""
+    """A job and its progress."""
 
     id: Uuid
     kind: Literal["retry", "replay", "catch_up"]
     status: Literal["running", "done", "cancelled", "failed"]
-    matched: Annotated[int, Meta(description="Beyond 100,000 it grows while the job goes on.")]
+    matched: Annotated[int, Meta(description="Above 100,000 it grows while the job runs.")]
     done: int
-    failed: Annotated[int, Meta(description="Deliveries whose endpoint is gone.")]
+    failed: Annotated[int, Meta(description="Deliveries whose endpoint does not exist any more.")]
     created_at: Time
 
 
-class JobsQuery(Struct, forbid_unknown_fields=True):
-    """Which page of the jobs."""
+class JobsParameters(Struct, forbid_unknown_fields=True):
+    """The page of a list of jobs."""
 
     cursor: Cursor | None = None
     limit: Limit = 100

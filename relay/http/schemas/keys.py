@@ -1,4 +1,4 @@
-"""Organizations and their keys as requests name them and answers show them."""
+"""The schemas of organizations and their keys."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from relay.http.schemas.common import Tier, Time, Uuid
 
 
 class OrganizationCreate(Struct, forbid_unknown_fields=True):
-    """A new organization; `org_name` is another name for `organization_name`."""
+    """A new organization. `org_name` is another name for `organization_name`."""
 
     organization_name: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
     org_name: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
@@ -18,7 +18,7 @@ class OrganizationCreate(Struct, forbid_unknown_fields=True):
 
 
 class OrganizationCreated(Struct):
-    """The organization and its key, which is shown this once."""
+    """The organization and its key, which is shown only once."""
 
     api_key: str
     organization_id: Uuid
@@ -49,7 +49,7 @@ class ApiKeyList(Struct):
 
 
 class ApiKeyCreate(Struct, forbid_unknown_fields=True):
-    """A key to make; without scopes it may do everything, without an end it is good until it is revoked."""
+    """A key to create. Without scopes it has all of them, and without an expiry it does not expire."""
 
     name: Annotated[
         str,
@@ -57,7 +57,7 @@ class ApiKeyCreate(Struct, forbid_unknown_fields=True):
             min_length=1,
             max_length=255,
             extra_json_schema={"pattern": r"^[^\u0000-\u001f\u007f-\u009f]+$"},
-            description="For people; need not be unique.",
+            description="For people. It need not be unique.",
         ),
     ]
     scopes: (
@@ -70,27 +70,27 @@ class ApiKeyCreate(Struct, forbid_unknown_fields=True):
     expires_at: (
         Annotated[
             str,
-            Meta(extra_json_schema={"format": "date-time"}, description="RFC 3339 with an offset: when it ends."),
+            Meta(extra_json_schema={"format": "date-time"}, description="The expiry: RFC 3339 with an offset."),
         ]
         | None
     ) = None
 
 
 class ApiKeyCreated(Struct):
-    """The key, which is shown this once."""
+    """The key, which is shown only once."""
 
     api_key: str
     key_id: Uuid
 
 
 class ApiKeyRotate(Struct, forbid_unknown_fields=True):
-    """How long the old key still works beside the new one."""
+    """The time in seconds for which the old key stays valid."""
 
     overlap_s: Annotated[int, Meta(ge=0, le=604_800)] = 0
 
 
 class ApiKeyRotated(Struct):
-    """The new key, which is shown this once."""
+    """The new key, which is shown only once."""
 
     api_key: str
     key_id: Uuid

@@ -1,4 +1,4 @@
-"""What goes in and out where an organization's events are counted."""
+"""The schemas of statistics."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from relay.http.schemas.common import Time, Uuid
 from relay.inbox import Capped
 
 
-class StatsQuery(Struct, forbid_unknown_fields=True):
-    """From when on events are counted."""
+class StatsParameters(Struct, forbid_unknown_fields=True):
+    """The time from which events are counted."""
 
     since: (
         Annotated[
             str,
             Meta(
                 extra_json_schema={"format": "date-time"},
-                description="RFC 3339 with an offset; inclusive. The last 24 hours without it.",
+                description="RFC 3339 with an offset; inclusive. Default: 24 hours ago.",
             ),
         ]
         | None
@@ -26,38 +26,37 @@ class StatsQuery(Struct, forbid_unknown_fields=True):
 
 
 class EndpointStats(Struct):
-    """How one endpoint is doing."""
+    """The statistics of one endpoint."""
 
     endpoint_id: Uuid
     state: Annotated[Literal["healthy", "broken", "disabled"], Meta(description="As in /api/endpoints.")]
     success_rate: (
         Annotated[
             float,
-            Meta(ge=0, le=1, description="Of its attempts at events accepted since then; null when there were none."),
+            Meta(ge=0, le=1, description="Of its attempts of events accepted since then. Null without attempts."),
         ]
         | None
     )
-    pending: Annotated[int, Meta(ge=0, description="Deliveries that are open for it, held ones too.")]
+    pending: Annotated[int, Meta(ge=0, description="Its open deliveries, held ones included.")]
 
 
 class Stats(Struct):
-    """What was accepted, what became of it, and what waits."""
+    """The statistics of an organization."""
 
-    since: Annotated[Time, Meta(description="From when on events were counted; later than asked for if capped.")]
+    since: Annotated[Time, Meta(description="The time from which events were counted. Later than requested if capped.")]
     accepted: Annotated[int, Meta(ge=0, description="Events accepted since then.")]
-    delivered: Annotated[int, Meta(ge=0, description="Those of them that are delivered or acknowledged.")]
-    failed: Annotated[int, Meta(ge=0, description="Those of them that have failed.")]
-    pending: Annotated[int, Meta(ge=0, description="All events that wait, however old.")]
+    delivered: Annotated[int, Meta(ge=0, description="Those that are delivered or acknowledged.")]
+    failed: Annotated[int, Meta(ge=0, description="Those that have failed.")]
+    pending: Annotated[int, Meta(ge=0, description="All pending events, whatever their age.")]
     oldest_pending_age_s: (
-        Annotated[float, Meta(ge=0, description="How long ago the first of those was accepted; null without any.")]
-        | None
+        Annotated[float, Meta(ge=0, description="The age of the oldest pending event. Null without one.")] | None
     )
     endpoints: Annotated[list[EndpointStats], Meta(description="The newest first.")]
     capped: Annotated[
         list[Capped],
         Meta(
-            description="What is more than one request counts. `accepted`: only the newest events were counted, and "
-            "`since` says from when. `pending` and `endpoints.pending`: at least so many. `endpoints.success_rate`: of "
-            "the newest attempts of all endpoints."
+            description="The numbers that exceed the limit of one request. `accepted`: only the newest events were "
+            "counted, since `since`. `pending` and `endpoints.pending`: there are at least this many. "
+            "`endpoints.success_rate`: of the newest attempts of all endpoints."
         ),
     ]

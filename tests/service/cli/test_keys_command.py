@@ -76,7 +76,7 @@ async def test_a_new_organizations_key_stands_alone_on_stdout_and_works(shell: S
     ended = await shell("create", "--organization", "Acme", "--tier", "pro")
 
     assert (ended.code, bool(KEY.fullmatch(ended.said))) == (0, True), ended.complained
-    tenant = await node.guard.admit(ended.said.strip().encode(), "manage")
+    tenant = await node.guard.authenticate(ended.said.strip().encode())
     assert tenant.tier == "pro"
     assert ended.complained.splitlines() == [
         f"key_id: {tenant.key_id}",
@@ -103,7 +103,7 @@ async def test_a_further_key_has_what_it_was_asked_to_have(shell: Shell, node: N
         "scopes": ["ingest", "consume"],
         "expires_at": "2999-01-02T03:04:05.000000Z",
     }
-    tenant = await node.guard.admit(made["api_key"].encode(), "ingest")
+    tenant = await node.guard.authenticate(made["api_key"].encode())
     assert (str(tenant.key_id), str(tenant.organization_id)) == (made["key_id"], first["organization_id"])
     assert await node.refusal(made["api_key"].encode(), "manage") == "insufficient_scope"
 

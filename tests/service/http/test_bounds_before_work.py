@@ -17,11 +17,13 @@ import pytest
 from relay.cli.http_server import http_server, until_it_answers
 from relay.http.access_log import AccessLog
 from relay.http.application import Application
-from relay.http.exchange import Receive, Scope, Send
+from relay.http.dispatcher import Dispatcher
 from relay.http.operations import Operation
 from relay.http.proxies import TrustedProxies
-from relay.http.resources.system import GetLive
-from relay.http.schemas.common import Health
+from relay.http.request import Request
+from relay.http.resources.system import get_liveness
+from relay.http.response import Response
+from relay.http.schemas.system import Health
 from relay.http.static import IN_ALL, OF_ONE_CLIENT, Static, Strangers
 from relay.telemetry.metrics import Metrics
 from tests.conftest import free_port
@@ -139,18 +141,19 @@ class Huge:
     def __init__(self, strangers: Strangers) -> None:
         self.static = Static(lambda: random.Random(7).randbytes(16 * 1024 * 1024), strangers)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.static.answer(scope)
+    async def __call__(self, request: Request[None, None]) -> Response:
+        return await self.static.respond(request)
 
 
 @asynccontextmanager
 async def serving_huge() -> AsyncIterator[int]:
     """A server with such a response behind a trusted proxy: its port."""
     strangers, port = Strangers(TrustedProxies([ipaddress.ip_network("127.0.0.0/8")])), free_port()
-    huge = Operation("GET", "/huge", Huge(strangers), success={200: None}, key=False)
-    front = Application(
-        (huge, Operation("GET", "/live", GetLive(), success={200: Health}, key=False)), Metrics(), AccessLog(0.0)
+    table = (
+        Operation("GET", "/huge", Huge(strangers), success={200: None}, scope=None),
+        Operation("GET", "/live", get_liveness, success={200: Health}, scope=None),
     )
+    front = Application(table, Dispatcher(), Metrics(), AccessLog(0.0))
     server = http_server(front, "127.0.0.1", port, backlog=128, connections=1000)
     serving = asyncio.create_task(server.serve())
     try:

@@ -14,13 +14,14 @@ from granian.constants import HTTPModes, Interfaces
 from granian.server.embed import Server
 
 from relay.errors import ApiError
-from relay.http import exchange as exchanges
 from relay.http.access_log import AccessLog
 from relay.http.application import Application
 from relay.http.body import DROPPED_BYTES, DROPPED_S, BodyReader
-from relay.http.exchange import Receive, Scope, Send
-from relay.http.operations import Operation
+from relay.http.dispatcher import Dispatcher
+from relay.http.exchange import JSON, Exchange, Receive, Scope, Send
+from relay.http.operations import Operation, RawHandler
 from relay.telemetry.metrics import Metrics
+from relay.values.json_encoding import encode
 from tests.conftest import free_port
 from tests.service.http.test_http import assert_error, chunk, connection, head
 from tests.support.wire import read_answer
@@ -29,19 +30,19 @@ BETWEEN_BYTES_S = 0.3
 WHOLE_BODY_S = 1.0
 
 
-class Echo:
+class Echo(RawHandler):
     """Answers with the size of the body."""
 
     def __init__(self, bodies: BodyReader) -> None:
         self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = exchanges.of(scope)
+        exchange: Exchange = scope["relay"]
         body = await self._bodies.read(exchange, 1024 * 1024)
-        await exchange.answer_json(200, {"size": len(body)})
+        await exchange.respond(200, encode({"size": len(body)}), JSON)
 
 
-class Refuse:
+class Refuse(RawHandler):
     """Answers without a look at the body."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,10 +62,10 @@ async def opened() -> AsyncIterator[House]:
     port = free_port()
     async with BodyReader(between_bytes_s=BETWEEN_BYTES_S, whole_body_s=WHOLE_BODY_S) as bodies:
         operations = (
-            Operation("POST", "/echo", Echo(bodies), success={200: None}, key=False),
-            Operation("POST", "/refuse", Refuse(), success={200: None}, key=False),
+            Operation("POST", "/echo", Echo(bodies), success={200: None}, scope=None),
+            Operation("POST", "/refuse", Refuse(), success={200: None}, scope=None),
         )
-        front = Application(operations, Metrics(), AccessLog(0.0))
+        front = Application(operations, Dispatcher(), Metrics(), AccessLog(0.0))
         server = Server(
             front,
             address="127.0.0.1",

@@ -23,7 +23,8 @@ from prometheus_client.parser import text_string_to_metric_families
 import relay
 from relay.config.environment import load
 from relay.errors import KINDS
-from relay.http.routes import Services, operations
+from relay.http.routes import operations
+from relay.http.services import Services
 from relay.telemetry.metrics import Metrics
 from tests.conftest import ADMIN_TOKEN, Commands, Databases, environment, free_port, open_cell
 from tests.service.http.test_http import assert_error, head

@@ -14,6 +14,7 @@ from relay.inbox import PAGE_BYTES, InboxQuery, read_page
 from relay.ingest import PostedEvent
 from relay.store import Cell
 from relay.values import cursor
+from relay.values.cursor import InvalidCursor
 from relay.values.uuid7 import Uuid7Clock
 from tests.conftest import Commands, Databases, open_cell
 from tests.service.ingest.test_group_commit import committing
@@ -354,9 +355,12 @@ def test_cursors_survive_nothing_but_their_own_query() -> None:
     position = cursor.Position(3, 12345, Uuid7Clock().new())
     text = cursor.write(position, ("inbox", "a"))
     assert cursor.read(text, ("inbox", "a")) == position
-    assert cursor.read(text, ("inbox", "b")) is None
-    assert cursor.read(text[:-1], ("inbox", "a")) is None
-    assert cursor.read("\u00e9" * 48, ("inbox", "a")) is None
+    with pytest.raises(InvalidCursor):
+        cursor.read(text, ("inbox", "b"))
+    with pytest.raises(InvalidCursor):
+        cursor.read(text[:-1], ("inbox", "a"))
+    with pytest.raises(InvalidCursor):
+        cursor.read("\u00e9" * 48, ("inbox", "a"))
 
 
 def test_a_cursor_of_deliveries_holds_its_endpoint_too() -> None:
@@ -364,9 +368,12 @@ def test_a_cursor_of_deliveries_holds_its_endpoint_too() -> None:
     position, endpoint_id = cursor.Position(3, 12345, clock.new()), clock.new()
     text = cursor.write(position, ("deliveries", "a"), endpoint_id)
     assert cursor.read_delivery(text, ("deliveries", "a")) == (position, endpoint_id)
-    assert cursor.read_delivery(text, ("deliveries", "b")) is None
-    assert cursor.read(text, ("deliveries", "a")) is None
-    assert cursor.read_delivery(cursor.write(position, ("deliveries", "a")), ("deliveries", "a")) is None
+    with pytest.raises(InvalidCursor):
+        cursor.read_delivery(text, ("deliveries", "b"))
+    with pytest.raises(InvalidCursor):
+        cursor.read(text, ("deliveries", "a"))
+    with pytest.raises(InvalidCursor):
+        cursor.read_delivery(cursor.write(position, ("deliveries", "a")), ("deliveries", "a"))
 
 
 async def test_a_page_is_bounded_in_bytes_and_goes_on_after_them(api: Api) -> None:

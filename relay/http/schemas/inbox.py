@@ -1,0 +1,38 @@
+"""The schemas of the inbox: reading and acknowledging."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from relay.http.schemas.common import Cursor, Limit, TypeFilter, Uuid
+
+
+class InboxParameters(Struct, forbid_unknown_fields=True):
+    """The filters and the order of an inbox page."""
+
+    limit: Limit = 100
+    status: Literal["pending", "delivered", "failed", "all"] = "pending"
+    cursor: Cursor | None = None
+    type: TypeFilter | None = None
+    order: Literal["desc", "asc"] = "desc"
+
+
+class AckResponse(Struct):
+    """The event is acknowledged."""
+
+    success: Literal[True]
+
+
+class AckManyRequest(Struct, forbid_unknown_fields=True):
+    """Events to acknowledge."""
+
+    ids: Annotated[list[Uuid], Meta(max_length=1000)]
+
+
+class AckManyResponse(Struct):
+    """The number of acknowledged events, and the ids that do not exist."""
+
+    acknowledged: int
+    not_found: list[str]

@@ -1,0 +1,25 @@
+"""The schemas of the operations for operators and their tools."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+
+class Index(Struct):
+    """The addresses of the other operations."""
+
+    service: Literal["relay"]
+    version: str
+    docs: str
+    openapi: str
+    health: str
+    metrics: str
+
+
+class Health(Struct):
+    """The service works."""
+
+    status: Literal["healthy"]
+    version: str
