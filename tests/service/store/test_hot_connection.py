@@ -57,9 +57,10 @@ async def test_a_shorter_limit_holds_after_a_longer_one(connection: HotConnectio
 
 
 async def test_a_longer_limit_holds_after_a_shorter_one(connection: HotConnection) -> None:
-    await connection.fetch("sleep", 0.0, timeout_s=0.1)
+    await connection.fetch("who")
+    await connection.fetch("sleep", 0.0, timeout_s=0.5)
 
-    await connection.fetch("sleep", 0.3, timeout_s=30.0)
+    await connection.fetch("sleep", 0.7, timeout_s=30.0)
     with pytest.raises(OutcomeUnknown):
         await connection.fetch("sleep", 30.0, timeout_s=0.1)
 
