@@ -1,1 +1,1 @@
-"""Load scenarios that check the targets, and the report they end in: `make bench`."""
+"""Load scenarios that are checked against targets, and their report: `make bench`."""

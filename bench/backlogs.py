@@ -1,4 +1,4 @@
-"""Deliveries that are due, written straight into the tables: through the API a million of them would take minutes."""
+"""Due deliveries, written directly into the tables. Through the API a million of them would take minutes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from made
 
 
 async def make_endpoints(connection: asyncpg.Connection, count: int) -> list[UUID]:
-    """Endpoints of as many organizations, whose secrets nobody can open: they are for claims alone."""
+    """Create endpoints, each of its own organization. Their secrets cannot be decrypted: they serve for claims only."""
     clock = Uuid7Clock()
     ids = [clock.new() for _ in range(count)]
     await connection.execute(_ENDPOINTS, [clock.new() for _ in ids], ids, [bucket(each) for each in ids])
@@ -51,11 +51,11 @@ async def make_endpoints(connection: asyncpg.Connection, count: int) -> list[UUI
 
 
 async def endpoints_at(connection: asyncpg.Connection, url: str) -> list[UUID]:
-    """The endpoints with this URL."""
+    """Return the endpoints with this URL."""
     return [row["id"] for row in await connection.fetch("select id from relay.endpoints where url = $1", url)]
 
 
 async def make_due(connection: asyncpg.Connection, endpoint_ids: Sequence[UUID], each: int) -> None:
-    """So many deliveries for each of these endpoints, due now; the planner knows of them."""
+    """Create this many due deliveries for each endpoint, and update the planner's statistics."""
     await connection.execute(_DUE, endpoint_ids, each)
     await connection.execute("analyze relay.open, relay.events, relay.endpoints")

@@ -1,4 +1,4 @@
-"""The ceiling: Granian and uvloop with a bare ASGI callable that reads a request and answers 201.
+"""The upper bound: Granian and uvloop with a bare ASGI callable that reads a request and responds with 201.
 
 python bench/bare.py [PORT] [STATUS]; with 200 it also serves as a webhook receiver that does nothing.
 """

@@ -13,7 +13,7 @@ _COLOURS: Final = 6
 
 
 class Series(NamedTuple):
-    """One line: its name and its points."""
+    """One line of a chart: its name and its points."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -65,7 +65,7 @@ def lines(title: str, series: Sequence[Series], x: Axis, y: Axis, *, log: bool =
 
 
 def bars(title: str, values: Sequence[tuple[str, float]], x: str, y: str) -> str:
-    """A bar for each label."""
+    """Return a chart with a bar for each label."""
     if not any(value for _, value in values):
         return ""
     ticks = _steps(max(value for _, value in values))
@@ -101,7 +101,7 @@ def _horizontal(y: float, text: str) -> str:
 
 
 def _steps(most: float) -> list[float]:
-    """From 0 to at least `most` in four to eight round steps."""
+    """Return four to eight round steps from 0 to at least `most`."""
     if most <= 0:
         return [0.0, 1.0]
     rough = most / 5
@@ -111,7 +111,7 @@ def _steps(most: float) -> list[float]:
 
 
 def _decades(values: Sequence[float]) -> list[float]:
-    """1, 2 and 5 in each decade, from the smallest value to the largest."""
+    """Return 1, 2 and 5 in each decade, from the smallest value to the largest."""
     positive = [value for value in values if value > 0] or [1.0]
     low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)) + 1e-9)
     ticks = [factor * 10.0**power for power in range(low, high + 1) for factor in (1, 2, 5)]

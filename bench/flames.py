@@ -77,7 +77,7 @@ async def _main(seconds: float, rate: float, report: Path) -> None:
 
 
 async def _record(pid: int, form: str, path: Path, seconds: float) -> None:
-    """Look at a process; py-spy stops it for each sample, so what it shows are shares and not speed."""
+    """Sample a process. py-spy stops it for each sample, so the result shows shares, not speed."""
     spy = str(Path(sys.executable).with_name("py-spy"))
     options = ("--format", form, "--rate", str(_SAMPLES_PER_S), "--duration", f"{seconds:.0f}", "--output", str(path))
     process = await asyncio.create_subprocess_exec(
@@ -89,7 +89,7 @@ async def _record(pid: int, form: str, path: Path, seconds: float) -> None:
 
 
 def _top(stacks: str) -> str:
-    """The functions in which most samples were taken, from lines of `frame;frame;frame count`."""
+    """Return the functions with the most samples, from lines of `frame;frame;frame count`."""
     own: Counter[str] = Counter()
     for line in stacks.splitlines():
         found = _LINE.match(line)

@@ -1,4 +1,4 @@
-"""python -m bench.half_heads: what connections cost the API process that never send a whole request.
+"""python -m bench.half_heads: the cost of connections that never send a complete request, in the API process.
 
 Each kind opens 500 connections. Shown are resident memory and descriptors before and while they are there, when the
 server has ended the first and the last of them, and what it sent before.
@@ -33,7 +33,7 @@ _WHOLE: Final = b"GET /health/live HTTP/1.1\r\nHost: relay.example\r\n\r\n"
 
 
 class _Client:
-    """A connection: what it sent, and how it ended."""
+    """A connection: the bytes that it sent, and how it ended."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.writer = writer
@@ -138,7 +138,7 @@ async def _run(folder: Path, patience_s: float, keep_alive_s: str) -> None:
 @click.option("--patience", default=90.0, help="Seconds to wait for the server to end the connections.")
 @click.option("--keep-alive", default="75", help="RELAY_KEEP_ALIVE_S.")
 def main(patience: float, keep_alive: str) -> None:
-    """Measure what half-sent requests cost."""
+    """Measure the cost of incomplete requests."""
     file_limit_up()
     folder = Path(tempfile.mkdtemp(prefix="relay-bench-"))
     folder.chmod(0o711)

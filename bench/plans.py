@@ -1,4 +1,4 @@
-"""How PostgreSQL runs a statement of ours, on a connection like ours, with the parameters that it is given."""
+"""The plans of relay's statements, on a connection like relay's, with real parameters."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Explained(HotConnection):
         self.seen: dict[tuple[str, Mode], Node] = {}
 
     async def fetch(self, name: str, *args: Any, timeout_s: float | None = None) -> Sequence[Row]:
-        """Explain it, undo what that did, and run it."""
+        """Explain the statement, roll that back, and run it."""
         aside = await self._aside()
         try:
             for mode in MODES:
@@ -51,7 +51,7 @@ class Explained(HotConnection):
 
 
 async def _explain(connection: asyncpg.Connection, text: str, args: Sequence[Any], mode: Mode) -> Node:
-    """The plan of a prepared statement, with what each node really did."""
+    """Return the plan of a prepared statement, with the actual rows of each node."""
     types = dict(_PARAMETER.findall(text))
     given = [f"${place}::{types[str(place)]}" for place in range(1, len(args) + 1)]
     transaction = connection.transaction()
@@ -73,20 +73,20 @@ async def _explain(connection: asyncpg.Connection, text: str, args: Sequence[Any
 
 
 def nodes(root: Node) -> Iterator[Node]:
-    """Every node of a plan, the outer before the inner."""
+    """Yield every node of a plan, the outer before the inner."""
     yield root
     for inner in root.get("Plans", ()):
         yield from nodes(inner)
 
 
 def looked_at(node: Node) -> float:
-    """How many rows a node has had in its hands."""
+    """Return the number of rows that a node processed."""
     rows: float = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
     return rows * float(node["Actual Loops"])
 
 
 def outline(root: Node, depth: int = 0) -> Iterator[str]:
-    """A plan as people read it: a line for each node that did something."""
+    """Yield a plan as text: a line for each node that did something."""
     if root["Actual Loops"]:
         where = root.get("Index Name") or root.get("Relation Name") or root.get("CTE Name") or ""
         yield (

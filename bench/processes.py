@@ -23,7 +23,7 @@ MACHINE: Final = "the machine"
 
 
 class Point(Struct):
-    """What a name stands for at one moment: clock, CPU seconds so far, resident and proportional bytes."""
+    """The processes of one name at one moment: clock, CPU seconds so far, resident and proportional bytes."""
 
     at: float
     cpu_s: float
@@ -96,7 +96,7 @@ class Sampler:
         self._points[MACHINE].append(Point(time.monotonic(), cpu_s, 0, 0))
 
     def between(self, began: float, ended: float) -> list[Usage]:
-        """What each used from `began` to `ended`."""
+        """Return the usage of each name from `began` to `ended`."""
         usages = []
         for name, points in self._points.items():
             inside = [point for point in points if began - _EVERY_S <= point.at <= ended + _EVERY_S]
@@ -137,7 +137,7 @@ def _fields(stat: Path) -> list[str]:
 
 
 def _measure(pid: int) -> tuple[float, int]:
-    """CPU seconds so far and resident bytes."""
+    """Return the CPU seconds so far and the resident bytes."""
     process = Path("/proc") / str(pid)
     try:
         fields = _fields(process / "stat")
@@ -147,12 +147,12 @@ def _measure(pid: int) -> tuple[float, int]:
 
 
 def cpu_s(pid: int) -> float:
-    """CPU seconds that a process has used so far."""
+    """Return the CPU seconds that a process has used so far."""
     return _measure(pid)[0]
 
 
 def _pss(pid: int) -> int:
-    """Proportional bytes; 0 where we may not look."""
+    """Return the proportional bytes, or 0 without permission."""
     with contextlib.suppress(OSError, StopIteration):
         lines = (Path("/proc") / str(pid) / "smaps_rollup").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
@@ -160,7 +160,7 @@ def _pss(pid: int) -> int:
 
 
 def named(pid: int) -> dict[str, int]:
-    """The processes that `relay up` runs, by what they are, with its own."""
+    """Return the processes of a `relay up` by role, including its own."""
     found = {"supervisor": pid}
     for child in _children().get(pid, []):
         with contextlib.suppress(OSError):

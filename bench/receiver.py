@@ -1,4 +1,4 @@
-"""A webhook receiver that answers 200 at once and notes when which event came.
+"""A webhook receiver that responds with 200 immediately and records when each event came.
 
 python -m bench.receiver PORT FILE; SIGTERM writes the file (bench.generator.receipts) and ends it.
 """
@@ -22,7 +22,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
 class _Receiver(asyncio.Protocol):
-    """Reads requests as far as a receiver must that has nothing else to do."""
+    """Reads requests only as far as necessary."""
 
     def __init__(self, receipts: Receipts) -> None:
         self._receipts = receipts

@@ -90,7 +90,7 @@ class Posts:
             due += self._every_s
 
     def taken(self) -> list[float]:
-        """What was measured since the last call, in order of size."""
+        """Return the latencies since the last call, sorted."""
         taken, self.latencies = sorted(self.latencies), []
         return taken
 
@@ -109,7 +109,7 @@ def _line(what: str, seconds: float, latencies: Sequence[float]) -> str:
 @click.option("--events", default=100_000, show_default=True, help="Of each day.")
 @click.option("--keys", default=1_000_000, show_default=True, help="That have run out.")
 def main(rate: float, seconds: float, days: int, events: int, keys: int) -> None:
-    """Latencies of posts beside retention."""
+    """Measure the latencies of posts beside retention."""
     folder = Path(tempfile.mkdtemp(prefix="relay-retention-", dir="/var/tmp"))
     folder.chmod(0o711)
     uvloop.run(_measure(folder, rate, seconds, days, events, keys))

@@ -1,4 +1,4 @@
-"""What is measured: PostgreSQL on a disk, and relay's processes in front of it."""
+"""The servers under measurement: PostgreSQL on a disk, and relay's processes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _DURABILITY: Final = (
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -81,13 +81,13 @@ class Relay:
         self._keys = keys
 
     async def tenants(self, count: int, webhook_url: str | None = None) -> list[str]:
-        """Keys of organizations, made for this; each pushes its events to `webhook_url`."""
+        """Create organizations that send their events to `webhook_url`, and return their keys."""
         if self._keys is not None:
             return self._keys
         return [key for key, _ in [await self.tenant(webhook_url) for _ in range(count)]]
 
     async def tenant(self, webhook_url: str | None = None) -> tuple[str, str]:
-        """A new organization: its key and its id."""
+        """Create an organization, and return its key and its id."""
         made = await self.call(
             "/api/keys/generate",
             {"Authorization": f"Bearer {_TOKEN}"},
@@ -111,7 +111,7 @@ class Relay:
             return await answer.json()
 
     async def scrape(self, *, delivery: bool = False) -> Scrape:
-        """The metrics of the API, or those of the delivery process; empty if it shows none."""
+        """Return the metrics of the API or of the delivery process, or nothing if it has none."""
         port = self.ops_port if delivery else self.port
         if port is None:
             return {}
@@ -158,7 +158,7 @@ class Command:
         return self._process
 
     async def start(self) -> None:
-        """Start it and wait until it says that it is ready.
+        """Start it and wait until it is ready.
 
         Raises:
             ChildEnded: it ended before.
@@ -203,7 +203,7 @@ class Bed:
         self._databases = 0
 
     def beside(self, build: Build) -> Bed:
-        """A bed for another build on the same server, to be entered after this one."""
+        """Return the servers for another build on the same PostgreSQL, to be entered after this one."""
         return Bed(self.folder / build.name, build, self._postgres)
 
     async def __aenter__(self) -> Self:
@@ -241,7 +241,7 @@ class Bed:
         return self._postgres.pid
 
     async def settings_in_force(self) -> dict[str, str]:
-        """What the server says about durability."""
+        """Return the server's durability settings."""
         connection = await asyncpg.connect(self._postgres.url)
         try:
             return {name: await connection.fetchval("select current_setting($1)", name) for name in _DURABILITY}
@@ -261,7 +261,7 @@ class Bed:
 
     @asynccontextmanager
     async def database(self) -> AsyncIterator[str]:
-        """A fresh, migrated database, after a checkpoint: no scenario pays for the one before."""
+        """Create a migrated database after a checkpoint, so that no scenario pays for the one before."""
         self._databases += 1
         name = f"bench_{self.build.name}_{self._databases}"
         await self._execute("checkpoint", f"create database {name} template {self._template}")
@@ -271,7 +271,7 @@ class Bed:
             await self._execute(f"drop database {name} with (force)")
 
     def environment(self, url: str, port: int, **settings: str) -> dict[str, str]:
-        """What a command of ours is run with. Limits are on, and out of reach."""
+        """Return the environment of a command. Limits are on, but too high to be reached."""
         return {
             "PATH": os.environ["PATH"],
             **self.build.environment,
@@ -356,7 +356,7 @@ async def until_it_listens(host: str, port: int, process: Process | None = None)
 
 
 def file_limit_up() -> None:
-    """Thousands of connections need as many file descriptors; children inherit the limit."""
+    """Raise the limit on open files for thousands of connections. Children inherit it."""
     import resource
 
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -364,5 +364,5 @@ def file_limit_up() -> None:
 
 
 def marker() -> str:
-    """A name that nothing else has."""
+    """Return a unique name."""
     return secrets.token_hex(4)

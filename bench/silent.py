@@ -1,4 +1,4 @@
-"""A webhook receiver that takes every connection and every request, and answers none.
+"""A webhook receiver that accepts every connection and request, and never responds.
 
 python -m bench.silent PORT; SIGTERM ends it.
 """

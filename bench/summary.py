@@ -22,7 +22,7 @@ _HEAD: Final = ("", "must", "prize", "seen", "verdict")
 
 
 def cells(row: Row) -> tuple[str, str, str, str, str]:
-    """One line of the table as text."""
+    """Return one row of the table as text."""
     return (
         row.what,
         limit(row.must, row),
@@ -33,7 +33,7 @@ def cells(row: Row) -> tuple[str, str, str, str, str]:
 
 
 def change(row: Row, earlier: Report | None) -> str:
-    """How a figure compares to an earlier run."""
+    """Return how a figure compares to an earlier run."""
     if earlier is None:
         return ""
     before = next((old for old in earlier.rows if old.id == row.id), None)
@@ -51,7 +51,7 @@ def _rows(report: Report, earlier: Report | None) -> tuple[Sequence[str], list[S
 
 
 def table(report: Report, earlier: Report | None = None) -> str:
-    """For a terminal."""
+    """Return the report for a terminal."""
     head, rows = _rows(report, earlier)
     widths = [max(len(line[place]) for line in (head, *rows)) for place in range(len(head))]
     lines = []
@@ -65,7 +65,7 @@ def table(report: Report, earlier: Report | None = None) -> str:
 
 
 def generator(load: Load) -> str:
-    """What the generator says about itself."""
+    """Return the generator's statistics about itself."""
     result = load.result
     said = f"generator {result.cpu * 100:.0f}% of a core"
     if result.rate is not None:
@@ -74,7 +74,7 @@ def generator(load: Load) -> str:
 
 
 def lines(outcome: Outcome) -> Iterator[str]:
-    """A scenario as it ends, for a terminal."""
+    """Return the result of a scenario for a terminal."""
     if outcome.skipped:
         yield f"skipped: {outcome.skipped}"
     for load in outcome.loads:
@@ -87,7 +87,7 @@ def lines(outcome: Outcome) -> Iterator[str]:
 
 
 def sentences(report: Report) -> Iterator[str]:
-    """What has to be known before a figure is read."""
+    """Return the conditions of the run, which precede all figures."""
     if report.quick:
         yield "A quick run: it shows that everything works. The figures are noise."
     load = report.machine["load before"].split()[0]
@@ -107,7 +107,7 @@ def sentences(report: Report) -> Iterator[str]:
 
 
 def markdown(report: Report, earlier: Report | None) -> str:
-    """For a pull request."""
+    """Return the report for a pull request."""
     head, rows = _rows(report, earlier)
     text = [f"### Bench, {report.at[:10]}", "", *sentences(report), ""]
     text += ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)]

@@ -104,7 +104,7 @@ from made where $3::bool
 
 
 class Size(NamedTuple):
-    """How much a database holds: events in all, deliveries that are due, endpoints, days that are over."""
+    """The contents of a database: events, due deliveries, endpoints, past days."""
 
     events: int
     pending: int
@@ -113,7 +113,7 @@ class Size(NamedTuple):
 
 
 class Side:
-    """A database and what is measured in it."""
+    """A database and its measurements."""
 
     def __init__(self, url: str, size: Size) -> None:
         self.url = url
@@ -132,7 +132,7 @@ class Side:
         self._acknowledge: list[UUID] = []
 
     async def fill(self) -> None:
-        """Write what this database shall hold."""
+        """Fill the database."""
         connection = await asyncpg.connect(self.url)
         for day in range(self.size.days + 1):
             await connection.execute("select relay.make_partitions(current_date - $1::int)", day)
@@ -161,7 +161,7 @@ class Side:
         await connection.close()
 
     async def fresh(self, count: int) -> list[UUID]:
-        """Events that wait for their acknowledgement."""
+        """Insert events that wait for their acknowledgement."""
         ids = [self.clock.new() for _ in range(count)]
         await self._commit(self.connection, self.puller, ids)
         return ids
@@ -175,7 +175,7 @@ class Side:
         )
 
     def steps(self) -> dict[str, Callable[[Any], Awaitable[object]]]:
-        """What is measured, each by a call that runs one statement."""
+        """Return the measurements, each a call that runs one statement."""
         first = (100, None, None)
         claimers: dict[int, Claimer] = {}
 
@@ -213,12 +213,12 @@ class Side:
         }
 
     async def prepare(self, rounds: int) -> None:
-        """Make what is used up."""
+        """Recreate the rows that measurements use up."""
         self._acknowledge = await self.fresh(2 * rounds + 30)
 
 
 def _spread(count: int, days: int) -> list[tuple[Any, int]]:
-    """So many events, oldest first, as (how long ago, how many) of each statement."""
+    """Return (age, count) for each statement that inserts events, oldest first."""
     chunks = max(days, -(-count // _CHUNK)) if count > days else 1
     each, rest = divmod(max(count, 0), chunks)
     return [
@@ -236,7 +236,7 @@ def _spread(count: int, days: int) -> list[tuple[Any, int]]:
 @click.option("--rounds", default=60, show_default=True)
 @click.option("--report", type=click.Path(path_type=Path), default=_REPORT, help="Where the plans go.")
 def main(events: int, pending: int, endpoints: int, days: int, rounds: int, report: Path) -> None:
-    """Hot statements beside many rows, against the same ones beside few."""
+    """Measure hot statements beside many rows and beside few."""
     folder = Path(tempfile.mkdtemp(prefix="relay-volume-", dir="/var/tmp"))
     folder.chmod(0o711)
     report.parent.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""A load generator that tells the truth: sends on a schedule made beforehand, counts from the scheduled time."""
+"""A load generator without coordinated omission: it follows a computed schedule and counts from the scheduled time."""

@@ -1,4 +1,4 @@
-"""What locust's own statistics are told."""
+"""The feed of locust's own statistics."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from locust.stats import bucket_response_time
 
 
 class WrongAnswer(Exception):
-    """An answer that was not as expected."""
+    """A response that was not as expected."""
 
 
 class Feed(Protocol):
-    """Told of each answer: kind, latency in milliseconds, bytes, what was wrong."""
+    """Called with each response: kind, latency in milliseconds, bytes, error."""
 
     def __call__(self, kind: str, latency_ms: float, size: int, wrong: str | None) -> None: ...
 
@@ -68,7 +68,7 @@ class BulkFeed:
         self._size += size
 
     def flush(self) -> None:
-        """Add what has come since the last time."""
+        """Add the responses since the last call."""
         latencies, self._latencies = self._latencies, {}
         size, self._size = self._size, 0
         now = time.time()

@@ -1,4 +1,4 @@
-"""Connections that were used once and are kept, as pools of clients keep them."""
+"""Idle connections: used once and kept, as clients' pools do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class IdleConnections:
         self._lost = 0
 
     def open(self) -> None:
-        """Open them and wait until each has been answered.
+        """Open them, and wait until each got a response.
 
         Raises:
             RuntimeError: some were not.
@@ -53,7 +53,7 @@ class IdleConnections:
         self._lost += 1
 
     def close(self) -> int:
-        """Close them; how many the server had closed before."""
+        """Close them, and return how many the server had closed before."""
         for connection in self._all:
             connection.close()
         return self._lost

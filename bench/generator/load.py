@@ -1,4 +1,4 @@
-"""Sending: an open loop on its schedule, or a closed one as fast as answers come."""
+"""Load: an open loop on a schedule, or a closed loop as fast as responses come."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Load(ABC):
         self._cpu_began = 0.0
 
     def run(self) -> None:
-        """Send all of it and wait for the answers."""
+        """Send everything, and wait for the responses."""
         try:
             for _ in range(self._plan.connections):
                 self._ready(self._open())
@@ -66,10 +66,10 @@ class Load(ABC):
 
     @abstractmethod
     def _ready(self, connection: Connection) -> None:
-        """A connection has nothing under way."""
+        """Note that a connection is idle."""
 
     def _gone(self, connection: Connection) -> None:  # noqa: B027 - not every load minds
-        """A connection has ended."""
+        """Note that a connection has ended."""
 
     def _open(self) -> Connection:
         connection = Connection(self._address, self._answered, self._ended)
@@ -113,7 +113,7 @@ class Load(ABC):
 
 
 class OpenLoop(Load):
-    """Sends each request when it is due, whatever became of those before."""
+    """Sends each request when it is due, regardless of the requests before."""
 
     def __init__(self, plan: Plan, traffic: Traffic, feed: Feed, rate: float) -> None:
         super().__init__(plan, traffic, feed)
@@ -219,7 +219,7 @@ def _due(plan: Plan, rate: float) -> list[float]:
 
 
 class ClosedLoop(Load):
-    """Sends the next request on a connection when the one before was answered: how much a server takes."""
+    """Sends the next request on a connection when the one before got a response: the maximum rate of a server."""
 
     def __init__(self, plan: Plan, traffic: Traffic, feed: Feed) -> None:
         super().__init__(plan, traffic, feed)
@@ -272,7 +272,7 @@ class ClosedLoop(Load):
 
 
 def _guarded(ring: Callable[[], None], over: Event) -> Callable[[], None]:
-    """Gevent prints what a callback raises and goes on; here it ends the run."""
+    """End the run if a callback raises. Gevent would print it and continue."""
 
     def guarded() -> None:
         try:
@@ -290,7 +290,7 @@ def _resolve(host: str, port: int) -> tuple[str, int]:
 
 
 def go_first() -> str:
-    """Go before the processes under test, where we may: a generator that waits for a core is late. What came of it."""
+    """Take precedence over the processes under test if possible: a generator that waits for a core is late."""
     try:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
         return "real time"

@@ -1,4 +1,4 @@
-"""Producers and consumers together: events, pages of the inbox, acknowledgements of what was read."""
+"""Mixed traffic of producers and consumers: events, pages of the inbox, acknowledgements."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CURSOR = re.compile(rb'"next_cursor":"([^"]+)"\}$')
 
 
 class _Reader:
-    """Where one tenant's consumer stands. It asks for one page at a time."""
+    """The position of one tenant's consumer, which requests one page at a time."""
 
     def __init__(self, key: str) -> None:
         self.key = key

@@ -1,4 +1,4 @@
-"""What the generator is told, and what it says in the end. Times are seconds, clocks CLOCK_MONOTONIC."""
+"""The input and the result of the generator. Times are in seconds, clocks are CLOCK_MONOTONIC."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Latency(Struct, kw_only=True):
 
 
 class Second(Struct, kw_only=True):
-    """What was answered in one second."""
+    """The responses of one second."""
 
     count: int
     p50: float
@@ -116,7 +116,7 @@ class Result(Struct, kw_only=True):
 
     @property
     def elapsed_s(self) -> float:
-        """How long was counted."""
+        """The counted time."""
         return self.ended - self.began
 
     @property
@@ -131,7 +131,7 @@ class Result(Struct, kw_only=True):
 
     @property
     def void(self) -> str | None:
-        """Why this run says nothing about the server, or None."""
+        """The reason why this run says nothing about the server, or None."""
         if self.drops:
             return f"{self.drops} dropped"
         if self.rate is not None and self.late_p99_ms > MOST_LATE_MS:

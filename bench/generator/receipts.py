@@ -1,4 +1,4 @@
-"""When each event was answered 201, for whoever knows when it reached its receiver."""
+"""The time at which each event got its 201, to compare with its arrival at the receiver."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ class Receipts:
         self._times = array("d")
 
     def note(self, _tenant: int, event_id: bytes) -> None:
-        """This event was accepted, or received, now."""
+        """Record that this event was accepted or received now."""
         if len(event_id) == _ID_BYTES:
             self._ids += event_id
             self._times.append(time.monotonic())
 
     def write(self, path: Path) -> None:
-        """Leave them in a file, whole or not at all."""
+        """Write them to a file atomically."""
         part = path.with_suffix(".part")
         part.write_bytes(self._times.tobytes() + self._ids)
         part.rename(path)
 
 
 def read(path: Path) -> Iterator[tuple[bytes, float]]:
-    """What such a file holds."""
+    """Yield the contents of such a file."""
     content = path.read_bytes()
     count = len(content) // (8 + _ID_BYTES)
     times = array("d")

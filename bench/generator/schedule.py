@@ -1,4 +1,4 @@
-"""When requests are due: made before the first is sent, so that nothing the server does can move it."""
+"""The times at which requests are due, computed in advance so that the server cannot affect them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _APART_S: Final = 20e-6
 
 
 def poisson(rate: float, seconds: float, seed: int) -> list[float]:
-    """Arrivals of a Poisson process, in seconds from the start; exactly `rate * seconds` of them.
+    """Return arrivals of a Poisson process, in seconds from the start, exactly `rate * seconds` of them.
 
     Given their number, the arrivals of a Poisson process are independent and uniform; so the rate is met exactly.
     """
@@ -19,10 +19,10 @@ def poisson(rate: float, seconds: float, seed: int) -> list[float]:
 
 
 def even(rate: float, seconds: float) -> list[float]:
-    """Arrivals as far from each other as can be."""
+    """Return evenly spaced arrivals."""
     return [number / rate for number in range(round(rate * seconds))]
 
 
 def bursts(rate: float, seconds: float, size: int) -> list[float]:
-    """Arrivals of `size` at a time, evenly spaced; those of a burst follow one right after the other."""
+    """Return arrivals in bursts of `size`, evenly spaced. Those of a burst follow immediately after each other."""
     return [number // size * size / rate + number % size * _APART_S for number in range(round(rate * seconds))]

@@ -1,4 +1,4 @@
-"""What was seen, in plain arrays; and what it comes to."""
+"""The measurements of a run in plain arrays, and their statistics."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from bench.generator.plan import CURVE, Latency, Second
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of the values do not exceed; NaN of nothing."""
+    """Return the smallest value that at least `share` of the values do not exceed; NaN without values."""
     if not ordered:
         return math.nan
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def latency(seconds: Sequence[float]) -> Latency:
-    """Latencies as they are reported."""
+    """Return the reported statistics of latencies."""
     ordered = sorted(seconds)
     if not ordered:
         return Latency(count=0, mean=0.0, p50=0.0, p95=0.0, p99=0.0, p999=0.0, most=0.0, curve=[])
@@ -46,25 +46,25 @@ class Tally:
         self._kinds: defaultdict[str, tuple[array[float], array[float]]] = defaultdict(lambda: (array("d"), array("d")))
 
     def count(self, kind: str, at: float, latency_s: float) -> None:
-        """One answer that came at `at`."""
+        """Count a response that came at `at`."""
         times, latencies = self._kinds[kind]
         times.append(at)
         latencies.append(latency_s)
 
     def late_ms(self, share: float) -> float:
-        """How late requests were started."""
+        """Return a percentile of the lateness with which requests were started."""
         return round(percentile(sorted(self.late_s), share) * 1000, 3) if self.late_s else 0.0
 
     def total(self) -> Latency:
-        """Of every kind."""
+        """Return the statistics over all kinds."""
         return latency([value for _, latencies in self._kinds.values() for value in latencies])
 
     def kinds(self) -> dict[str, Latency]:
-        """Of each kind."""
+        """Return the statistics of each kind."""
         return {kind: latency(latencies) for kind, (_, latencies) in self._kinds.items()}
 
     def seconds(self, began: float, ended: float) -> list[Second]:
-        """By the second of the answer; answers that came after the end are in the last."""
+        """Return the responses of each second. Those after the end are in the last."""
         whole = max(1, round(ended - began))
         slots: list[list[float]] = [[] for _ in range(whole)]
         for times, latencies in self._kinds.values():

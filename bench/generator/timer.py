@@ -1,4 +1,4 @@
-"""A timer that is exact: libev's own wakes up to a millisecond late, because epoll counts in milliseconds."""
+"""An exact timer. libev's own is up to a millisecond late, because epoll counts in milliseconds."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class Timer:
         self._watcher.start(ring)
 
     def set(self, at: float) -> None:
-        """Ring at `at`, or at once if that has passed. Setting it also takes back a ring that was not heard yet."""
+        """Set the timer to `at`, or to now if that has passed. A pending expiry is cancelled."""
         self._times.value_s = int(at)
         self._times.value_ns = max(1, int((at - int(at)) * 1e9))
         _libc.timerfd_settime(self._fd, _ABSOLUTE, self._pointer, None)
 
     def close(self) -> None:
-        """Ring no more."""
+        """Cancel the timer."""
         self._watcher.stop()
         self._watcher.close()
         os.close(self._fd)

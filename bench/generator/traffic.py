@@ -1,4 +1,4 @@
-"""What is sent, and what has to come back. Requests are made beforehand; only their keys are filled in at the time."""
+"""The requests and the expected responses. Requests are built in advance, only their keys are filled in when sent."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ class Outgoing(NamedTuple):
 
 
 class Traffic(Protocol):
-    """Gives one request after another."""
+    """Yields one request after another."""
 
     def next(self) -> Outgoing: ...
 
 
 def request(method: str, path: str, host: str, key: str, body: bytes = b"") -> bytes:
-    """A whole HTTP/1.1 request."""
+    """Return a complete HTTP/1.1 request."""
     return head(method, path, host, key, len(body)) + body
 
 
 def head(method: str, path: str, host: str, key: str, length: int) -> bytes:
-    """Everything before the body."""
+    """Return the head of a request."""
     lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", f"X-API-Key: {key}"]
     if length or method == "POST":
         lines += ["Content-Type: application/json", f"Content-Length: {length}"]
@@ -56,19 +56,19 @@ def head(method: str, path: str, host: str, key: str, length: int) -> bytes:
 
 
 def accepted(status: bytes, body: bytes) -> str | None:
-    """The check of a single event."""
+    """Check the response to a single event."""
     if status == b"201" and body[43:] == _ACCEPTED:
         return None
     return unexpected(status, body)
 
 
 def refused(status: bytes, body: bytes) -> str | None:
-    """The check of an event whose key is not to be let in."""
+    """Check the response to an event with an invalid key."""
     return None if status == b"401" else unexpected(status, body)
 
 
 def unexpected(status: bytes, body: bytes) -> str:
-    """What an answer was that should have been another."""
+    """Return the description of an unexpected response."""
     code = body.partition(b'"code":"')[2].partition(b'"')[0]
     return f"{status.decode('latin-1')} {code.decode('latin-1') or body[:60].decode('latin-1')}"
 
@@ -179,7 +179,7 @@ class Events:
 
 
 def _payload(draw: random.Random, size: int) -> bytes:
-    """A JSON object of about `size` bytes that looks like an order."""
+    """Return a JSON object of about `size` bytes that looks like an order."""
     order: dict[str, object] = {
         "id": draw.randrange(10**9),
         "currency": "EUR",

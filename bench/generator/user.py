@@ -21,20 +21,20 @@ from bench.generator.traffic import Batches, Events, Small, Traffic, refused
 
 
 class Producer(User):
-    """Sends by a plan over many connections; there is no greenlet for each. Subclasses set `plan`."""
+    """Follows a plan over many connections, without a greenlet for each. Subclasses set `plan`."""
 
     abstract = True
     plan: Plan
 
     def load(self, traffic: Traffic, feed: Feed) -> Load:
-        """The run, telling `feed` of each answer."""
+        """Return the run, which calls `feed` with each response."""
         if self.plan.rate is None:
             return ClosedLoop(self.plan, traffic, feed)
         return OpenLoop(self.plan, traffic, feed, self.plan.rate)
 
 
 def traffic_of(plan: Plan, receipts: Receipts | None = None) -> Traffic:
-    """What the plan wants to be sent."""
+    """The traffic of the plan."""
     host = f"{plan.host}:{plan.port}"
     match plan.traffic:
         case "small":

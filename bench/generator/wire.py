@@ -71,7 +71,7 @@ class Connection:
         self.context: Any = None
 
     def send(self, request: bytes) -> None:
-        """Send a whole request; while the connection is being made, as soon as it is."""
+        """Send a complete request, as soon as the connection is open."""
         try:
             sent = self._send(request)
         except BlockingIOError:
@@ -84,7 +84,7 @@ class Connection:
             self._writer.start(self._writable)
 
     def close(self) -> None:
-        """Close it and tell nobody."""
+        """Close it without calling `ended`."""
         self._reader.stop()
         self._writer.stop()
         self._reader.close()

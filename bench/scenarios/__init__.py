@@ -1,1 +1,1 @@
-"""The scenarios: a file each, what it takes to run one, and their order."""
+"""The scenarios, one file each, with the code that runs them."""

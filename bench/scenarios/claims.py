@@ -1,4 +1,4 @@
-"""What a claim costs beside a backlog that is as large as they get."""
+"""The cost of a claim beside the largest backlog."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LEASE_S: Final = 300.0
 
 
 async def claims(bench: Bench, outcome: Outcome) -> None:
-    """Claim 100 some hundred times, by relay.delivery's own class, and keep PostgreSQL's plan."""
+    """Claim 100 deliveries several hundred times with relay.delivery's own class, and record PostgreSQL's plan."""
     endpoints, count = (1_000, 30) if bench.quick else (10_000, 300)
     async with bench.bed.database() as url:
         connection = await asyncpg.connect(url)
@@ -54,7 +54,7 @@ async def claims(bench: Bench, outcome: Outcome) -> None:
 
 
 async def _claim(connection: HotConnection, count: int) -> list[float]:
-    """How long so many claims took, in milliseconds."""
+    """Return the durations of this many claims, in milliseconds."""
     claimer = Claimer(connection, _LEASE_S)
     took_ms = []
     for _ in range(count):

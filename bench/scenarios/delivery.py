@@ -1,4 +1,4 @@
-"""From POST to receiver: together, a backlog, and the statements alone."""
+"""Deliveries: together with ingest, from a backlog, and the statements alone."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ _BACKLOG_BATCH: Final = 300
 
 @asynccontextmanager
 async def receiving(bench: Bench) -> AsyncIterator[tuple[str, Path]]:
-    """A receiver: its URL, and the file that it leaves."""
+    """A receiver: its URL, and the file that it writes."""
     port, path = free_port(), bench.folder / f"received-{marker()}"
     async with module("bench.receiver", str(port), str(path), port=port):
         yield f"http://127.0.0.1:{port}/hook", path
 
 
 async def together(bench: Bench, outcome: Outcome) -> None:
-    """Accepted and delivered together, at 1,000/s and at 2,500/s; at 4,000/s, scaled, for the prize."""
+    """Accept and deliver at 1,000/s and at 2,500/s, and for the prize at 4,000/s, scaled."""
     await _at(bench, outcome, 1_000.0, latency="receipt_1000", growth=None)
     await _at(bench, outcome, RATE, latency="receipt_2500", growth="growth")
     if not bench.quick:
@@ -100,12 +100,12 @@ def waits(accepted_path: Path, received_path: Path, began: float) -> tuple[list[
 
 
 def ms(ordered: Sequence[float], share: float) -> float:
-    """A percentile in milliseconds. A delivery may overtake its 201, so it may be below zero."""
+    """Return a percentile in milliseconds. A delivery may overtake its 201, so it may be negative."""
     return percentile(ordered, share) * 1000
 
 
 def percentiles(ordered: Sequence[float]) -> str:
-    """What is said of such times."""
+    """Return the notes about such times."""
     return (
         f"201 to receiver p50 {ms(ordered, 0.5):.1f} ms, p95 {ms(ordered, 0.95):.1f} ms, "
         f"p99 {ms(ordered, 0.99):.1f} ms of {len(ordered):,}"
@@ -113,7 +113,7 @@ def percentiles(ordered: Sequence[float]) -> str:
 
 
 async def _watch(relay: Relay) -> list[tuple[float, float]]:
-    """How many deliveries are open, by the two processes' own counters, until cancelled."""
+    """Sample the number of open deliveries, by the counters of the two processes, until cancelled."""
     seen = []
     try:
         while True:
@@ -130,7 +130,7 @@ async def _counts(relay: Relay) -> tuple[float, float]:
 
 
 async def drained(relay: Relay) -> float:
-    """Wait until everything accepted was delivered, or for so long that it will not be; how long that took."""
+    """Wait until everything accepted was delivered, for a limited time, and return how long that took."""
     begun = time.monotonic()
     while time.monotonic() - begun < _DRAIN_S:
         accepted, ended = await _counts(relay)
@@ -141,7 +141,7 @@ async def drained(relay: Relay) -> float:
 
 
 async def _fill(bench: Bench, relay: Relay, keys: list[str], seconds: float) -> float:
-    """Accept events while nobody delivers; how many."""
+    """Accept events while no delivery process runs, and return their number."""
     await bench.generate(
         Plan(
             host=relay.host,
@@ -159,7 +159,7 @@ async def _fill(bench: Bench, relay: Relay, keys: list[str], seconds: float) -> 
 
 
 async def backlog(bench: Bench, outcome: Outcome) -> None:
-    """Deliver what was accepted while nobody delivered: signing, posting and recording on, nothing else running."""
+    """Deliver a backlog: sign, post and record, while nothing else runs."""
     async with receiving(bench) as (url, path), bench.bed.relay(deliver=False) as relay:
         keys = await relay.tenants(TENANTS, url)
         waiting = await _fill(bench, relay, keys, 0.5 if bench.quick else 2.0)
@@ -180,7 +180,7 @@ async def backlog(bench: Bench, outcome: Outcome) -> None:
 
 
 async def statements(bench: Bench, outcome: Outcome) -> None:
-    """Claim and record through relay.delivery's own classes, without a post between them."""
+    """Claim and record with relay.delivery's own classes, without a request in between."""
     async with bench.bed.relay(deliver=False) as relay:
         keys = await relay.tenants(TENANTS, "http://127.0.0.1:9/nowhere")
         waiting = await _fill(bench, relay, keys, 0.5 if bench.quick else 2.0)

@@ -1,4 +1,4 @@
-"""What a tenant feels of others whose receivers hang, with a backlog that never ends."""
+"""The effect of tenants with hanging receivers and endless backlogs on another tenant."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _RATE: Final = 200.0
 
 
 class _Crowd(NamedTuple):
-    """Endpoints that hang, of as many organizations on one host, and what is due for each of them."""
+    """Endpoints that hang, each of its own organization, on one host, and the deliveries due for each."""
 
     name: str
     endpoints: int
@@ -25,7 +25,7 @@ class _Crowd(NamedTuple):
 
 
 async def fairness(bench: Bench, outcome: Outcome) -> None:
-    """201 to receipt of one tenant: alone, beside one endpoint that hangs with 100,000 due, and beside 60 such."""
+    """Measure a tenant's time from 201 to receipt: alone, beside a hanging endpoint with 100,000 due, and beside 60."""
     deep, wide = (10_000, 500) if bench.quick else (100_000, 5_000)
     alone, void = await _beside(bench, outcome, None)
     for crowd in (_Crowd("fair_one", 1, deep), _Crowd("fair_many", 60, wide)):
@@ -34,7 +34,7 @@ async def fairness(bench: Bench, outcome: Outcome) -> None:
 
 
 async def _beside(bench: Bench, outcome: Outcome, crowd: _Crowd | None) -> tuple[float, bool]:
-    """The tenant's p95 from 201 to receipt, in milliseconds, and whether the generator cannot vouch for it."""
+    """Return the tenant's p95 from 201 to receipt in milliseconds, and whether the run is void."""
     accepted_path = bench.folder / f"accepted-{marker()}"
     port = free_port()
     silent_url = f"http://127.0.0.1:{port}/hook"

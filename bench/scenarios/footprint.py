@@ -1,4 +1,4 @@
-"""What it takes to run: memory, CPU, start-up, idle connections; and whether the generator is to be believed."""
+"""The footprint: memory, CPU, startup, idle connections; and a check of the generator."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ async def idle(bench: Bench, outcome: Outcome) -> None:
 
 
 async def self_test(bench: Bench, outcome: Outcome) -> None:
-    """Stop a server for a while: a generator that tells the truth shows it."""
+    """Stop a server for a while. A correct generator shows that."""
     stop_s = 2.0 if bench.quick else 6.0
     port = free_port()
     async with module("bench.bare", str(port), "201", port=port) as process:

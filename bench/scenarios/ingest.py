@@ -1,4 +1,4 @@
-"""Events, one by one and in batches: at a fixed rate, as fast as they are taken, and beside consumers."""
+"""Ingest of single events and batches: at a fixed rate, at the maximum rate, and beside consumers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NO_ROUTE: Final = ("404", "405")
 
 @asynccontextmanager
 async def target(bench: Bench, *, deliver: bool = True) -> AsyncIterator[Relay]:
-    """What is measured: somebody's relay, or one of our own on a fresh database."""
+    """Yield the relay to measure: an existing one, or a new one on a fresh database."""
     if bench.remote is not None:
         yield bench.remote
         return
@@ -28,7 +28,7 @@ async def target(bench: Bench, *, deliver: bool = True) -> AsyncIterator[Relay]:
 
 
 async def bare(bench: Bench, outcome: Outcome) -> None:
-    """The ceiling of server and generator together: a callable that reads a request and answers 201."""
+    """Measure the maximum of server and generator, with a callable that reads a request and responds with 201."""
     port = free_port()
     async with module("bench.bare", str(port), "201", port=port) as process:
         relay = Relay("127.0.0.1", port, pids={"bare callable": process.pid})
@@ -104,6 +104,6 @@ async def batch(bench: Bench, outcome: Outcome) -> None:
 
 
 def cpu_us(load: Load, name: str) -> float:
-    """Microseconds of CPU that a process took for each request of a load."""
+    """Return the CPU microseconds that a process took for each request."""
     (usage,) = (usage for usage in load.usages if usage.name == name)
     return usage.cpu * 1_000_000 / load.result.per_second

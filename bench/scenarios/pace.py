@@ -1,4 +1,4 @@
-"""Requests that come evenly spaced or in bursts, to relay and to the bare callable in the same minute."""
+"""Evenly spaced requests and bursts, to relay and to the bare callable in the same minute."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BARE: Final = "bare callable"
 
 
 async def even(bench: Bench, outcome: Outcome) -> None:
-    """CPU for a request at 1,000 req/s, evenly spaced."""
+    """Measure the CPU time of a request at 1,000 req/s, evenly spaced."""
     bare, ours = await _by_turns(bench, outcome, "even", _EVEN_RATE)
     void = any(load.result.void for load in (*bare, *ours))
     used = statistics.mean(cpu_us(load, "api") for load in ours)
@@ -29,7 +29,7 @@ async def even(bench: Bench, outcome: Outcome) -> None:
 
 
 async def bursts(bench: Bench, outcome: Outcome) -> None:
-    """p99 at 2,500 req/s in bursts of 50."""
+    """Measure p99 at 2,500 req/s in bursts of 50."""
     bare, ours = await _by_turns(bench, outcome, "bursts", RATE)
     void = any(load.result.void for load in (*bare, *ours))
     p99 = statistics.mean(load.result.latency.p99 for load in ours)

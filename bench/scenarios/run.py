@@ -1,4 +1,4 @@
-"""What scenarios share: the bed, the generator, the samplers; and what each leaves."""
+"""The parts that scenarios share: the servers, the generator, the samplers, the result."""
 
 from __future__ import annotations
 
@@ -101,14 +101,14 @@ class Bench:
 
     @property
     def bed(self) -> Bed:
-        """Where to start relay; scenarios that can do without ask `relay`."""
+        """The servers to start relay on. Scenarios that also work with an existing relay use `relay`."""
         if self._bed is None:
             raise RuntimeError("this scenario starts its own relay")
         return self._bed
 
     @property
     def scale(self) -> float:
-        """How this machine compares to the one that the rates were set for; 1 where we cannot tell."""
+        """The speed of this machine relative to the one that the rates were set for; 1 if it is unknown."""
         if self.remote is not None or not self.bare_per_second:
             return 1.0
         return self.bare_per_second / REFERENCE
@@ -138,7 +138,7 @@ class Bench:
         return msgspec.json.decode(out.read_bytes(), type=Result)
 
     async def measure(self, relay: Relay, plan: Plan, outcome: Outcome, label: str) -> Load:
-        """Run the generator against `relay`; what it saw is kept in `outcome`."""
+        """Run the generator against `relay`, and store the result in `outcome`."""
         before = await relay.scrape()
         async with Sampler(relay.pids, trees=(POSTGRESQL,)) as sampler:
             result = await self.generate(plan)
@@ -161,5 +161,5 @@ class Bench:
         return load
 
     def plan(self, relay: Relay, keys: list[str], **options: Any) -> Plan:
-        """A plan against `relay`, for as long as scenarios last unless told otherwise."""
+        """Return a plan against `relay`, for the length of a scenario unless another is given."""
         return Plan(host=relay.host, port=relay.port, keys=keys, **{"seconds": self.seconds, **options})

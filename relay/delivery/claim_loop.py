@@ -29,7 +29,7 @@ _POLL_S: Final = 1.0
 _UNPARK_S: Final = 0.5
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
-# The same while PostgreSQL rejects the statement itself, which somebody has to mend.
+# The same while PostgreSQL rejects the statement itself, which only an operator can solve.
 _LONGEST_REJECTED_PAUSE_S: Final = 30.0
 
 

@@ -20,7 +20,7 @@ _BATCH: Final = 500
 _TIMEOUT_S: Final = 5.0
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 2.0
-# The same while PostgreSQL rejects the statement itself, which an operator has to mend.
+# The same while PostgreSQL rejects the statement itself, which only an operator can solve.
 _LONGEST_REJECTED_PAUSE_S: Final = 10.0
 # The time that shutdown waits for results. Deliveries whose results are not written by then are attempted again.
 _DRAIN_S: Final = 3.0

@@ -99,7 +99,7 @@ class PingClient(Service):
             try:
                 await self._poll()
             except StatementRejected as error:
-                # No result will be read before an operator has mended that.
+                # No result can be read until an operator has solved that.
                 self._fail(error)
             except StoreError as error:
                 _log.warning("pings_not_read", extra={"reason": str(error)})

@@ -50,7 +50,7 @@ class DiskFull(DatabaseUnavailable):
 
 class StatementRejected(DatabaseUnavailable):
     """PostgreSQL rejects the statement itself, because a table, function or privilege is missing. It had no effect, and
-    retrying does not help until an operator has mended that.
+    retrying does not help until an operator has solved that.
     """
 
     def __init__(self, message: str, sqlstate: str) -> None:
