@@ -42,6 +42,34 @@ from made
 """
 
 
+# Each commit's events are a flush of a hundred, at a position of their own.
+_PULLED = """
+with numbered as materialized (
+    select number, c.epoch,
+        overlay(relay.uuid7_floor(clock_timestamp())::text placing lpad(number::text, 12, '0') from 25)::uuid
+            as event_id
+    from generate_series(1, $3::int) as number
+    cross join relay.cell as c
+),
+made as materialized (
+    select n.epoch, n.event_id, relay.stamp() - ($3::int - n.number) / 100 - 1000000 as xid
+    from numbered as n
+    order by n.number
+),
+stored as (
+    insert into relay.events (organization_id, id, epoch, xid, type, payload)
+    select $1::uuid, event_id, epoch, xid, 'order.created', '{"id":123,"amount":45.6}'
+    from made
+)
+insert into relay.open (organization_id, epoch, xid, event_id, endpoint_id, bucket, due_at)
+select
+    $1::uuid, epoch, xid, event_id, $2::uuid,
+    case when $2::uuid = '00000000-0000-0000-0000-000000000000' then 0 else -1 end,
+    case when $2::uuid <> '00000000-0000-0000-0000-000000000000' then now() end
+from made
+"""
+
+
 async def make_endpoints(connection: asyncpg.Connection, count: int) -> list[UUID]:
     """Create endpoints, each of its own organization. Their secrets cannot be decrypted: they serve for claims only."""
     clock = Uuid7Clock()
@@ -59,3 +87,9 @@ async def make_due(connection: asyncpg.Connection, endpoint_ids: Sequence[UUID],
     """Create this many due deliveries for each endpoint, and update the planner's statistics."""
     await connection.execute(_DUE, endpoint_ids, each)
     await connection.execute("analyze relay.open, relay.events, relay.endpoints")
+
+
+async def make_pulled(connection: asyncpg.Connection, organization_id: UUID, endpoint_id: UUID, count: int) -> None:
+    """So many events that wait for a consumer, or for the plain inbox if `endpoint_id` is nil."""
+    await connection.execute(_PULLED, organization_id, endpoint_id, count)
+    await connection.execute("vacuum analyze relay.open, relay.events")

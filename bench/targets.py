@@ -61,6 +61,19 @@ TARGETS: Final = {
     "fair_many": Target(what="the same beside 60 endpoints that hang", unit="", must=2),
     "claim_p50": Target(what="a claim of 100 beside 1,000,000 due over 10,000 endpoints", unit="ms"),
     "claim_p99": Target(what="the same, p99", unit="ms"),
+    "pull": Target(
+        what="leased and acknowledged, 100 at a time, four clients of a consumer",
+        unit="/s",
+        must=10_000,
+        prize=25_000,
+        at_least=True,
+        scales=True,
+    ),
+    "pull_plain": Target(
+        what="the same, of the plain inbox", unit="/s", must=10_000, prize=25_000, at_least=True, scales=True
+    ),
+    "lease_p50": Target(what="a lease of 100 beside 1,000,000 waiting, 9,800 leased, 1,000,000 others", unit="ms"),
+    "lease_beside": Target(what="the same, to one from a queue of 1,000", unit="", must=1.5, prize=1.1),
     "lost": Target(what="events accepted and never delivered", unit="", must=0, prize=0),
     "api_memory": Target(what="API process at 1,000 req/s: resident", unit="MB", must=120, prize=80),
     "api_cpu": Target(what="API process at 1,000 req/s: of a core", unit="%", must=25, prize=15),

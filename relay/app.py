@@ -26,6 +26,7 @@ from relay.ingest import GroupCommit, Wakeup
 from relay.limits import SharedTable, SignupLimiter, open_limits
 from relay.maintenance.cell_metrics import CellMetrics, watch_cell
 from relay.maintenance.leader_tasks import LeaderTasks
+from relay.maintenance.lease_expiry import ExpiredLeases
 from relay.maintenance.partitions import Partitions
 from relay.runtime.shared_memory import SharedMemory
 from relay.store import Cell
@@ -104,6 +105,9 @@ class Relay:
             authenticator = await stack.enter_async_context(Authenticator(cell, keyring, hasher, metrics))
             await stack.enter_async_context(Partitions(cell))
             await stack.enter_async_context(LeaderTasks(cell, settings, metrics, patience_s=_PATIENCE_S))
+            await stack.enter_async_context(
+                ExpiredLeases(cell, retry_schedule=settings.retry_schedule, metrics=metrics)
+            )
             wakeup = await stack.enter_async_context(Wakeup(cell))
             queue_bytes = settings.queue_mb * 1024 * 1024
             commit = await stack.enter_async_context(

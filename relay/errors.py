@@ -51,6 +51,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         Kind("not_found", 404, "There is no such path."),
         Kind("event_not_found", 404, "There is no such event in your organization."),
         Kind("endpoint_not_found", 404, "There is no such endpoint in your organization."),
+        Kind("consumer_not_found", 404, "There is no such consumer in your organization."),
         Kind("delivery_not_found", 404, "There is no such delivery in your organization."),
         Kind("key_not_found", 404, "There is no such key in your organization."),
         Kind("job_not_found", 404, "There is no such job in your organization."),
@@ -58,6 +59,13 @@ KINDS: Final[Mapping[str, Kind]] = {
         Kind("body_timeout", 408, "The body arrived too slowly. Send the request again."),
         Kind("duplicate", 409, "An event with this dedup_id was already accepted."),
         Kind("no_endpoint", 409, "None of your endpoints accepts events of this type. Add one, or change a filter."),
+        Kind("already_ended", 409, "The delivery has been delivered or cancelled already. It cannot be discarded."),
+        Kind("consumer_exists", 409, "Your organization has a consumer with this name. Choose another name."),
+        Kind(
+            "too_many_leased",
+            409,
+            "10,000 events are leased, the limit for a consumer and for the plain inbox. Acknowledge some first.",
+        ),
         Kind(
             "last_manager",
             409,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from bench.scenarios import claims, delivery, fairness, footprint, ingest, pace
+from bench.scenarios import claims, delivery, fairness, footprint, ingest, leases, pace
 from bench.scenarios.run import Scenario
 
 SCENARIOS: Final = (
@@ -22,6 +22,8 @@ SCENARIOS: Final = (
     Scenario("backlog", "A backlog delivered by one process", delivery.backlog, comparable=True),
     Scenario("statements", "Claim and record without HTTP", delivery.statements),
     Scenario("claims", "Claims beside 1,000,000 due over 10,000 endpoints", claims.claims),
+    Scenario("pull", "Leases and acknowledgements, four clients of one queue", leases.pull),
+    Scenario("lease", "Leases beside 1,000,000 waiting and 1,000,000 other deliveries", leases.beside),
     Scenario("fairness", "A tenant beside endpoints that hang", fairness.fairness),
     Scenario("efficiency", "Memory and CPU at 1,000 req/s", footprint.efficiency, comparable=True),
     Scenario("cold-start", "Cold start of `relay serve` and `relay deliver`", footprint.cold_start),

@@ -24,6 +24,7 @@ from relay.jobs.runner import JobRunner
 from relay.local.supervisor import StopSignals
 from relay.maintenance.cell_metrics import CellMetrics, watch_cell
 from relay.maintenance.leader_tasks import LeaderTasks
+from relay.maintenance.lease_expiry import ExpiredLeases
 from relay.maintenance.partitions import Partitions
 from relay.runtime.shared_memory import SharedMemory
 from relay.store import Cell, StoreError
@@ -111,6 +112,7 @@ async def _deliver(
             await stack.enter_async_context(tracer)
         await stack.enter_async_context(Partitions(cell))
         await stack.enter_async_context(LeaderTasks(cell, settings, metrics))
+        await stack.enter_async_context(ExpiredLeases(cell, retry_schedule=settings.retry_schedule, metrics=metrics))
         # Closed after the loop, so that health and metrics are available until the end.
         port = await stack.enter_async_context(AsyncExitStack())
         loop = await stack.enter_async_context(

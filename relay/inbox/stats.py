@@ -22,10 +22,11 @@ _DAY: Final = datetime.timedelta(days=1)
 
 @dataclass(frozen=True, slots=True)
 class EndpointTotals:
-    """The statistics of one endpoint.
+    """The statistics of one endpoint or consumer.
 
     Args:
-        endpoint_id: the endpoint.
+        endpoint_id: its id.
+        consumer: the name of a consumer; None for an endpoint.
         enabled: False while its deliveries are held.
         broken: True while its circuit breaker is open.
         success_rate: the share of successful attempts, from 0 to 1; None without attempts.
@@ -33,6 +34,7 @@ class EndpointTotals:
     """
 
     endpoint_id: UUID
+    consumer: str | None
     enabled: bool
     broken: bool
     success_rate: float | None
@@ -108,7 +110,12 @@ async def read_stats(
         oldest_pending_age_s=(None if oldest is None else max(0.0, (now - uuid7.created_at(oldest)).total_seconds())),
         endpoints=[
             EndpointTotals(
-                row["endpoint_id"], row["enabled"], row["broken_since"] is not None, row["success_rate"], row["pending"]
+                row["endpoint_id"],
+                row["consumer"],
+                row["enabled"],
+                row["broken_since"] is not None,
+                row["success_rate"],
+                row["pending"],
             )
             for row in rows
         ],

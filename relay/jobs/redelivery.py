@@ -1,4 +1,4 @@
-"""Retry of one delivery and replay of one event."""
+"""Retry and discard of one delivery, and replay of one event."""
 
 from __future__ import annotations
 
@@ -29,6 +29,15 @@ class Reopened(Struct, frozen=True):
     status: str
     attempts: int
     next_attempt_at: datetime.datetime | None
+    last_error_class: str | None
+
+
+class Discarded(NamedTuple):
+    """A delivery that was cancelled by request."""
+
+    event_id: UUID
+    endpoint_id: UUID
+    attempts: int
     last_error_class: str | None
 
 
@@ -78,6 +87,28 @@ async def retry_delivery(
     if sent is None:
         raise DestinationNotFound
     return sent
+
+
+async def discard_delivery(cell: Cell, organization_id: UUID, delivery_id: UUID) -> Discarded:
+    """Cancel one delivery that is pending, held or failed. An attempt in flight is recorded and changes nothing.
+
+    Raises:
+        DeliveryNotFound: there is no such delivery.
+        AlreadyEnded: it has been delivered or cancelled.
+        StoreError: the database does not respond.
+    """
+    event_id, endpoint_id = await find_delivery(cell, organization_id, delivery_id)
+    for _ in range(_TRIES):
+        row = await cell.fetch_row("discard_delivery", organization_id, event_id, endpoint_id)
+        assert row is not None  # noqa: S101 - the statement always returns a row
+        if not row["steady"]:
+            continue
+        if row["cancelled"]:
+            # The event may have been acknowledged concurrently.
+            await mark_acknowledged(cell, organization_id, [event_id])
+            return Discarded(event_id, endpoint_id, row["attempts"], row["last_error_class"])
+        raise DeliveryNotFound if row["status"] is None else AlreadyEnded
+    raise DatabaseUnavailable("concurrent transactions kept changing the deliveries")
 
 
 async def find_delivery(cell: Cell, organization_id: UUID, delivery_id: UUID) -> tuple[UUID, UUID]:

@@ -49,8 +49,9 @@ class CellMetrics(Service):
         self._connections: Figures | None = None
         metrics.gauge(
             "relay_backlog_deliveries",
-            "Open deliveries of the cell: due, leased (being attempted), later, held (endpoint disabled).",
-            lambda: _shown(self._backlog, "due", "leased", "later", "held"),
+            "Open deliveries of the cell: due, leased (being attempted), later, held (endpoint disabled), pulled "
+            "(of consumers).",
+            lambda: _shown(self._backlog, "due", "leased", "later", "held", "pulled"),
             "state",
             combine="max",
         )

@@ -42,7 +42,7 @@ class LeaderTasks:
                 metrics=metrics,
             ),
             ExpiredKeys(cell, leader, trust, window_s=settings.dedup_window_s, metrics=metrics),
-            ExpiredRows(cell, leader, trust),
+            ExpiredRows(cell, leader, trust, max_days=settings.retention_max_days),
         )
         self._stack = AsyncExitStack()
 

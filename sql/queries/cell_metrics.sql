@@ -1,17 +1,18 @@
 -- name: backlog
 -- Count open deliveries by what they wait for: `due` can be claimed, `leased` are being attempted, `later` wait for
--- their next attempt, and `held` for their endpoint to be enabled. Also count the events that only wait for an
--- acknowledgement. Two indexes give exact counts of up to $1 deliveries with a due time and $1 held ones. Larger
--- numbers, and that of unacknowledged events, are estimated from a sample of $2 pages of the table, which is exact if
--- the table has no more pages than that.
+-- their next attempt, `held` for their endpoint to be enabled, and `pulled` for their consumer. Also count the events
+-- that only wait for an acknowledgement. Two indexes give exact counts of up to $1 deliveries with a due time, $1 held
+-- ones and $1 of consumers. Larger numbers, and that of unacknowledged events, are estimated from a sample of $2 pages
+-- of the table, which is exact if the table has no more pages than that.
 -- $1 counted int8, $2 pages float8
--- gives: due int8, leased int8, later int8, held int8, unacknowledged int8
+-- gives: due int8, leased int8, later int8, held int8, pulled int8, unacknowledged int8
 with sample as materialized (
     select
-        count(*) filter (where s.due_at <= now() and s.leased_until <= now()) as due,
-        count(*) filter (where s.due_at <= now() and s.leased_until > now()) as leased,
-        count(*) filter (where s.due_at > now()) as later,
+        count(*) filter (where s.bucket <> -1 and s.due_at <= now() and s.leased_until <= now()) as due,
+        count(*) filter (where s.bucket <> -1 and s.due_at <= now() and s.leased_until > now()) as leased,
+        count(*) filter (where s.bucket <> -1 and s.due_at > now()) as later,
         count(*) filter (where s.due_at is null and s.endpoint_id <> '00000000-0000-0000-0000-000000000000') as held,
+        count(*) filter (where s.bucket = -1 and s.due_at is not null) as pulled,
         count(*) filter (where s.endpoint_id = '00000000-0000-0000-0000-000000000000') as unacknowledged,
         greatest(pg_relation_size('relay.open') / 8192.0 / $2::float8, 1) as scale
     from relay.open as s tablesample system (
@@ -25,10 +26,19 @@ timed as materialized (
         count(*) filter (where t.due_at > now()) as later,
         count(*) >= $1::int8 as is_cut
     from (
-        select o.due_at, o.leased_until
-        from relay.open as o
-        where o.due_at is not null
-        limit $1::int8
+        (
+            select o.due_at, o.leased_until
+            from relay.open as o
+            where o.due_at is not null and o.bucket >= 0
+            limit $1::int8
+        )
+        union all
+        (
+            select o.due_at, o.leased_until
+            from relay.open as o
+            where o.due_at is not null and o.bucket < -1
+            limit $1::int8
+        )
     ) as t
 ),
 held as materialized (
@@ -39,16 +49,27 @@ held as materialized (
         where o.due_at is null and o.endpoint_id <> '00000000-0000-0000-0000-000000000000'
         limit $1::int8
     ) as h
+),
+pulled as materialized (
+    select count(*) as pulled, count(*) >= $1::int8 as is_cut
+    from (
+        select
+        from relay.open as o
+        where o.due_at is not null and o.bucket = -1
+        limit $1::int8
+    ) as p
 )
 select
     case when t.is_cut then (s.due * s.scale)::int8 else t.due end as due,
     case when t.is_cut then (s.leased * s.scale)::int8 else t.leased end as leased,
     case when t.is_cut then (s.later * s.scale)::int8 else t.later end as later,
     case when h.is_cut then (s.held * s.scale)::int8 else h.held end as held,
+    case when p.is_cut then (s.pulled * s.scale)::int8 else p.pulled end as pulled,
     (s.unacknowledged * s.scale)::int8 as unacknowledged
 from sample as s
 cross join timed as t
-cross join held as h;
+cross join held as h
+cross join pulled as p;
 
 -- name: oldest_due
 -- Return for how long the oldest unclaimed delivery has been due, among endpoints that are enabled and whose circuit
@@ -125,6 +146,7 @@ with sample as materialized (
     from relay.endpoints as e tablesample system (
         (select least(100, 100 * $1::float8 / greatest(pg_relation_size('relay.endpoints') / 8192.0, 1)))
     )
+    where e.kind = 'endpoint'
 )
 select (closed * scale)::int8 as closed, (open * scale)::int8 as open, (disabled * scale)::int8 as disabled
 from sample;

@@ -142,7 +142,7 @@ found as materialized (
         <= $23::int
         or relay.filter_bytes($6::text[]) <= relay.filter_bytes(e.event_types) as fits
     from relay.endpoints as e
-    where e.organization_id = $1::uuid and e.id = $2::uuid
+    where e.organization_id = $1::uuid and e.id = $2::uuid and e.kind = 'endpoint'
     for update of e
 ),
 answered as (
@@ -207,7 +207,7 @@ select *
 from changed;
 
 -- name: endpoint_by_id
--- Return an endpoint without its secrets.
+-- Return an endpoint without its secrets. Consumers, which are rows of the same table, have statements of their own.
 -- $1 organization_id uuid, $2 endpoint_id uuid
 -- gives: id uuid, url text, description text, event_types text[], header_names text[],
 -- enabled bool, rate_limit_per_second int4, max_in_flight int4, timeout_s float8, retry_schedule float8[],
@@ -218,7 +218,7 @@ select
     retry_schedule, signature, public_key, is_default, disabled_reason, disabled_at, failing_since,
     broken_since, created_at, updated_at
 from relay.endpoints
-where organization_id = $1::uuid and id = $2::uuid;
+where organization_id = $1::uuid and id = $2::uuid and kind = 'endpoint';
 
 -- name: endpoints_page
 -- Return an organization's endpoints before an id, newest first, without their secrets, up to 8 MiB as JSON. `more`:
@@ -245,7 +245,7 @@ with found as materialized (
             retry_schedule, signature, public_key, is_default, disabled_reason, disabled_at, failing_since,
             broken_since, created_at, updated_at
         from relay.endpoints
-        where organization_id = $1::uuid and id < $2::uuid
+        where organization_id = $1::uuid and id < $2::uuid and kind = 'endpoint'
         order by id desc
         limit $3::int + 1
     ) as e
@@ -285,7 +285,7 @@ with organization as materialized (
 gone as (
     delete from relay.endpoints as e
     using organization as o
-    where e.organization_id = o.id and e.id = $2::uuid
+    where e.organization_id = o.id and e.id = $2::uuid and e.kind = 'endpoint'
     returning e.id
 ),
 cancelling as (
@@ -307,7 +307,7 @@ set old_secret_seal = secret_seal,
     public_key = case when signature = 'v1a' then $4::text end,
     version = version + 1,
     updated_at = now()
-where organization_id = $1::uuid and id = $2::uuid
+where organization_id = $1::uuid and id = $2::uuid and kind = 'endpoint'
 returning id, signature, public_key, old_secret_until;
 
 -- name: seals_page

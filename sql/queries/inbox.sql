@@ -931,9 +931,9 @@ cross join lateral (
 ) as o;
 
 -- name: mark_acknowledged
--- Mark the open rows of acknowledged events. If a delivery is opened or reopened while its event is acknowledged,
--- neither statement may see the other. Both therefore run this one after their commit, and the later one sees the
--- other.
+-- Mark the open rows of acknowledged events, and end those that wait for nothing else. If a delivery is opened,
+-- reopened or discarded while its event is acknowledged, neither statement may see the other. Both therefore run this
+-- one after their commit, and the later one sees the other.
 -- $1 organization_id uuid, $2 event_id uuid[]
 with known as materialized (
     select e.organization_id, e.epoch, e.xid, e.id
@@ -955,12 +955,18 @@ locked as materialized (
     from known as k
     inner join relay.open as o
         on o.organization_id = k.organization_id and o.epoch = k.epoch and o.xid = k.xid and o.event_id = k.id
-    where not o.acknowledged and o.endpoint_id <> '00000000-0000-0000-0000-000000000000'
+    where not o.acknowledged
     order by o.organization_id, o.epoch, o.xid, o.event_id, o.endpoint_id
     for update of o
+),
+ended as (
+    delete from relay.open as o
+    using locked as k
+    where o.organization_id = k.organization_id and o.epoch = k.epoch and o.xid = k.xid and o.event_id = k.event_id
+        and o.endpoint_id = k.endpoint_id and o.endpoint_id = '00000000-0000-0000-0000-000000000000'
 )
 update relay.open as o
 set acknowledged = true
 from locked as k
 where o.organization_id = k.organization_id and o.epoch = k.epoch and o.xid = k.xid and o.event_id = k.event_id
-    and o.endpoint_id = k.endpoint_id;
+    and o.endpoint_id = k.endpoint_id and o.endpoint_id <> '00000000-0000-0000-0000-000000000000';

@@ -38,7 +38,7 @@ left join (
 select exists (
     select
     from relay.endpoints as e
-    where e.organization_id = $1::uuid and e.id = $2::uuid
+    where e.organization_id = $1::uuid and e.id = $2::uuid and e.kind = 'endpoint'
 ) as known;
 
 -- name: create_job
@@ -256,7 +256,7 @@ disabled as materialized (
 found as materialized (
     select o.organization_id, o.epoch, o.xid, o.event_id, o.endpoint_id
     from relay.open as o
-    where o.bucket in ($5::int2, (-2 - $5::int2)::int2) and o.endpoint_id = $4::uuid and o.due_at is not null
+    where o.bucket in ($5::int2, (-2 - $5::int2)::int2, -1) and o.endpoint_id = $4::uuid and o.due_at is not null
         and o.organization_id = $1::uuid
         and exists (select from job) and exists (select from disabled)
     limit $6::int
@@ -390,7 +390,7 @@ found as materialized (
     (
         select o.epoch, o.xid, o.event_id
         from relay.open as o
-        where o.bucket in ($5::int2, (-2 - $5::int2)::int2) and o.endpoint_id = $4::uuid and o.due_at is not null
+        where o.bucket in ($5::int2, (-2 - $5::int2)::int2, -1) and o.endpoint_id = $4::uuid and o.due_at is not null
             and o.organization_id = $1::uuid
             and exists (select from job) and not exists (select from there)
         limit $6::int

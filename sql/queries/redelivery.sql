@@ -113,7 +113,9 @@ refreshed as (
     set
         attempts_before = o.attempts + case when g.is_leased then 1 else 0 end,
         due_at = g.due_at,
-        bucket = greatest(o.bucket, -2 - o.bucket)
+        bucket = greatest(o.bucket, -2 - o.bucket),
+        away = case when g.is_leased then o.away end,
+        back_at = case when g.is_leased then o.back_at end
     from going as g
     where o.organization_id = g.organization_id and o.epoch = g.epoch and o.xid = g.xid and o.event_id = g.event_id
         and o.endpoint_id = g.endpoint_id and g.is_open
@@ -158,10 +160,11 @@ select
     (select answer from answer) as answer;
 
 -- name: not_attempted
--- Count the due deliveries of a job's last batch that have not been attempted since, and renew the job's lease. No row:
--- the lease is lost or the job was stopped.
--- $1 organization_id uuid, $2 id uuid, $3 claim_token uuid, $4 lease_s float8, $5 epoch int[], $6 xid int8[],
--- $7 event_id uuid[], $8 endpoint_id uuid[]
+-- Count the due deliveries of a job's last batch that have not been attempted since, and renew the job's lease. Those
+-- of consumers are leased when their consumers ask, and not waited for. No row: the lease is lost or the job was
+-- stopped.
+-- $1 organization_id uuid, $2 id uuid, $3 claim_token uuid, $4 lease_s float8, $5 epoch int[], $6 xid int8[], $7
+-- event_id uuid[], $8 endpoint_id uuid[]
 -- gives: waiting int8
 with kept as (
     update relay.jobs as j
@@ -179,7 +182,7 @@ select (
     inner join relay.open as o
         on o.organization_id = $1::uuid and o.epoch = w.epoch and o.xid = w.xid and o.event_id = w.event_id
         and o.endpoint_id = w.endpoint_id
-    where o.attempts = o.attempts_before and o.due_at is not null
+    where o.attempts = o.attempts_before and o.due_at is not null and o.bucket <> -1
 ) as waiting
 from kept;
 
@@ -504,3 +507,96 @@ select
     array(select f.endpoint_id from found as f where f.enabled order by f.event_id) as endpoint_id,
     array(select f.event_id from found as f) as reopened
 from moved as m;
+
+-- name: discard_delivery
+-- Cancel one delivery that is pending, held or failed. As when an endpoint is deleted, an event that has no other
+-- delivery left than cancelled ones waits for its acknowledgement. All rows of the event are locked in primary key
+-- order, so that two requests at once know which of them is the last. `steady` is false if rows of this statement's
+-- snapshot disappeared while it waited for their locks: nothing was done then, and the caller must try again. `status`
+-- is null if there is no such delivery, else its status before; `cancelled` says whether this statement cancelled it.
+-- $2 determines the day of the event, as in `send_again`.
+-- $1 organization_id uuid, $2 event_id uuid, $3 endpoint_id uuid
+-- gives: steady bool, status text, cancelled bool, attempts int4, last_error_class text
+with event as materialized (
+    select e.organization_id, e.epoch, e.xid, e.id
+    from relay.events as e
+    where e.organization_id = $1::uuid and e.id = $2::uuid
+),
+opened as materialized (
+    select o.endpoint_id, o.acknowledged, o.attempts, o.last_error_class
+    from event as e
+    inner join relay.open as o
+        on o.organization_id = e.organization_id and o.epoch = e.epoch and o.xid = e.xid and o.event_id = e.id
+    order by o.organization_id, o.epoch, o.xid, o.event_id, o.endpoint_id
+    for update of o
+),
+ended as materialized (
+    select d.endpoint_id, d.status, d.attempts, d.last_error_class
+    from relay.deliveries as d
+    where d.organization_id = $1::uuid and d.event_id = $2::uuid
+    order by d.endpoint_id
+    for update of d
+),
+still as materialized (
+    select
+        (select count(*) from opened) = (
+            select count(*)
+            from event as e
+            inner join relay.open as o
+                on o.organization_id = e.organization_id and o.epoch = e.epoch and o.xid = e.xid and o.event_id = e.id
+        )
+        and (select count(*) from ended) = (
+            select count(*)
+            from relay.deliveries as d
+            where d.organization_id = $1::uuid and d.event_id = $2::uuid
+        ) as steady
+),
+found as materialized (
+    select o.attempts, o.last_error_class, 'pending' as status
+    from opened as o
+    where o.endpoint_id = $3::uuid
+    union all
+    select d.attempts, d.last_error_class, d.status
+    from ended as d
+    where d.endpoint_id = $3::uuid
+    limit 1
+),
+going as materialized (
+    select f.*
+    from found as f
+    where (select steady from still) and f.status in ('pending', 'failed')
+),
+gone as (
+    delete from relay.open as o
+    using event as e
+    where o.organization_id = e.organization_id and o.epoch = e.epoch and o.xid = e.xid and o.event_id = e.id
+        and o.endpoint_id = $3::uuid and exists (select from going)
+),
+kept as (
+    insert into relay.deliveries (organization_id, event_id, endpoint_id, status, attempts, last_error_class)
+    select $1::uuid, $2::uuid, $3::uuid, 'cancelled', g.attempts, g.last_error_class
+    from going as g
+    on conflict (organization_id, event_id, endpoint_id) do update
+    set
+        status = excluded.status,
+        attempts = excluded.attempts,
+        last_error_class = excluded.last_error_class,
+        ended_at = excluded.ended_at
+),
+waiting as (
+    insert into relay.open (organization_id, epoch, xid, event_id, endpoint_id, bucket)
+    select e.organization_id, e.epoch, e.xid, e.id, '00000000-0000-0000-0000-000000000000', 0
+    from event as e
+    where exists (select from going)
+        and not exists (select from opened as o where o.endpoint_id <> $3::uuid or o.acknowledged)
+        and not exists (select from ended as d where d.endpoint_id <> $3::uuid and d.status <> 'cancelled')
+        and not exists (
+            select
+            from relay.acknowledgements as a
+            where a.organization_id = $1::uuid and a.event_id = $2::uuid
+        )
+    on conflict (organization_id, epoch, xid, event_id, endpoint_id) do nothing
+)
+select s.steady, f.status, exists (select from going) as cancelled, f.attempts, f.last_error_class
+from still as s
+left join found as f on true;

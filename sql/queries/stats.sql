@@ -99,11 +99,11 @@ select
 from counts as c;
 
 -- name: stats_of_endpoints
--- Return each endpoint with its health, the success rate of the newest $3 attempts since an id, and the number of its
--- open deliveries, each counted up to an equal share of $4. An endpoint belongs to one organization, so its id suffices
--- to find its rows.
+-- Return each endpoint and consumer with its health, the success rate of the newest $3 attempts since an id, and the
+-- number of its open deliveries, each counted up to an equal share of $4. An endpoint belongs to one organization, so
+-- its id suffices to find its rows.
 -- $1 organization_id uuid, $2 since uuid, $3 most attempts int, $4 most open int
--- gives: endpoint_id uuid, enabled bool, broken_since timestamptz, success_rate float8, pending int8,
+-- gives: endpoint_id uuid, consumer text, enabled bool, broken_since timestamptz, success_rate float8, pending int8,
 -- success_rate_capped bool, pending_capped bool
 with fair as materialized (
     select greatest($4::int / greatest(count(*), 1), 1) as share
@@ -124,6 +124,7 @@ rated as materialized (
 )
 select
     e.id as endpoint_id,
+    case when e.kind = 'consumer' then e.name end as consumer,
     e.enabled,
     e.broken_since,
     r.success_rate,

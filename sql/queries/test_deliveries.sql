@@ -8,7 +8,7 @@
 with found as materialized (
     select e.id, e.timeout_s
     from relay.endpoints as e
-    where e.organization_id = $1::uuid and e.id = $2::uuid
+    where e.organization_id = $1::uuid and e.id = $2::uuid and e.kind = 'endpoint'
 ),
 free as materialized (
     select s.seat, f.id as endpoint_id

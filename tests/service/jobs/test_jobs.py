@@ -530,7 +530,7 @@ async def test_what_has_served_its_time_is_deleted(stage: Stage, tenant: Tenant)
     await stage.read("insert into relay.leaders (duty) values ('tidying')")
     async with (
         Leader(stage.cell, "tidying") as leader,
-        ExpiredRows(stage.cell, leader, PlausibleTime(stage.cell, agreed_s=0.0)),
+        ExpiredRows(stage.cell, leader, PlausibleTime(stage.cell, agreed_s=0.0), max_days=37),
     ):
         await until(is_tidy)
     await stage.read("delete from relay.jobs where organization_id = $1", organization_id)

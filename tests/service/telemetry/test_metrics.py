@@ -419,6 +419,17 @@ async def test_the_backlog_is_told_by_what_it_waits_for(cell: Cell, books: Books
     await books.accept(broken_organization, 2, wake=False)
     await books.accept(disabled_organization, 3, wake=False)
     await books.accept(cell.clock.new(), 4, wake=False)
+    # What waits for its consumer since yesterday is not late.
+    consumer_organization, consumer = await books.endpoint("http://127.0.0.1:9/")
+    await books.accept(consumer_organization, 5, wake=False)
+    await books.read(
+        "update relay.endpoints set kind = 'consumer', name = 'a', lease_s = 30, max_attempts = 5, bucket = -1"
+        " where id = $1",
+        consumer,
+    )
+    await books.read(
+        "update relay.open set bucket = -1, due_at = now() - interval '1 day' where endpoint_id = $1", consumer
+    )
     for event_id, change in (
         (ids[0], "due_at = now() - interval '1 hour', leased_until = now() + interval '1 hour'"),
         (ids[1], "due_at = now() + interval '1 hour'"),
@@ -428,7 +439,7 @@ async def test_the_backlog_is_told_by_what_it_waits_for(cell: Cell, books: Books
     await books.read("update relay.open set due_at = now() - interval '2 hours' where endpoint_id = $1", broken)
     page = await survey_of(cell)
     found = {s.labels["state"]: s.value for s in page.families["relay_backlog_deliveries"].samples}
-    assert found == {"due": 8 + 2, "leased": 1, "later": 1, "held": 3}
+    assert found == {"due": 8 + 2, "leased": 1, "later": 1, "held": 3, "pulled": 5}
     assert page.value("relay_backlog_unacknowledged_events") == 4
     # Neither what is being attempted nor what waits behind an open breaker is late because of us.
     assert 300 <= page.value("relay_oldest_due_seconds") < 600
