@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from relay.auth import Authenticator, Hasher, KeyAdmin, Keyring
 from relay.config.settings import Settings
+from relay.endpoints.consumers import ConsumerRepository
 from relay.endpoints.ping_client import PingClient
 from relay.endpoints.repository import EndpointRepository
 from relay.http.access_log import AccessLog
@@ -22,6 +23,7 @@ from relay.http.proxies import TrustedProxies
 from relay.http.routes import operations
 from relay.http.services import Services
 from relay.http.static import Strangers
+from relay.inbox import EventLeases
 from relay.ingest import GroupCommit, Wakeup
 from relay.limits import SharedTable, SignupLimiter, open_limits
 from relay.maintenance.cell_metrics import CellMetrics, watch_cell
@@ -33,6 +35,7 @@ from relay.store import Cell
 from relay.telemetry.metrics import Metrics
 from relay.telemetry.process_metrics import ProcessMetrics
 from relay.values.encryption import Vault
+from relay.values.receipt import ReceiptKey
 
 if TYPE_CHECKING:
     from relay.telemetry.traces import Tracer
@@ -145,6 +148,15 @@ class Relay:
                             most=settings.max_endpoints,
                             due=wakeup.due,
                             changed=commit.endpoint_counts.forget,
+                        ),
+                        consumers=ConsumerRepository(
+                            cell, vault, most=settings.max_endpoints, changed=commit.endpoint_counts.forget
+                        ),
+                        leases=EventLeases(
+                            cell,
+                            ReceiptKey(keyring.hmac_key),
+                            retry_schedule=settings.retry_schedule,
+                            metrics=metrics,
                         ),
                         pings=pings,
                         signups=SignupLimiter(table=table),

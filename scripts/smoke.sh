@@ -8,8 +8,8 @@
 #   RELAY_METRICS_TOKEN   for /metrics, if the operator has set one
 #   SMOKE_WEBHOOK_URL     a receiver: then deliveries are sent and waited for. Without it they are only held
 #
-# It sends about 70 requests, fewer than the free tier's burst, and removes the endpoint and the keys that it creates.
-# Its events stay until retention drops them. It needs curl and a POSIX system.
+# It sends about 85 requests, fewer than the free tier's burst, and removes the endpoint, the consumer and the keys that
+# it creates. Its events stay until retention drops them. It needs curl and a POSIX system.
 set -u
 umask 077
 
@@ -306,6 +306,41 @@ is 'the endpoint is removed' 204
 undo=''
 ask GET "/api/endpoints/$endpoint"
 is 'it is gone' 404 '"code":"endpoint_not_found"'
+
+# ---- Consumers and leases
+post /api/consumers "{\"name\":\"$run\",\"event_types\":[\"$type.pulled\"],\"lease_s\":60}"
+is 'a consumer' 201 "\"name\":\"$run\"" '"pending":0' '"max_attempts":5'
+undo="/api/consumers/$run"
+post /api/events "{\"type\":\"$type.pulled\",\"payload\":$payload}"
+is 'an event for the consumer' 201 '"status":"accepted"'
+pulled=$(field id)
+: "${pulled:=$zero}"
+post /api/inbox/lease "{\"consumer\":\"$run\"}"
+is 'a lease' 200 "\"id\":\"$pulled\"" "\"payload\":$payload" '"receipt":"' '"attempt":1'
+receipt=$(field receipt)
+post /api/inbox/lease "{\"consumer\":\"$run\"}"
+is 'what is leased is not leased again' 200 '"events":[]'
+post /api/extend "{\"receipts\":[\"$receipt\",\"made-up\"],\"lease_s\":60}"
+is 'a longer lease' 200 '"extended":1' '"not_found":["made-up"]'
+post /api/nack "{\"receipts\":[\"$receipt\"],\"delay_s\":0}"
+is 'a return' 200 '"returned":1'
+post /api/ack "{\"receipts\":[\"$receipt\"]}"
+is 'a receipt of a lease that has ended' 200 '"acknowledged":0' "\"not_found\":[\"$receipt\"]"
+post /api/inbox/lease "{\"consumer\":\"$run\"}"
+is 'another lease of it' 200 "\"id\":\"$pulled\"" '"attempt":2'
+post /api/ack "{\"receipts\":[\"$(field receipt)\"]}"
+is 'an acknowledgement by receipt' 200 '"acknowledged":1' '"not_found":[]'
+ask GET "/api/deliveries?consumer=$run"
+is 'its delivery' 200 "\"event_id\":\"$pulled\"" "\"consumer\":\"$run\"" '"status":"delivered"' '"endpoint_id":null'
+ask POST "/api/deliveries/$(field id)/discard"
+is 'what was delivered is not discarded' 409 '"code":"already_ended"'
+post /api/inbox/lease '{"lease_s":86400}'
+is 'a lease of a day' 422 '"field":"lease_s"'
+ask DELETE "/api/consumers/$run"
+is 'the consumer is removed' 204
+undo=''
+ask GET "/api/consumers/$run"
+is 'the consumer is gone' 404 '"code":"consumer_not_found"'
 
 # ---- Keys
 post /api/keys "{\"name\":\"$run\",\"scopes\":[\"ingest\"]}"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 from uuid import UUID
 
+from relay.endpoints.errors import ConsumerExists, ConsumerNotFound, TooManyEndpoints, TooManyFilters
 from relay.endpoints.repository import MAX_FILTER_BYTES
-from relay.errors import ApiError
 from relay.store import Cell, Row
 from relay.values import cursor, signature, uuid7
 from relay.values.cursor import Position
@@ -22,14 +22,6 @@ MAX_ATTEMPTS: Final = 5
 _COUNTED: Final = 10_000
 # Events whose ids are made just before the consumer may be committed after it.
 _CATCH_UP_AFTER: Final = datetime.timedelta(seconds=2)
-
-
-class ConsumerNotFound(Exception):
-    """The organization has no such consumer."""
-
-
-class ConsumerExists(Exception):
-    """The organization has a consumer with this name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +82,11 @@ class ConsumerRepository:
         """Return a page of consumers, newest first and at most 8 MiB, and the cursor of the next page.
 
         Raises:
-            ApiError: `invalid_cursor`.
+            InvalidCursor: the cursor is not from this list.
             StoreError: the database does not respond.
         """
         query = ("consumers", str(organization_id))
         start = cursor.LAST if after is None else cursor.read(after, query)
-        if start is None:
-            raise ApiError("invalid_cursor")
         rows = await self._cell.fetch("consumers_page", organization_id, start.event_id, limit)
         next_cursor = cursor.write(Position(0, 0, rows[-1]["id"]), query) if rows and rows[-1]["more"] else None
         return await self._counted(organization_id, rows), next_cursor
@@ -110,7 +100,7 @@ class ConsumerRepository:
         """
         row = await self._cell.fetch_row("consumer_by_name", organization_id, name)
         if row is None:
-            raise ConsumerNotFound(name)
+            raise ConsumerNotFound
         return (await self._counted(organization_id, [row]))[0]
 
     async def create(
@@ -130,7 +120,8 @@ class ConsumerRepository:
 
         Raises:
             ConsumerExists: the name is taken.
-            ApiError: `too_many_endpoints` or `too_many_filters`.
+            TooManyEndpoints: the organization has as many as its tier allows.
+            TooManyFilters: its filters would exceed their size limit.
             StoreError: the database does not respond.
         """
         consumer_id = self._cell.clock.new()
@@ -163,7 +154,7 @@ class ConsumerRepository:
 
         Raises:
             ConsumerNotFound: there is no such consumer.
-            ApiError: `too_many_filters`.
+            TooManyFilters: as in `create`.
             StoreError: the database does not respond.
         """
         row = await self._cell.fetch_row(
@@ -181,9 +172,9 @@ class ConsumerRepository:
             MAX_FILTER_BYTES,
         )
         if row is None:
-            raise ConsumerNotFound(name)
+            raise ConsumerNotFound
         if not row["fits"]:
-            raise ApiError("too_many_filters")
+            raise TooManyFilters
         return (await self._counted(organization_id, [row]))[0]
 
     async def delete(self, organization_id: UUID, name: str) -> None:
@@ -195,7 +186,7 @@ class ConsumerRepository:
         """
         row = await self._cell.fetch_row("delete_consumer", organization_id, name, self._cell.clock.new())
         if row is None:
-            raise ConsumerNotFound(name)
+            raise ConsumerNotFound
         self._changed(organization_id)
 
     async def _counted(self, organization_id: UUID, rows: Sequence[Row]) -> list[CountedConsumer]:
@@ -208,10 +199,9 @@ class ConsumerRepository:
     async def _refusal(self, organization_id: UUID, tier: str, name: str) -> Exception:
         """Return why a consumer was not created."""
         if await self._cell.fetch_row("consumer_by_name", organization_id, name) is not None:
-            return ConsumerExists(name)
+            return ConsumerExists()
         counted = await self._cell.fetch_row("endpoint_counts", [organization_id])
         most = self._most[tier]
         if counted is None or counted["endpoints"] >= most:
-            sentence = f"Your organization has reached its limit of {most} endpoints and consumers. Delete one first."
-            return ApiError("too_many_endpoints", sentence=sentence)
-        return ApiError("too_many_filters")
+            return TooManyEndpoints(most)
+        return TooManyFilters()

@@ -11,8 +11,16 @@ class EndpointNotFound(EndpointError):
     """The organization has no such endpoint."""
 
 
+class ConsumerNotFound(EndpointError):
+    """The organization has no such consumer."""
+
+
+class ConsumerExists(EndpointError):
+    """The organization has a consumer with this name."""
+
+
 class TooManyEndpoints(EndpointError):
-    """The organization has as many endpoints as its tier allows: `most`."""
+    """The organization has as many endpoints and consumers as its tier allows: `most`."""
 
     def __init__(self, most: int) -> None:
         super().__init__(f"the limit is {most} endpoints")

@@ -21,6 +21,8 @@ WHOLE_BODY_S: Final = 30.0
 _CHECK_EVERY_S: Final = 0.5
 
 SMALL_BODY_BYTES: Final = 64 * 1024
+#: The size limit of a body with up to 1,000 receipts.
+RECEIPTS_BODY_BYTES: Final = 256 * 1024
 DROPPED_BYTES: Final = 8 * 1024 * 1024
 DROPPED_S: Final = 2.0
 # The server has written the head of a response by then.

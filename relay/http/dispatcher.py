@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 from uuid import UUID
 
@@ -18,6 +19,9 @@ from relay.http.request import Request
 from relay.http.response import Response
 from relay.store.idempotency import IdempotencyKey
 from relay.values import uuid7
+
+# A text of another form is the name of nothing.
+_NAME: Final = re.compile(r"[a-z0-9._-]{1,64}")
 
 
 class Dispatcher:
@@ -88,6 +92,8 @@ class _Endpoint(RawHandler):
         elif scope["query_string"]:
             reject_query(scope)
         path_id = None if operation.path_noun is None else self._path_id(scope, operation.path_noun)
+        if operation.path_name is not None and _NAME.fullmatch(scope["path_params"][self._path_parameter]) is None:
+            raise ApiError(f"{operation.path_name}_not_found")
         body, idempotency_key = None, None
         if self._decoder is not None:
             body, idempotency_key = await self._read_body(scope, exchange, self._decoder)

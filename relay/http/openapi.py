@@ -39,9 +39,10 @@ _EVERY_BODY_ERROR: Final = (
     "too_deep",
 )
 _TAGS: Final = {
-    "Events": "Posting, reading and acknowledging events.",
+    "Events": "Posting, reading, leasing and acknowledging events.",
     "Deliveries": "Deliveries and their attempts, retries and replays.",
     "Endpoints": "The destinations of webhooks.",
+    "Consumers": "The destinations that lease their events.",
     "Keys": "Organizations and their API keys.",
     "System": "Health, metrics and this document.",
 }
@@ -164,7 +165,9 @@ def _parameters(
                 "name": operation.path_parameter,
                 "in": "path",
                 "required": True,
-                "description": f"The id of the {operation.path_noun}.",
+                "description": f"The name of the {operation.path_name}."
+                if operation.path_name is not None
+                else f"The id of the {operation.path_noun}.",
                 "schema": {"type": "string"},
             }
         )
@@ -206,6 +209,8 @@ def _errors(operation: Operation, refs: dict[Any, dict[str, Any]]) -> dict[str, 
     codes = [*operation.errors]
     if operation.path_noun is not None:
         codes.append(f"{operation.path_noun}_not_found")
+    if operation.path_name is not None:
+        codes.append(f"{operation.path_name}_not_found")
     if operation.query is not None and "cursor" in operation.query.__struct_fields__:
         codes.append("invalid_cursor")
     if operation.idempotency is not None:

@@ -65,6 +65,8 @@ class Operation:
         query: the type of the query string; None rejects every parameter.
         path_noun: the noun that the id in the path identifies, such as `event`. An id that is not a UUIDv7 gets
             `<noun>_not_found`. None: the path has no id.
+        path_name: the noun that the name in the path identifies, such as `consumer`. A text that is no name gets
+            `<noun>_not_found`.
         idempotency: the use of the Idempotency-Key; None ignores it.
         body: the type of the body; None does not read it.
         body_types: the media types that the body may have.
@@ -87,6 +89,7 @@ class Operation:
     uses_pool: bool = True
     query: type[msgspec.Struct] | None = None
     path_noun: str | None = None
+    path_name: str | None = None
     idempotency: Idempotency | None = None
     body: Any = None
     body_types: tuple[str, ...] = ("application/json",)

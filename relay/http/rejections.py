@@ -15,6 +15,8 @@ from relay.auth import (
     TooManyNewKeys,
 )
 from relay.endpoints.errors import (
+    ConsumerExists,
+    ConsumerNotFound,
     EndpointNotFound,
     InvalidUrl,
     NoDeliveryProcess,
@@ -24,8 +26,10 @@ from relay.endpoints.errors import (
     TooManyFilters,
     TooManyPings,
 )
-from relay.errors import ApiError, Detail, of_document
+from relay.errors import ApiError, Detail, invalid, of_document
+from relay.inbox.errors import NoDeadLetters, TooManyLeased
 from relay.jobs.errors import (
+    AlreadyEnded,
     DeliveryNotFound,
     DestinationNotFound,
     EventNotFound,
@@ -48,6 +52,10 @@ _CODES: Final[Mapping[type[Exception], str]] = {
     TooManyKeys: "too_many_keys",
     TooManyNewKeys: "too_many_new_keys",
     EndpointNotFound: "endpoint_not_found",
+    ConsumerNotFound: "consumer_not_found",
+    ConsumerExists: "consumer_exists",
+    TooManyLeased: "too_many_leased",
+    AlreadyEnded: "already_ended",
     TooManyFilters: "too_many_filters",
     NoDeliveryProcess: "no_delivery_process",
     PingsStopped: "shutting_down",
@@ -74,8 +82,10 @@ def rejection_of(error: Exception) -> ApiError | None:
         case InvalidUrl(field=field, problem=problem):
             return ApiError("invalid_url", details=(Detail(field, problem),))
         case TooManyEndpoints(most=most):
-            sentence = f"Your organization has reached its limit of {most} endpoints. Delete one first."
+            sentence = f"Your organization has reached its limit of {most} endpoints and consumers. Delete one first."
             return ApiError("too_many_endpoints", sentence=sentence)
+        case NoDeadLetters(place=place):
+            return invalid(f"receipts[{place}]", "An event that was leased without a consumer cannot be a dead letter.")
         case PingNotSent():
             return ApiError("test_not_sent", sentence=str(error))
         case TooManyPings():

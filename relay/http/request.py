@@ -59,6 +59,12 @@ class Request(Generic[Query, Body]):
         return self.tenant.organization_id
 
     @property
+    def path_name(self) -> str:
+        """Return the name in the path."""
+        name: str = self.scope["path_params"]["name"]
+        return name
+
+    @property
     def id(self) -> UUID:
         """Return the id in the path."""
         assert self._path_id is not None  # noqa: S101 - the dispatcher sets it for every operation with `path_noun`

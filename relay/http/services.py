@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from relay.auth import KeyAdmin
 from relay.config.settings import Settings
+from relay.endpoints.consumers import ConsumerRepository
 from relay.endpoints.ping_client import PingClient
 from relay.endpoints.repository import EndpointRepository
 from relay.http.admission import Admission
@@ -14,6 +15,7 @@ from relay.http.body import BodyReader
 from relay.http.operator import MetricsToken, OperatorToken
 from relay.http.proxies import TrustedProxies
 from relay.http.static import Strangers
+from relay.inbox import EventLeases
 from relay.ingest import GroupCommit
 from relay.limits import SignupLimiter
 from relay.store import Cell
@@ -32,6 +34,8 @@ class Services:
     strangers: Strangers
     commit: GroupCommit
     endpoints: EndpointRepository
+    consumers: ConsumerRepository
+    leases: EventLeases
     pings: PingClient
     signups: SignupLimiter
     operator: OperatorToken | None

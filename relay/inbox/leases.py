@@ -67,6 +67,7 @@ class EventLeases:
         self._retry_schedule = list(retry_schedule)
         self._ready = ready
         self._counts = LeaseCounts(cell)
+        self._begun = metrics.counter("relay_leases_begun", "Events leased.")
         self._ended = metrics.counter(
             "relay_leases_ended", "Leases that ended: acknowledged, nacked or lease_expired.", "outcome"
         )
@@ -109,6 +110,7 @@ class EventLeases:
         queue.note_cut(len(events), len(taken))
         kept = [row for row in taken if row["event_id"] in events]
         await self._release(queue, token, [row for row in taken if row["event_id"] not in events])
+        self._begun.add(len(kept))
         return [
             EventLease(events[row["event_id"]], self._receipt(organization_id, token, row), row["attempt"])
             for row in kept

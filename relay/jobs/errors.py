@@ -19,6 +19,10 @@ class DeliveryNotFound(JobError):
     """The organization has no such delivery."""
 
 
+class AlreadyEnded(JobError):
+    """The delivery has been delivered or cancelled."""
+
+
 class DestinationNotFound(JobError):
     """The endpoint to send to does not exist."""
 

@@ -11,7 +11,7 @@ from uuid import UUID
 import msgspec
 from msgspec import Struct
 
-from relay.jobs.errors import DeliveryNotFound, DestinationNotFound, EventNotFound, NoMatchingEndpoint
+from relay.jobs.errors import AlreadyEnded, DeliveryNotFound, DestinationNotFound, EventNotFound, NoMatchingEndpoint
 from relay.store import Cell, DatabaseUnavailable, StoreError
 from relay.store.idempotency import IdempotencyKey, stored_response
 from relay.values import uuid7

@@ -10,10 +10,13 @@ from tests.support.api import Tenant
 from tests.support.api_harness import Stage, walk_deliveries
 
 EVENTS = 4
+# Events of this type go to consumers too, and so many of them are leased.
+CONSUMED = "consumed"
+LEASED = 3
 
 
 class Furnished:
-    """A tenant with events, endpoints, deliveries in every state, jobs and a key.
+    """A tenant with events, endpoints, consumers, leases, deliveries in every state, jobs and a key.
 
     Args:
         mark: stands in all that this tenant has written, and nowhere else.
@@ -58,16 +61,32 @@ async def furnish(stage: Stage) -> Furnished:
         assert begun.status_code == 202, begun.text
         jobs.append(begun.json()["job_id"])
     await stage.tried(tenant, events, endpoints, mark)
+    consumers = [mark, f"{mark}.2"]
+    for name in consumers:
+        created = await tenant.post("/api/consumers", json={"name": name, "event_types": [CONSUMED]})
+        assert created.status_code == 201, created.text
+    consumed = [await tenant.accept(CONSUMED, payload=mark) for _ in range(LEASED + 2)]
+    lease = {"consumer": mark, "limit": LEASED + 1, "lease_s": 43_200}
+    leased = (await tenant.post("/api/inbox/lease", json=lease)).json()["events"]
+    receipts = [event["receipt"] for event in leased]
+    dead = await tenant.post("/api/nack", json={"receipts": [receipts.pop()], "dead": True})
+    assert dead.json()["returned"] == 1
     keys = (await tenant.get("/api/keys")).json()
     ids = {
         "organization": [tenant.organization_id],
         "event": events,
         "endpoint": endpoints,
-        "delivery": [delivery["id"] for delivery in await walk_deliveries(tenant)],
+        # Those that were tried come first.
+        "delivery": [
+            delivery["id"]
+            for delivery in sorted(await walk_deliveries(tenant), key=lambda each: each["event_id"] not in events)
+        ],
         "job": jobs,
         "key": [key["key_id"] for key in keys["keys"]],
+        "consumer": consumers,
+        "receipt": receipts,
     }
-    assert len(ids["delivery"]) == 2 * EVENTS
+    assert len(ids["delivery"]) == 2 * EVENTS + 4 * len(consumed)
     return Furnished(tenant, mark, ids, first["secret"])
 
 

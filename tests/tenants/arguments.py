@@ -156,6 +156,8 @@ class Arguments:
 
     def _array(self, name: str, form: Schema) -> list[Any]:
         count = form.get("maxItems", 100)
+        if name == "receipts" and self._ids.get("receipts"):
+            return list(self._ids["receipts"])[:count]
         items = self._form(form["items"])
         if items.get("format") == "uuid":
             ids = list(self._ids.get(name, ())) or list(self._ids["events"])
@@ -191,6 +193,10 @@ class Arguments:
         length = form.get("maxLength", 255)
         if name == "type":
             return self._types[0]
+        if name == "from":
+            return "oldest"
+        if name == "consumer" and self._ids.get("consumers"):
+            return self._ids["consumers"][0]
         (text,) = self._different(1, length)
         return text
 

@@ -27,6 +27,10 @@ TYPES: Final = ("worst." + "t" * 249, "other." + "t" * 249)
 _PAYLOAD_BYTES: Final = 262_144
 _PAST_EVENTS: Final = 12_000
 _ROOM: Final = 3
+# Leases of the walk's own before it; each holds as much as a response may.
+_LEASES: Final = 15
+# Members of which a request may have one.
+_EITHER: Final = ({"ids", "receipts"}, {"endpoint_id", "consumer"})
 #: One endpoint of so many has a name that is looked up; more than may be looked up at once.
 _NAMED_EVERY: Final = 4
 _TESTS: Final = 12
@@ -78,7 +82,28 @@ class Worst:
             # For those that the walk makes.
             await self.tenant.request("DELETE", f"/api/endpoints/{self.endpoints.pop()}")
         self.ids["endpoints"] = self.endpoints
+        await self._consumer()
         await self._keys()
+
+    async def _consumer(self) -> None:
+        """A consumer with a long past too, of which as much is leased as may be."""
+        made = await self.tenant.post(
+            "/api/consumers", json={"name": "worst", "event_types": [TYPES[1]], "from": "oldest", "lease_s": 43_200}
+        )
+        assert made.status_code == 201, made.text
+        self.ids["consumers"] = ["worst"]
+
+    async def lease(self) -> None:
+        """Lease until there may be no more, from the consumer and from the plain inbox."""
+        receipts: list[str] = []
+        for members in ({"consumer": "worst"}, {"lease_s": 43_200}):
+            for _ in range(_LEASES):
+                answer = await self.tenant.post("/api/inbox/lease", json={"limit": 1000, **members})
+                self.answers.setdefault("POST /api/inbox/lease, many", Counter())[_shown(answer)] += 1
+                if answer.status_code != 200 or not answer.json()["events"]:
+                    break
+                receipts += [event["receipt"] for event in answer.json()["events"]]
+        self.ids["receipts"] = receipts[:1000]
 
     async def _past(self) -> None:
         """More events than one request may look at, and more bytes than one may answer: before there are endpoints."""
@@ -126,6 +151,7 @@ class Worst:
         """An event with as large a history as there is: every endpoint that fails has tried it as often as it may."""
         self.event = await self.tenant.accept(TYPES[0], payload="x" * 262_000)
         self.ids["events"] = [self.event]
+        await self.lease()
         # Few slots of its own for each at first, so this takes a while with many endpoints.
         await self.settled(lambda: self.house.receivers.requests[self.name])
         answer = await self.tenant.post("/api/deliveries/retry", json={"status": "failed"})
@@ -203,6 +229,9 @@ class Worst:
             return [encoded(body[: self.most_events]), encoded(body[:fitting])]
         if operation.path == "/api/events":
             body["type"] = TYPES[1]
+        either = next((pair for pair in _EITHER if body.keys() >= pair), ())
+        if either:
+            return [encoded({name: body[name] for name in body if name != left_out}) for left_out in either]
         if operation.path.startswith("/api/endpoints") and operation.method in ("POST", "PATCH") and "url" in body:
             # Its filters stay as they are: there is no room for more of them.
             return [encoded(body), encoded({**body, "event_types": []})]

@@ -53,9 +53,10 @@ async def test_only_the_two_operations_that_post_events_are_written_by_hand(tabl
 
 async def test_every_operation_is_described_and_its_errors_exist(table: list[Operation]) -> None:
     for operation in table:
-        codes = [*operation.errors, *([f"{operation.path_noun}_not_found"] if operation.path_noun else [])]
+        noun = operation.path_noun or operation.path_name
+        codes = [*operation.errors, *([f"{noun}_not_found"] if noun else [])]
         assert [code for code in codes if code not in KINDS] == [], operation.id
-        assert (operation.path_parameter is None) or operation.path_noun or not operation.listed, operation.id
+        assert (operation.path_parameter is None) or noun or not operation.listed, operation.id
         if operation.listed:
             assert operation.id, operation.path
             assert operation.tag, operation.path

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import UUID
 
 from msgspec import structs
 
+from relay.errors import invalid
 from relay.http.idempotency import replayed_header
 from relay.http.query import read_id, read_time_range
 from relay.http.request import Request
 from relay.http.response import Response, json_response, list_response
 from relay.http.schemas import deliveries as schemas
 from relay.http.schemas.common import EmptyObject
-from relay.inbox import DeliveriesQuery, read_attempts, read_deliveries
+from relay.inbox import DeliveriesQuery, consumer_named, names_of_consumers, read_attempts, read_deliveries
 from relay.jobs import redelivery
 from relay.store import Cell, Row
+from relay.telemetry.metrics import CounterChild
 from relay.values import uuid7
 from relay.values.times import rfc3339, rfc3339_or_none
 
@@ -27,7 +29,7 @@ async def list_deliveries(request: Request[schemas.DeliveriesParameters, None], 
     query = DeliveriesQuery(
         request.organization_id,
         asked.status,
-        read_id("endpoint_id", asked.endpoint_id),
+        await destination_of(cell, request.organization_id, asked.endpoint_id, asked.consumer),
         read_id("event_id", asked.event_id),
         asked.error_class,
         read_time_range(asked.since, asked.until),
@@ -35,8 +37,9 @@ async def list_deliveries(request: Request[schemas.DeliveriesParameters, None], 
         asked.cursor,
     )
     page = await read_deliveries(cell, query)
+    names = await names_of_consumers(cell, request.organization_id, (row["endpoint_id"] for row in page.deliveries))
     return list_response(
-        schemas.DeliveryPage([delivery_body(row["event_id"], row) for row in page.deliveries], page.next_cursor)
+        schemas.DeliveryPage([delivery_body(row["event_id"], row, names) for row in page.deliveries], page.next_cursor)
     )
 
 
@@ -52,7 +55,9 @@ async def retry_delivery(request: Request[None, EmptyObject | None], cell: Cell,
     sent = await redelivery.retry_delivery(cell, request.organization_id, request.id, request.idempotency_key)
     if sent.due:
         due()
-    body = delivery_body(sent.event_id, structs.asdict(sent.deliveries[0]))
+    delivery = sent.deliveries[0]
+    names = await names_of_consumers(cell, request.organization_id, (delivery.endpoint_id,))
+    body = delivery_body(sent.event_id, structs.asdict(delivery), names)
     return json_response(202, body, *replayed_header(sent.repeated))
 
 
@@ -64,12 +69,39 @@ async def replay_event(request: Request[None, EmptyObject | None], cell: Cell, d
     return json_response(202, schemas.EventReplayed(len(sent.deliveries)), *replayed_header(sent.repeated))
 
 
-def delivery_body(event_id: UUID, row: Row | dict[str, Any]) -> schemas.Delivery:
-    """Return a delivery as the API shows it."""
+async def discard_delivery(request: Request[None, EmptyObject | None], cell: Cell, cancelled: CounterChild) -> Response:
+    """Cancel one delivery that is pending, held or failed."""
+    discarded = await redelivery.discard_delivery(cell, request.organization_id, request.id)
+    cancelled.add()
+    names = await names_of_consumers(cell, request.organization_id, (discarded.endpoint_id,))
+    row = {**discarded._asdict(), "status": "cancelled", "next_attempt_at": None}
+    return json_response(200, delivery_body(discarded.event_id, row, names))
+
+
+async def destination_of(
+    cell: Cell, organization_id: UUID, endpoint_id: str | None, consumer: str | None
+) -> UUID | None:
+    """Return the id of the endpoint or the consumer that a request selects; None selects every destination.
+
+    Raises:
+        ApiError: `invalid_request`: both are given, or the id is invalid.
+        StoreError: the database does not respond.
+    """
+    if consumer is None:
+        return read_id("endpoint_id", endpoint_id)
+    if endpoint_id is not None:
+        raise invalid("consumer", "Give either endpoint_id or consumer.")
+    return await consumer_named(cell, organization_id, consumer)
+
+
+def delivery_body(event_id: UUID, row: Row | dict[str, Any], names: Mapping[UUID, str]) -> schemas.Delivery:
+    """Return a delivery as the API shows it. `names` are those of consumers."""
+    consumer = names.get(row["endpoint_id"])
     return schemas.Delivery(
         id=str(uuid7.delivery_id(event_id, row["endpoint_id"])),
         event_id=str(event_id),
-        endpoint_id=str(row["endpoint_id"]),
+        endpoint_id=None if consumer is not None else str(row["endpoint_id"]),
+        consumer=consumer,
         status=row["status"],
         attempts=row["attempts"],
         next_attempt_at=rfc3339_or_none(row["next_attempt_at"]),

@@ -12,14 +12,14 @@ from relay.http.body import BodyReader
 from relay.http.exchange import JSON, Exchange, Receive, Scope, Send
 from relay.http.idempotency import REPLAYED
 from relay.http.operations import RawHandler
-from relay.http.query import read_id, read_time_range, reject_query
+from relay.http.query import read_time_range, reject_query
 from relay.http.request import Request
-from relay.http.resources.deliveries import attempt_body, delivery_body
+from relay.http.resources.deliveries import attempt_body, delivery_body, destination_of
 from relay.http.resources.inbox import event_body, event_page
 from relay.http.response import Response, json_response
 from relay.http.schemas.deliveries import Attempt, DeliveryDetail
 from relay.http.schemas.events import EventDetail, EventsParameters
-from relay.inbox import EventDetails, InboxQuery, read_event
+from relay.inbox import EventDetails, InboxQuery, names_of_consumers, read_event
 from relay.ingest import (
     Accepted,
     Duplicate,
@@ -91,7 +91,7 @@ async def list_events(request: Request[EventsParameters, None], cell: Cell) -> R
         asked.limit,
         asked.cursor,
         list_name="events",
-        endpoint_id=read_id("endpoint_id", asked.endpoint_id),
+        endpoint_id=await destination_of(cell, request.organization_id, asked.endpoint_id, asked.consumer),
         dedup_id=asked.dedup_id,
         span=read_time_range(asked.since, asked.until),
         most_bytes=request.page_bytes,
@@ -104,15 +104,16 @@ async def get_event(request: Request[None, None], cell: Cell) -> Response:
     details = await read_event(cell, request.organization_id, request.id)
     if details is None:
         raise ApiError("event_not_found")
-    return json_response(200, _event_detail(details))
+    names = await names_of_consumers(cell, request.organization_id, (row["endpoint_id"] for row in details.deliveries))
+    return json_response(200, _event_detail(details, names))
 
 
-def _event_detail(details: EventDetails) -> EventDetail:
+def _event_detail(details: EventDetails, names: Mapping[UUID, str]) -> EventDetail:
     event = event_body(details.event, details.event["id"])
     logs = _attempt_logs(details.attempts)
     return EventDetail(
         **{field: getattr(event, field) for field in event.__struct_fields__},
-        deliveries=[_delivery_detail(details.event["id"], row, logs) for row in details.deliveries],
+        deliveries=[_delivery_detail(details.event["id"], row, logs, names) for row in details.deliveries],
         deliveries_total=details.event["deliveries_total"],
         attempts_total=event.attempts,
     )
@@ -133,8 +134,10 @@ def _attempt_logs(attempts: Sequence[Row]) -> dict[UUID, list[Attempt]]:
     return logs
 
 
-def _delivery_detail(event_id: UUID, row: Row, logs: Mapping[UUID, list[Attempt]]) -> DeliveryDetail:
-    shown = delivery_body(event_id, row)
+def _delivery_detail(
+    event_id: UUID, row: Row, logs: Mapping[UUID, list[Attempt]], names: Mapping[UUID, str]
+) -> DeliveryDetail:
+    shown = delivery_body(event_id, row, names)
     return DeliveryDetail(
         **{field: getattr(shown, field) for field in shown.__struct_fields__},
         attempt_log=logs.get(row["endpoint_id"], []),

@@ -5,13 +5,14 @@ from __future__ import annotations
 from uuid import UUID
 
 import msgspec
+from msgspec import UNSET
 
 from relay.errors import ApiError, invalid
 from relay.http.request import Request
 from relay.http.response import ListResponse, Response, json_response, list_response
 from relay.http.schemas import events, inbox
 from relay.http.schemas.common import EmptyObject
-from relay.inbox import InboxQuery, acknowledge, read_page
+from relay.inbox import EventLeases, InboxQuery, acknowledge, read_page
 from relay.store import Cell, Row
 from relay.telemetry.metrics import CounterChild
 from relay.values import uuid7
@@ -70,11 +71,19 @@ async def acknowledge_event(
 
 
 async def acknowledge_events(
-    request: Request[None, inbox.AckManyRequest], cell: Cell, cancelled: CounterChild
+    request: Request[None, inbox.AckManyRequest], cell: Cell, leases: EventLeases, cancelled: CounterChild
 ) -> Response:
     """Mark many events as seen."""
+    asked = request.body
+    if asked.receipts is not UNSET:
+        if asked.ids is not UNSET:
+            raise invalid("receipts", "Give either ids or receipts.")
+        ended = await leases.acknowledge(request.organization_id, asked.receipts)
+        return json_response(200, inbox.AckManyResponse(ended.leases, list(ended.not_found)))
+    if asked.ids is UNSET:
+        raise invalid("ids", "Give ids or receipts.")
     wanted: dict[str, UUID] = {}
-    for place, text in enumerate(request.body.ids):
+    for place, text in enumerate(asked.ids):
         event_id = uuid7.parse(text)
         if event_id is None:
             raise invalid(f"ids[{place}]", "Must be the id of an event: a UUIDv7.")

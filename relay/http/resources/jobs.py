@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import get_args
 
 from relay.http.idempotency import replayed_header
-from relay.http.query import read_id, read_time_range
+from relay.http.query import read_time_range
 from relay.http.request import Request
+from relay.http.resources.deliveries import destination_of
 from relay.http.response import NO_CONTENT, Response, json_response, list_response
 from relay.http.schemas import jobs as schemas
 from relay.http.schemas.common import EndedStatus
@@ -21,7 +22,7 @@ async def retry_deliveries(request: Request[None, schemas.DeliveriesRetry], cell
     asked = request.body
     wanted = JobRequest(
         "retry",
-        read_id("endpoint_id", asked.endpoint_id),
+        await destination_of(cell, request.organization_id, asked.endpoint_id, asked.consumer),
         (asked.status or "failed",),
         asked.error_class,
         *read_time_range(asked.since, asked.until).ids,

@@ -24,7 +24,8 @@ async def get_stats(request: Request[schemas.StatsParameters, None], cell: Cell)
         oldest_pending_age_s=stats.oldest_pending_age_s,
         endpoints=[
             schemas.EndpointStats(
-                endpoint_id=str(endpoint.endpoint_id),
+                endpoint_id=None if endpoint.consumer is not None else str(endpoint.endpoint_id),
+                consumer=endpoint.consumer,
                 state="disabled" if not endpoint.enabled else "broken" if endpoint.broken else "healthy",
                 success_rate=endpoint.success_rate,
                 pending=endpoint.pending,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from relay.http.openapi import document
 from relay.http.operations import Operation
-from relay.http.routes import deliveries, endpoints, events, inbox, jobs, keys, system
+from relay.http.routes import consumers, deliveries, endpoints, events, inbox, jobs, keys, leases, system
 from relay.http.services import Services
 
 
@@ -15,9 +15,10 @@ def operations(services: Services) -> list[Operation]:
     table = [
         replace(operation, tag=tag)
         for tag, group in (
-            ("Events", (*events.operations(services), *inbox.operations(services))),
+            ("Events", (*events.operations(services), *inbox.operations(services), *leases.operations(services))),
             ("Deliveries", (*deliveries.operations(services), *jobs.operations(services))),
             ("Endpoints", endpoints.operations(services)),
+            ("Consumers", consumers.operations(services)),
             ("Keys", keys.operations(services)),
             ("System", (*system.operations(services), system.openapi(lambda: document(table), services))),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from relay.http.body import RECEIPTS_BODY_BYTES
 from relay.http.operations import Operation
 from relay.http.resources.inbox import acknowledge_event, acknowledge_events, read_inbox
 from relay.http.schemas import inbox as schemas
@@ -30,8 +31,8 @@ def operations(services: Services) -> list[Operation]:
             success={200: schemas.AckResponse},
         ),
         Operation(
-            "POST", "/api/ack", partial(acknowledge_events, cell=cell, cancelled=cancelled),
-            id="acknowledgeEvents", scope="consume", body=schemas.AckManyRequest,
+            "POST", "/api/ack", partial(acknowledge_events, cell=cell, leases=services.leases, cancelled=cancelled),
+            id="acknowledgeEvents", scope="consume", body=schemas.AckManyRequest, body_limit_bytes=RECEIPTS_BODY_BYTES,
             success={200: schemas.AckManyResponse},
         ),
     ]  # fmt: skip

@@ -12,11 +12,26 @@ Tier = Literal["free", "pro", "business", "enterprise"]
 Status = Literal["pending", "delivered", "failed"]
 DeliveryStatus = Literal["pending", "held", "delivered", "failed", "cancelled"]
 EndedStatus = Literal["delivered", "failed", "cancelled"]
-ErrorClass = Literal["dns", "connect", "tls", "timeout", "blocked", "protocol", "http", "crash"]
+ErrorClass = Literal[
+    "dns", "connect", "tls", "timeout", "blocked", "protocol", "http", "crash", "lease_expired", "nacked"
+]
 Limit = Annotated[int, Meta(ge=1, le=1000)]
 Cursor = Annotated[str, Meta(max_length=200)]
+ConsumerName = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=64,
+        # Python's `$` would let a line feed pass.
+        pattern=r"^[a-z0-9._-]+(?!\n)$",
+        description="The name of a consumer.",
+    ),
+]
 TypeFilter = Annotated[
     str, Meta(min_length=1, max_length=255, description="An exact type, or `order.*` for all that begin with `order.`.")
+]
+Receipts = Annotated[
+    list[Annotated[str, Meta(max_length=200)]], Meta(max_length=1000, description="Receipts of leases.")
 ]
 Since = Annotated[
     str, Meta(extra_json_schema={"format": "date-time"}, description="RFC 3339 with an offset; inclusive.")

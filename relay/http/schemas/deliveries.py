@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from relay.http.schemas.common import Cursor, DeliveryStatus, ErrorClass, Limit, Since, Time, Until, Uuid
+from relay.http.schemas.common import ConsumerName, Cursor, DeliveryStatus, ErrorClass, Limit, Since, Time, Until, Uuid
 
 
 class Attempt(Struct):
@@ -21,11 +21,12 @@ class Attempt(Struct):
 
 
 class Delivery(Struct):
-    """One event for one endpoint."""
+    """One event for one endpoint or consumer."""
 
     id: Uuid
     event_id: Uuid
-    endpoint_id: Uuid
+    endpoint_id: Annotated[Uuid, Meta(description="Null for a consumer.")] | None
+    consumer: Annotated[str, Meta(description="The name of the consumer, also of a deleted one.")] | None
     status: DeliveryStatus
     attempts: int
     next_attempt_at: Time | None
@@ -47,6 +48,7 @@ class DeliveriesParameters(Struct, forbid_unknown_fields=True):
 
     status: DeliveryStatus | None = None
     endpoint_id: Uuid | None = None
+    consumer: ConsumerName | None = None
     event_id: Uuid | None = None
     error_class: ErrorClass | None = None
     since: Since | None = None

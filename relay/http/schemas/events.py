@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from relay.http.schemas.common import Cursor, Limit, Since, Status, Time, TypeFilter, Until, Uuid
+from relay.http.schemas.common import ConsumerName, Cursor, Limit, Since, Status, Time, TypeFilter, Until, Uuid
 from relay.http.schemas.deliveries import DeliveryDetail
 
 
@@ -97,6 +97,7 @@ class EventsParameters(Struct, forbid_unknown_fields=True):
     status: Literal["pending", "delivered", "failed"] | None = None
     type: TypeFilter | None = None
     endpoint_id: Annotated[Uuid, Meta(description="Only events with a delivery to this endpoint.")] | None = None
+    consumer: Annotated[ConsumerName, Meta(description="A consumer that has a delivery of the event.")] | None = None
     dedup_id: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
     since: Since | None = None
     until: Until | None = None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
-from relay.http.schemas.common import Cursor, Limit, TypeFilter, Uuid
+from relay.http.schemas.common import Cursor, Limit, Receipts, TypeFilter, Uuid
 
 
 class InboxParameters(Struct, forbid_unknown_fields=True):
@@ -26,13 +26,14 @@ class AckResponse(Struct):
 
 
 class AckManyRequest(Struct, forbid_unknown_fields=True):
-    """Events to acknowledge."""
+    """Events to acknowledge, by their ids or by the receipts of their leases."""
 
-    ids: Annotated[list[Uuid], Meta(max_length=1000)]
+    ids: Annotated[list[Uuid], Meta(max_length=1000, description="Either these or receipts.")] | UnsetType = UNSET
+    receipts: Receipts | UnsetType = UNSET
 
 
 class AckManyResponse(Struct):
-    """The number of acknowledged events, and the ids that do not exist."""
+    """The number of acknowledged events, and the ids that do not exist or the receipts without a live lease."""
 
     acknowledged: int
     not_found: list[str]

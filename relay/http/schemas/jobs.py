@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from relay.http.schemas.common import Cursor, EndedStatus, ErrorClass, Limit, Since, Time, Until, Uuid
+from relay.http.schemas.common import ConsumerName, Cursor, EndedStatus, ErrorClass, Limit, Since, Time, Until, Uuid
 
 
 class DeliveriesRetry(Struct, forbid_unknown_fields=True):
@@ -14,6 +14,7 @@ class DeliveriesRetry(Struct, forbid_unknown_fields=True):
 
     status: EndedStatus | None = None
     endpoint_id: Uuid | None = None
+    consumer: ConsumerName | None = None
     error_class: ErrorClass | None = None
     since: Since | None = None
     until: Until | None = None

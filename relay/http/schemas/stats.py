@@ -26,9 +26,10 @@ class StatsParameters(Struct, forbid_unknown_fields=True):
 
 
 class EndpointStats(Struct):
-    """The statistics of one endpoint."""
+    """The statistics of one endpoint or consumer."""
 
-    endpoint_id: Uuid
+    endpoint_id: Annotated[Uuid, Meta(description="Null for a consumer.")] | None
+    consumer: Annotated[str, Meta(description="The name of a consumer.")] | None
     state: Annotated[Literal["healthy", "broken", "disabled"], Meta(description="As in /api/endpoints.")]
     success_rate: (
         Annotated[

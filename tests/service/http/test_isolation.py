@@ -26,21 +26,35 @@ IN_PATHS = {
     "/api/endpoints/{id}": "endpoint",
     "/api/jobs/{id}": "job",
     "/api/keys/{key_id}": "key",
+    "/api/consumers/{name}": "consumer",
 }
 # Parameters and members that name a thing.
-NAMING = {"endpoint_id": "endpoint", "event_id": "event", "ids": "event"}
+NAMING = {
+    "consumer": "consumer",
+    "endpoint_id": "endpoint",
+    "event_id": "event",
+    "ids": "event",
+    "receipts": "receipt",
+}
+# A receipt is good for one of these: the lease ends with the first two.
+RECEIPTS = ("POST /api/ack", "POST /api/nack", "POST /api/extend")
 # Those that hold a place in a list, or a key of the tenant's own choice: tested by themselves below.
 BY_ITSELF = {"cursor", "dedup_id"}
 # Those that name nothing.
 INNOCENT = {
     "catch_up_since",
+    "dead",
+    "delay_s",
     "description",
     "enabled",
     "error_class",
     "event_types",
     "expires_at",
+    "from",
     "headers",
+    "lease_s",
     "limit",
+    "max_attempts",
     "max_in_flight",
     "name",
     "order",
@@ -62,6 +76,7 @@ INNOCENT = {
 BODIES: dict[str, dict[str, Any]] = {
     "PATCH /api/endpoints/{id}": {"description": "changed"},
     "POST /api/endpoints/{id}/replay": {"since": "2020-01-01T00:00:00Z"},
+    "POST /api/extend": {"lease_s": 43_200},
 }
 # Waits for a delivery process, of which there is none: 503, but only for what is one's own.
 WAITS = "POST /api/endpoints/{id}/test"
@@ -147,9 +162,13 @@ async def test_every_path_parameter_and_member_is_known_to_these_tests(two: Neig
             if names_something(schema, two.document):
                 assert name in NAMING, f"{where} is an id: name its kind in NAMING"
             else:
-                assert name in INNOCENT | BY_ITSELF, f"{where}: does it name something? Put it into one of the tables"
+                assert name in INNOCENT | BY_ITSELF | set(NAMING), (
+                    f"{where}: does it name something? Put it into one of the tables"
+                )
         for found in asked.parameters("path"):
-            assert found["name"] in ("id", "key_id"), f"{found['name']} in {asked.path} is no id: teach this test"
+            assert found["name"] in ("id", "key_id", "name"), (
+                f"{found['name']} in {asked.path} is no id: teach this test"
+            )
 
 
 def place_of(asked: Asked, owner: Furnished) -> str:
@@ -208,7 +227,7 @@ async def test_every_id_of_a_neighbour_in_a_query_or_a_body_finds_nothing(two: N
                 assert empty(answer), f"{asked.name} with {name} {id_}: {answer.status_code} {answer.text}"
                 assert two.theirs.shown_in(answer.text, id_) == []
                 tried += 1
-            own = two.mine.ids[NAMING[name]][0]
+            own = two.mine.ids[NAMING[name]][RECEIPTS.index(asked.name) if name == "receipts" else 0]
             answer = await ask_with(two, asked, path, name, own, in_query=name in in_query)
             assert answer.status_code < 300, answer.text
             assert not empty(answer), f"{asked.name} finds nothing with {name} of one's own: the test above is no test"
@@ -219,7 +238,7 @@ async def test_every_id_of_a_neighbour_in_a_query_or_a_body_finds_nothing(two: N
 async def ask_with(two: Neighbours, asked: Asked, path: str, name: str, id_: str, *, in_query: bool) -> httpx2.Response:
     if in_query:
         return await ask(two.mine.tenant, asked, path, None, **{name: id_})
-    value = [id_] if name == "ids" else id_
+    value = [id_] if name in ("ids", "receipts") else id_
     return await ask(two.mine.tenant, asked, path, {**(two.body(asked) or {}), name: value})
 
 

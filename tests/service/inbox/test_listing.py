@@ -206,6 +206,7 @@ async def test_deliveries_are_listed_in_every_state(stage: Stage, tenant: Tenant
         "id": str(uuid7.delivery_id(UUID(made[0]), first)),
         "event_id": made[0],
         "endpoint_id": str(first),
+        "consumer": None,
         "status": "failed",
         "attempts": 5,
         "next_attempt_at": None,

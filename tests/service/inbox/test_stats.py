@@ -93,10 +93,10 @@ async def test_each_endpoint_has_its_state_its_success_rate_and_what_is_open(sta
         "update relay.open set due_at = null where endpoint_id = $1 and event_id = $2", disabled, UUID(made[0])
     )
     assert (await stats(tenant))["endpoints"] == [
-        {"endpoint_id": str(unused), "state": "healthy", "success_rate": None, "pending": 0},
-        {"endpoint_id": str(disabled), "state": "disabled", "success_rate": None, "pending": 4},
-        {"endpoint_id": str(broken), "state": "broken", "success_rate": 0.0, "pending": 4},
-        {"endpoint_id": str(good), "state": "healthy", "success_rate": 0.5, "pending": 1},
+        {"endpoint_id": str(unused), "consumer": None, "state": "healthy", "success_rate": None, "pending": 0},
+        {"endpoint_id": str(disabled), "consumer": None, "state": "disabled", "success_rate": None, "pending": 4},
+        {"endpoint_id": str(broken), "consumer": None, "state": "broken", "success_rate": 0.0, "pending": 4},
+        {"endpoint_id": str(good), "consumer": None, "state": "healthy", "success_rate": 0.5, "pending": 1},
     ]
 
 
