@@ -13,7 +13,7 @@ LeaseS = Annotated[int, Meta(ge=1, le=43_200, description="The length of the lea
 
 
 class LeaseRequest(Struct, forbid_unknown_fields=True):
-    """How many events to lease, from where, and for how long."""
+    """The events to lease: their number, the consumer, and the length of the lease."""
 
     limit: Limit = 100
     lease_s: Annotated[LeaseS, Meta(description="The consumer's own length, or 30 s, without it.")] | UnsetType = UNSET
@@ -50,7 +50,7 @@ class NackRequest(Struct, forbid_unknown_fields=True):
 
 
 class NackResponse(Struct):
-    """How many leases ended, and which receipts have no live lease."""
+    """The number of leases that ended, and the receipts without a live lease."""
 
     returned: int
     not_found: list[str]
@@ -64,7 +64,7 @@ class ExtendRequest(Struct, forbid_unknown_fields=True):
 
 
 class ExtendResponse(Struct):
-    """How many leases were changed, and which receipts have no live lease."""
+    """The number of leases that were changed, and the receipts without a live lease."""
 
     extended: int
     not_found: list[str]
