@@ -87,12 +87,19 @@ def home() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-async def databases(anyio_backend: object, request: pytest.FixtureRequest, home: Path) -> AsyncIterator[Databases]:
+async def chosen(anyio_backend: object, request: pytest.FixtureRequest, home: Path) -> AsyncIterator[Databases]:
+    """The databases of the server that `--server` names."""
     name: str = request.config.getoption("--server")
     if why := servers.missing(name):
         pytest.skip(why)
     async with servers.running(name, home) as server:
         yield await made_on(server)
+
+
+@pytest.fixture(scope="session")
+def databases(chosen: Databases) -> Databases:
+    """The same; other_servers/ has others."""
+    return chosen
 
 
 async def made_on(server: servers.Server) -> Databases:
