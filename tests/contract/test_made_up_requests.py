@@ -35,6 +35,10 @@ _KEY = "/api/keys/{key_id}"
 _PING = "/api/endpoints/{id}/test"
 
 
+# Of each operation, for each phase that makes some up at random.
+EXAMPLES, LONG_EXAMPLES = 3, 30
+
+
 async def fuzz(api: Api, folder: Path, *more: str, key: str) -> tuple[int, str]:
     """Run schemathesis, and return its exit code and output."""
     command = (
@@ -54,18 +58,19 @@ async def fuzz(api: Api, folder: Path, *more: str, key: str) -> tuple[int, str]:
 
 
 async def test_made_up_requests_get_answers_that_the_document_has(
-    commands: Commands, databases: Databases, tmp_path: Path
+    commands: Commands, databases: Databases, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    examples = str(LONG_EXAMPLES if request.config.getoption("long") else EXAMPLES)
     unlimited = {"RELAY_RATE_LIMIT_ENTERPRISE": "1000000000"}
     api = await commands.serve(await databases.create(), RELAY_SIGNUP_MAX_TIER="enterprise", **unlimited)
     tenant, other = await api.tenant(), await api.tenant()
     left_out = ("--exclude-path", _ROTATE, "--exclude-path", _PING, "--exclude-path", _KEY)
-    code, said = await fuzz(api, tmp_path, "--max-examples", "5", *left_out, key=tenant.key)
+    code, said = await fuzz(api, tmp_path, "--max-examples", examples, *left_out, key=tenant.key)
     assert code == 0, said[-6000:]
     # The key was good to the end, and some of what was made up was right.
     assert (await tenant.inbox())["events"]
     # Here it is not: a request that is right spends it, at once or after the overlap that was made up.
-    code, said = await fuzz(api, tmp_path, "--max-examples", "5", "--include-path", _ROTATE, key=other.key)
+    code, said = await fuzz(api, tmp_path, "--max-examples", examples, "--include-path", _ROTATE, key=other.key)
     assert code == 0, said[-6000:]
     answer = await other.get("/api/keys")
     assert answer.status_code == 401 or len(answer.json()["keys"]) > 1

@@ -24,9 +24,6 @@ from tests.conftest import Databases, staging
 from tests.support.api import Tenant
 from tests.support.api_harness import NIL, Stage, walk_deliveries
 
-pytestmark = pytest.mark.slow
-
-
 MOST_ROWS = 10_000
 MOST_BYTES = 8 * 1024 * 1024
 ENDPOINTS = 500
@@ -253,6 +250,20 @@ async def test_every_path_that_is_read_is_in_the_table(stage: Stage) -> None:
     assert paths == set(READS)
 
 
+async def test_a_filter_that_nothing_matches_ends_the_page_at_the_rows_it_may_examine(stage: Stage) -> None:
+    asked = Worst(stage, await stage.api.tenant())
+    asked.events = await stage.accept_many(asked.tenant, MOST_ROWS + 200)
+    await stage.read("analyze relay.events, relay.open")
+    async with explained(stage) as cell:
+        for order in ("desc", "asc"):
+            for status in ("pending", "all"):
+                cell.examined.clear()
+                read: Any = await page(type="nothing.*", order=order, status=status)(cell, asked)
+                assert (read.events, read.next_cursor is not None) == ([], True)
+                assert max(rows for _, rows in cell.examined) <= MOST_ROWS + 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("path", READS)
 async def test_a_read_examines_no_more_rows_of_a_table_than_it_may(path: str, worst: Worst) -> None:
     async with explained(worst.stage) as cell:
@@ -265,6 +276,7 @@ async def test_a_read_examines_no_more_rows_of_a_table_than_it_may(path: str, wo
                 assert rows <= MOST_ROWS + 1, scan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     [
@@ -284,6 +296,7 @@ async def test_a_read_gives_no_more_than_8_mib(path: str, worst: Worst) -> None:
     assert len(answer.content) <= MOST_BYTES
 
 
+@pytest.mark.slow
 async def test_an_event_is_shown_with_its_newest_deliveries_and_attempts(worst: Worst) -> None:
     answer = await worst.tenant.get(f"/api/events/{worst.story}")
     assert answer.status_code == 200
@@ -301,6 +314,7 @@ async def test_an_event_is_shown_with_its_newest_deliveries_and_attempts(worst: 
     assert max(map(len, logs)) <= 20
 
 
+@pytest.mark.slow
 async def test_the_rest_of_an_event_is_listed_page_by_page(worst: Worst) -> None:
     found = await walk_deliveries(worst.tenant, event_id=str(worst.story))
     assert [delivery["endpoint_id"] for delivery in found] == [str(each) for each in reversed(worst.endpoints)]
@@ -316,6 +330,7 @@ async def test_the_rest_of_an_event_is_listed_page_by_page(worst: Worst) -> None
     assert numbers == list(range(ATTEMPTS, 0, -1))
 
 
+@pytest.mark.slow
 async def test_pages_cut_off_by_their_work_still_reach_everything(worst: Worst) -> None:
     newest_first = [str(event) for event in reversed(worst.events)]
     open_ones = [event for event in newest_first if event != str(worst.story)]
@@ -346,6 +361,7 @@ async def test_pages_cut_off_by_their_work_still_reach_everything(worst: Worst) 
             assert pages > EVENTS * ENDPOINTS // MOST_ROWS
 
 
+@pytest.mark.slow
 async def test_every_endpoint_is_on_some_page(worst: Worst) -> None:
     found, cursor = [], None
     while True:
@@ -359,6 +375,7 @@ async def test_every_endpoint_is_on_some_page(worst: Worst) -> None:
     assert found == [str(endpoint) for endpoint in reversed(worst.endpoints)]
 
 
+@pytest.mark.slow
 async def test_jobs_that_are_not_shown_do_not_make_a_list_long(worst: Worst) -> None:
     first = (await worst.tenant.get("/api/jobs")).json()
     assert first["jobs"] == []

@@ -23,7 +23,7 @@ from relay.store import Cell
 from relay.telemetry.metrics import Metrics
 from relay.values.uuid7 import steady_ns
 from tests.conftest import Commands, open_cell
-from tests.support.delivery_harness import delivering, until
+from tests.support.delivery_harness import delivering, told, until
 from tests.support.job_harness import running
 from tests.support.old_days import QUICK, TABLES, Past, day_of, retention
 
@@ -43,8 +43,8 @@ async def retaining(past: Past, metrics: Metrics | None = None, **changes: Any) 
 
 
 def shown(metrics: Metrics, name: str, **labels: str) -> float:
-    told = ",".join(f'{label}="{value}"' for label, value in labels.items())
-    line = f"{name}{{{told}}} " if labels else f"{name} "
+    pairs = ",".join(f'{label}="{value}"' for label, value in labels.items())
+    line = f"{name}{{{pairs}}} " if labels else f"{name} "
     text = metrics.render().decode()
     return next((float(row.split()[-1]) for row in text.splitlines() if row.startswith(line)), 0.0)
 
@@ -65,8 +65,9 @@ async def test_a_day_goes_once_all_of_it_is_older_than_the_retention(past: Past)
         assert await past.stands(1)
         assert await past.stands(0)
         assert len(await past.read("select from relay.events")) == 2
-        assert shown(metrics, "relay_retention_partitions_dropped_total") == 2 * len(TABLES)
-        assert shown(metrics, "relay_retention_leader") == 1
+        await told(
+            metrics, f"relay_retention_partitions_dropped_total {2.0 * len(TABLES)}", "relay_retention_leader 1.0"
+        )
 
 
 async def test_a_day_with_an_open_delivery_waits_until_that_has_ended(past: Past) -> None:
@@ -101,14 +102,18 @@ async def test_what_is_overdue_goes_and_each_loss_is_counted_and_told_by_organiz
     async with retaining(past, metrics):
         await gone(past, 5)
         assert sorted(await past.open()) == sorted(kept)
-        for kind, number in (("delivery", 3), ("unacknowledged", 1200), ("dead_letter", 2)):
-            assert shown(metrics, "relay_retention_lost_total", kind=kind) == number
-    told = [
+        await told(
+            metrics,
+            'relay_retention_lost_total{kind="delivery"} 3.0',
+            'relay_retention_lost_total{kind="unacknowledged"} 1200.0',
+            'relay_retention_lost_total{kind="dead_letter"} 2.0',
+        )
+    said = [
         (record.organization_id, record.kind, record.lost)  # type: ignore[attr-defined]
         for record in caplog.records
         if record.getMessage() == "lost_to_retention"
     ]
-    assert sorted(told) == sorted(
+    assert sorted(said) == sorted(
         [(str(pushed), "delivery", 3), (str(pulled), "unacknowledged", 1200), (str(failing), "dead_letter", 2)]
     )
 

@@ -27,7 +27,7 @@ from tests.support.old_days import Past, retention
 pytestmark = pytest.mark.slow
 
 
-_DISK = "280m"
+_DISK = "200m"
 _PAYLOAD_BYTES = 200_000
 _RANDOM = random.Random(8)
 

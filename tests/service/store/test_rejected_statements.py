@@ -213,3 +213,24 @@ async def test_a_day_without_a_partition_is_no_fault_of_the_event(commands: Comm
     await connection.close()
     answer = await tenant.post("/api/events", json={"type": "a", "payload": 1})
     assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
+
+
+async def test_a_full_disk_is_an_outage_that_stores_nothing_and_ends_with_its_cause(
+    commands: Commands, database: str, connection: asyncpg.Connection
+) -> None:
+    """As far as an error of PostgreSQL's shows it; `test_full_disk.py` fills a real one."""
+    api = await commands.serve(database)
+    tenant = await api.tenant()
+    await connection.execute(
+        "create function relay.no_space() returns trigger language plpgsql as"
+        " $$ begin raise exception 'No space left on device' using errcode = 'disk_full'; end $$"
+    )
+    await connection.execute(
+        "create trigger no_space before insert on relay.events for each row execute function relay.no_space()"
+    )
+    refused = await tenant.post("/api/events", json={"type": "a", "payload": 1})
+    await connection.execute("drop trigger no_space on relay.events")
+    assert (refused.status_code, refused.json()["code"]) == (503, "database_unavailable")
+    assert await tenant.walk(status="all") == []
+    accepted = await tenant.accept()
+    assert await tenant.walk(status="all") == [accepted]

@@ -28,9 +28,6 @@ from tests.conftest import open_cell
 from tests.support import servers
 from tests.support.flush import flush_of
 
-pytestmark = pytest.mark.slow
-
-
 ORGANIZATION_ID = UUID("018f1b1e-7c1a-7b1a-8b1a-0123456789ab")
 PROGRAMS = binaries.programs(None, Path(__file__).parent)
 EPOCHS_BEGIN = datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC).timestamp()
@@ -169,6 +166,7 @@ def run(program: str, *arguments: str) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.slow
 async def test_a_dump_may_be_restored_twice(folder: Path) -> None:
     followers, dump = Followers(), folder / "relay.dump"
     async with server(folder / "source") as source:
@@ -189,6 +187,7 @@ async def test_a_dump_may_be_restored_twice(folder: Path) -> None:
                 await followers.go_on(cell)
 
 
+@pytest.mark.slow
 async def test_a_data_directory_may_be_put_back_twice(folder: Path) -> None:
     """Same system identifier, same timeline: only the start of the server tells."""
     followers = Followers()
@@ -199,6 +198,7 @@ async def test_a_data_directory_may_be_put_back_twice(folder: Path) -> None:
                 await followers.go_on(cell)
 
 
+@pytest.mark.slow
 async def test_recovery_to_a_point_in_time_may_be_done_twice(folder: Path) -> None:
     """Same system identifier, and twice the same new timeline."""
     followers = Followers()
@@ -210,6 +210,7 @@ async def test_recovery_to_a_point_in_time_may_be_done_twice(folder: Path) -> No
                 await followers.go_on(cell)
 
 
+@pytest.mark.slow
 async def test_a_standby_that_lags_may_be_promoted(folder: Path) -> None:
     followers = Followers()
     async with backed_up(folder, followers) as backup:
@@ -228,6 +229,7 @@ async def promoted(folder: Path) -> AsyncIterator[EmbeddedPostgres]:
         yield standby
 
 
+@pytest.mark.slow
 async def test_a_data_directory_that_is_put_back_behind_a_pooler_hides_nothing(folder: Path) -> None:
     """The connections to the pooler live on: only the statement that writes finds out."""
     if why := servers.missing("pgbouncer"):
@@ -256,6 +258,7 @@ async def test_a_data_directory_that_is_put_back_behind_a_pooler_hides_nothing(f
                 await followers.meet(cell, await post(20))
 
 
+@pytest.mark.slow
 async def test_a_restart_hides_nothing_either(folder: Path) -> None:
     followers = Followers()
     async with server(folder / "source") as source:

@@ -83,6 +83,8 @@ async def test_every_panel_has_a_value_where_all_is_well(database: str, commands
                 # A route that nobody has asked for a while has no percentile; others have.
                 if not all(map(math.isnan, values)):
                     missing.discard(where)
+            # Prometheus looks once a second.
+            await asyncio.sleep(0.3)
             return not missing
 
         try:
