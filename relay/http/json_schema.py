@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, get_type_hints
+
+from msgspec import inspect
 
 Schema = dict[str, Any]
 
@@ -42,6 +45,44 @@ def simplify(schema: Schema) -> Schema:
             del found["anyOf"]
             alternatives = {"anyOf": [_nullable(first), *others]} if others else _nullable(first)
             return {**alternatives, **found}
+    return found
+
+
+def in_declared_order(schemas: Mapping[str, Schema], types: Iterable[Any]) -> dict[str, Schema]:
+    """Return schemas by name with their members in the order of the declaration. msgspec sorts those of a TypedDict.
+
+    Args:
+        schemas: of the classes that `types` contain.
+        types: the types that the schemas were made from.
+    """
+    orders: dict[str, list[str]] = {}
+    for info in inspect.multi_type_info(types):
+        _find_orders(info, orders)
+    return {name: _ordered(schema, orders.get(name, [])) for name, schema in schemas.items()}
+
+
+def _find_orders(info: inspect.Type, orders: dict[str, list[str]]) -> None:
+    match info:
+        case inspect.TypedDictType() | inspect.StructType() if info.cls.__name__ not in orders:
+            orders[info.cls.__name__] = list(get_type_hints(info.cls))
+            for member in info.fields:
+                _find_orders(member.type, orders)
+        case inspect.Metadata(type=inner):
+            _find_orders(inner, orders)
+        case inspect.CollectionType(item_type=inner):
+            _find_orders(inner, orders)
+        case inspect.UnionType(types=alternatives):
+            for alternative in alternatives:
+                _find_orders(alternative, orders)
+
+
+def _ordered(schema: Schema, order: Sequence[str]) -> Schema:
+    members, required = schema.get("properties", {}), schema.get("required", [])
+    if set(order) != set(members):
+        return schema
+    found = {**schema, "properties": {name: members[name] for name in order}}
+    if required:
+        found["required"] = [name for name in order if name in required]
     return found
 
 

@@ -11,7 +11,7 @@ import msgspec
 
 import relay
 from relay.errors import KINDS
-from relay.http.json_schema import defaults_in_words, simplify, without_null
+from relay.http.json_schema import defaults_in_words, in_declared_order, simplify, without_null
 from relay.http.operations import Operation
 from relay.http.schemas import common as schemas
 from relay.values.json_encoding import encode
@@ -74,7 +74,7 @@ def document(operations: Sequence[Operation]) -> bytes:
     types = list(dict.fromkeys(_types(listed)))
     made, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     refs = {kind: simplify(schema) for kind, schema in zip(types, made, strict=True)}
-    components = {name: simplify(schema) for name, schema in components.items()}
+    components = {name: simplify(schema) for name, schema in in_declared_order(components, types).items()}
     paths: dict[str, dict[str, Any]] = {}
     for operation in listed:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, refs, components)
@@ -189,9 +189,7 @@ def _parameters(
     return parameters
 
 
-def _success(
-    operation: Operation, kind: type[msgspec.Struct] | None, refs: dict[Any, dict[str, Any]]
-) -> dict[str, Any]:
+def _success(operation: Operation, kind: type | None, refs: dict[Any, dict[str, Any]]) -> dict[str, Any]:
     response: dict[str, Any] = {
         "description": "Success.",
         "headers": _REQUEST_ID | (_LIMITS if operation.scope else {}),

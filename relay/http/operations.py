@@ -83,7 +83,7 @@ class Operation:
     method: str
     path: str
     handler: Handler | RawHandler
-    success: Mapping[int, type[msgspec.Struct] | None]
+    success: Mapping[int, type | None]
     scope: KeyScope | None
     gate: Gate | None = None
     uses_pool: bool = True

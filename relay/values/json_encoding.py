@@ -7,14 +7,19 @@ from typing import Any, Final
 from uuid import UUID
 
 import orjson
-from msgspec import UNSET, Raw, Struct, structs
+from msgspec import UNSET, Struct, structs
+from orjson import Fragment
+
+__all__ = ["Fragment", "encode"]
 
 # orjson would write times in its own form. A value of these types is an error: the wire has RFC 3339 with microseconds.
 _OPTIONS: Final = orjson.OPT_PASSTHROUGH_DATETIME
 
 
 def encode(value: object) -> bytes:
-    """Return a value as compact JSON. A `msgspec.Raw` or `orjson.Fragment` is written byte for byte.
+    """Return a value as compact JSON. A `Fragment` is JSON already, and is written byte for byte.
+
+    What is written often is best a dictionary: one with nine members takes 1 µs, made and written, a struct 4 µs.
 
     Raises:
         TypeError: the value has a type that JSON lacks, a time, or a lone surrogate.
@@ -36,6 +41,4 @@ def _plain(value: object) -> Any:
     if isinstance(value, UUID):
         # orjson writes a UUID itself, but not the subclass that asyncpg reads.
         return str(value)
-    if isinstance(value, Raw):
-        return orjson.Fragment(bytes(value))
     raise TypeError(f"JSON has no form for a {type(value).__name__}")

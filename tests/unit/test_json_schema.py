@@ -1,15 +1,13 @@
 """JSON schemas that client generators understand."""
 
-from __future__ import annotations
-
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import msgspec
 import pytest
 from jsonschema import Draft202012Validator
 from msgspec import Meta
 
-from relay.http.json_schema import Schema, defaults_in_words, simplify, without_null
+from relay.http.json_schema import Schema, defaults_in_words, in_declared_order, simplify, without_null
 
 CASES: list[tuple[Any, Schema]] = [
     (int | None, {"type": ["integer", "null"]}),
@@ -64,3 +62,22 @@ def test_a_default_of_a_bodys_member_is_told_in_words() -> None:
     told = {"a": {"type": "integer", "description": "A. `0` without it."}, "b": {}}
     assert defaults_in_words(schema) == {"type": "object", "properties": told}
     assert defaults_in_words({"type": "string"}) == {"type": "string"}
+
+
+class Inner(TypedDict):
+    b: int
+    a: NotRequired[str]
+
+
+class Outer(TypedDict):
+    z: list[Inner]
+    y: Inner | None
+    x: int
+
+
+def test_members_stand_in_the_order_of_their_declaration() -> None:
+    _, found = msgspec.json.schema_components([Outer], ref_template="{name}")
+    ordered = in_declared_order(found, [Outer])
+    assert list(ordered["Outer"]["properties"]) == ordered["Outer"]["required"] == ["z", "y", "x"]
+    assert (list(ordered["Inner"]["properties"]), ordered["Inner"]["required"]) == (["b", "a"], ["b"])
+    assert ordered["Outer"] == {**found["Outer"], "required": ["z", "y", "x"]}

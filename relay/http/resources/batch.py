@@ -90,7 +90,7 @@ def response_of(items: Sequence[Item], outcomes: Sequence[Outcome | ApiError]) -
     ids = [str(outcome.event_id) for outcome in outcomes if isinstance(outcome, Accepted)]
     if ids and len(ids) == len(items):
         return (_BEFORE_FIRST + _BETWEEN.join(ids) + _AFTER_LAST).encode("ascii")
-    return encode(BatchResponse(results_of(items, outcomes)))
+    return encode(BatchResponse(results=results_of(items, outcomes)))
 
 
 def results_of(items: Sequence[Item], outcomes: Sequence[Outcome | ApiError]) -> list[BatchResult]:
@@ -111,11 +111,11 @@ def results_of(items: Sequence[Item], outcomes: Sequence[Outcome | ApiError]) ->
         outcome = item if isinstance(item, ApiError) else next(following)
         match outcome:
             case Accepted(event_id) | Replayed(event_id):
-                results.append(BatchResult("accepted", str(event_id)))
+                results.append(BatchResult(status="accepted", id=str(event_id)))
             case Duplicate(first_id, differs):
-                duplicate = BatchResult("duplicate", str(first_id))
+                duplicate = BatchResult(status="duplicate", id=str(first_id))
                 if differs:
-                    duplicate.conflict = "payload"
+                    duplicate["conflict"] = "payload"
                 results.append(duplicate)
             case KeyReused():
                 results.append(_invalid(ApiError("idempotency_key_reused")))
@@ -128,4 +128,4 @@ def results_of(items: Sequence[Item], outcomes: Sequence[Outcome | ApiError]) ->
 
 def _invalid(error: ApiError) -> BatchResult:
     problems = [f"{detail.field}: {detail.message}" for detail in error.details]
-    return BatchResult("invalid", error=" ".join(problems) or error.kind.sentence, code=error.kind.code)
+    return BatchResult(status="invalid", error=" ".join(problems) or error.kind.sentence, code=error.kind.code)

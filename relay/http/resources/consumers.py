@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from typing import Any
+from typing import cast
 
 from msgspec import UNSET, structs
 
@@ -27,13 +27,14 @@ async def list_consumers(
     """Return a page of the organization's consumers, newest first."""
     found, next_cursor = await consumers.page(request.organization_id, request.query.cursor, request.query.limit)
     now = consumers.now()
-    return list_response(schemas.ConsumerPage([schemas.Consumer(**_members(each, now)) for each in found], next_cursor))
+    shown = [_consumer_body(each, now) for each in found]
+    return list_response(schemas.ConsumerPage(consumers=shown, next_cursor=next_cursor))
 
 
 async def get_consumer(request: Request[None, None], consumers: ConsumerRepository) -> Response:
     """Return one consumer."""
     found = await consumers.read(request.organization_id, request.path_name)
-    return json_response(200, schemas.Consumer(**_members(found, consumers.now())))
+    return json_response(200, _consumer_body(found, consumers.now()))
 
 
 async def create_consumer(request: Request[None, schemas.ConsumerCreate], consumers: ConsumerRepository) -> Response:
@@ -42,14 +43,16 @@ async def create_consumer(request: Request[None, schemas.ConsumerCreate], consum
     made, job_id = await consumers.create(
         tenant.organization_id, tenant.tier, asked.name, _changes_of(asked), _since(asked.from_, now)
     )
-    shown = schemas.ConsumerCreated(**_members(made, now), job_id=UNSET if job_id is None else str(job_id))
+    shown = cast(schemas.ConsumerCreated, _consumer_body(made, now))
+    if job_id is not None:
+        shown["job_id"] = str(job_id)
     return json_response(201, shown)
 
 
 async def update_consumer(request: Request[None, schemas.ConsumerUpdate], consumers: ConsumerRepository) -> Response:
     """Change a consumer. Members that are not given stay as they are."""
     changed = await consumers.change(request.organization_id, request.path_name, _changes_of(request.body))
-    return json_response(200, schemas.Consumer(**_members(changed, consumers.now())))
+    return json_response(200, _consumer_body(changed, consumers.now()))
 
 
 async def delete_consumer(request: Request[None, None], consumers: ConsumerRepository) -> Response:
@@ -84,23 +87,23 @@ def _changes_of(asked: schemas.ConsumerUpdate) -> ConsumerChanges:
     )
 
 
-def _members(found: CountedConsumer, now: datetime.datetime) -> dict[str, Any]:
-    """Return the members of a consumer as the API shows them."""
+def _consumer_body(found: CountedConsumer, now: datetime.datetime) -> schemas.Consumer:
+    """Return a consumer as the API shows it."""
     row, counts = found
     oldest = counts["oldest_pending"]
-    return {
-        "name": row["name"],
-        "event_types": row["event_types"],
-        "enabled": row["enabled"],
-        "lease_s": row["lease_s"],
-        "max_attempts": row["max_attempts"],
-        "retry_schedule": row["retry_schedule"],
-        "pending": counts["pending"],
-        "leased": counts["leased"],
-        "failed": counts["failed"],
-        "oldest_pending_age_s": None if oldest is None else max(0.0, (now - created_at(oldest)).total_seconds()),
-        "capped": counts["is_capped"],
-        "last_leased_at": rfc3339_or_none(row["last_leased_at"]),
-        "created_at": rfc3339(row["created_at"]),
-        "updated_at": rfc3339(row["updated_at"]),
-    }
+    return schemas.Consumer(
+        name=row["name"],
+        event_types=row["event_types"],
+        enabled=row["enabled"],
+        lease_s=row["lease_s"],
+        max_attempts=row["max_attempts"],
+        retry_schedule=row["retry_schedule"],
+        pending=counts["pending"],
+        leased=counts["leased"],
+        failed=counts["failed"],
+        oldest_pending_age_s=None if oldest is None else max(0.0, (now - created_at(oldest)).total_seconds()),
+        capped=counts["is_capped"],
+        last_leased_at=rfc3339_or_none(row["last_leased_at"]),
+        created_at=rfc3339(row["created_at"]),
+        updated_at=rfc3339(row["updated_at"]),
+    )

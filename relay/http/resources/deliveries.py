@@ -38,16 +38,17 @@ async def list_deliveries(request: Request[schemas.DeliveriesParameters, None], 
     )
     page = await read_deliveries(cell, query)
     names = await names_of_consumers(cell, request.organization_id, (row["endpoint_id"] for row in page.deliveries))
-    return list_response(
-        schemas.DeliveryPage([delivery_body(row["event_id"], row, names) for row in page.deliveries], page.next_cursor)
-    )
+    shown = [delivery_body(row["event_id"], row, names) for row in page.deliveries]
+    return list_response(schemas.DeliveryPage(deliveries=shown, next_cursor=page.next_cursor))
 
 
 async def list_attempts(request: Request[schemas.AttemptsParameters, None], cell: Cell) -> Response:
     """Return a page of the attempts of one delivery, newest first."""
     found = await redelivery.find_delivery(cell, request.organization_id, request.id)
     page = await read_attempts(cell, request.organization_id, *found, request.query.limit, request.query.cursor)
-    return list_response(schemas.AttemptPage([attempt_body(row) for row in page.attempts], page.next_cursor))
+    return list_response(
+        schemas.AttemptPage(attempts=[attempt_body(row) for row in page.attempts], next_cursor=page.next_cursor)
+    )
 
 
 async def retry_delivery(request: Request[None, EmptyObject | None], cell: Cell, due: Callable[[], None]) -> Response:
@@ -66,7 +67,7 @@ async def replay_event(request: Request[None, EmptyObject | None], cell: Cell, d
     sent = await redelivery.replay_event(cell, request.organization_id, request.id, request.idempotency_key)
     if sent.due:
         due()
-    return json_response(202, schemas.EventReplayed(len(sent.deliveries)), *replayed_header(sent.repeated))
+    return json_response(202, schemas.EventReplayed(deliveries=len(sent.deliveries)), *replayed_header(sent.repeated))
 
 
 async def discard_delivery(request: Request[None, EmptyObject | None], cell: Cell, cancelled: CounterChild) -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -38,7 +38,7 @@ async def list_endpoints(
 ) -> Response:
     """Return a page of the organization's endpoints, newest first."""
     rows, next_cursor = await endpoints.page(request.organization_id, request.query.cursor, request.query.limit)
-    return list_response(schemas.EndpointPage([schemas.Endpoint(**_members(row)) for row in rows], next_cursor))
+    return list_response(schemas.EndpointPage(endpoints=[_endpoint_body(row) for row in rows], next_cursor=next_cursor))
 
 
 async def get_endpoint(request: Request[None, None], endpoints: EndpointRepository) -> Response:
@@ -46,7 +46,7 @@ async def get_endpoint(request: Request[None, None], endpoints: EndpointReposito
     row = await endpoints.read(request.organization_id, request.id)
     if row is None:
         raise ApiError("endpoint_not_found")
-    return json_response(200, schemas.Endpoint(**_members(row)))
+    return json_response(200, _endpoint_body(row))
 
 
 async def create_endpoint(
@@ -57,7 +57,7 @@ async def create_endpoint(
     changes = changes_of(asked, allowed)
     catch_up = _catch_up(asked, request.idempotency_key, endpoints.now())
     made, secret = await endpoints.create(tenant.organization_id, tenant.tier, changes, asked.signature, catch_up)
-    shown = schemas.EndpointCreated(**_members(made.endpoint), job_id=_job_id(made), secret=secret)
+    shown = schemas.EndpointCreated(**_updated_body(made), secret=secret)
     return json_response(201, shown, NO_STORE, *replayed_header(made.replayed))
 
 
@@ -70,8 +70,7 @@ async def update_endpoint(
     changed = await endpoints.change(request.organization_id, request.id, changes, catch_up)
     if changed is None:
         raise ApiError("endpoint_not_found")
-    shown = schemas.EndpointUpdated(**_members(changed.endpoint), job_id=_job_id(changed))
-    return json_response(200, shown, *replayed_header(changed.replayed))
+    return json_response(200, _updated_body(changed), *replayed_header(changed.replayed))
 
 
 async def delete_endpoint(request: Request[None, None], endpoints: EndpointRepository) -> Response:
@@ -87,7 +86,10 @@ async def rotate_secret(request: Request[None, EmptyObject | None], endpoints: E
     if rotated is None:
         raise ApiError("endpoint_not_found")
     shown = schemas.EndpointSecret(
-        str(request.id), rotated.secret, rotated.public_key, rfc3339(rotated.previous_expires_at)
+        id=str(request.id),
+        secret=rotated.secret,
+        public_key=rotated.public_key,
+        previous_expires_at=rfc3339(rotated.previous_expires_at),
     )
     return json_response(200, shown, NO_STORE)
 
@@ -159,31 +161,32 @@ def _catch_up(
     return CatchUp(since, idempotency_key)
 
 
-def _members(row: Row) -> dict[str, Any]:
-    """Return the members of an endpoint as the API shows them."""
-    state = "disabled" if not row["enabled"] else "healthy" if row["broken_since"] is None else "broken"
-    return {
-        "id": str(row["id"]),
-        "url": row["url"],
-        "description": row["description"],
-        "event_types": row["event_types"],
-        "enabled": row["enabled"],
-        "headers": row["header_names"],
-        "rate_limit_per_second": row["rate_limit_per_second"],
-        "max_in_flight": row["max_in_flight"],
-        "timeout_s": row["timeout_s"],
-        "retry_schedule": row["retry_schedule"],
-        "signature": row["signature"],
-        "public_key": row["public_key"],
-        "is_default": row["is_default"],
-        "disabled_reason": row["disabled_reason"],
-        "disabled_at": rfc3339_or_none(row["disabled_at"]),
-        "state": state,
-        "failing_since": rfc3339_or_none(row["failing_since"]),
-        "created_at": rfc3339(row["created_at"]),
-        "updated_at": rfc3339(row["updated_at"]),
-    }
+def _endpoint_body(row: Row) -> schemas.Endpoint:
+    return schemas.Endpoint(
+        id=str(row["id"]),
+        url=row["url"],
+        description=row["description"],
+        event_types=row["event_types"],
+        enabled=row["enabled"],
+        headers=row["header_names"],
+        rate_limit_per_second=row["rate_limit_per_second"],
+        max_in_flight=row["max_in_flight"],
+        timeout_s=row["timeout_s"],
+        retry_schedule=row["retry_schedule"],
+        signature=row["signature"],
+        public_key=row["public_key"],
+        is_default=row["is_default"],
+        disabled_reason=row["disabled_reason"],
+        disabled_at=rfc3339_or_none(row["disabled_at"]),
+        state="disabled" if not row["enabled"] else "healthy" if row["broken_since"] is None else "broken",
+        failing_since=rfc3339_or_none(row["failing_since"]),
+        created_at=rfc3339(row["created_at"]),
+        updated_at=rfc3339(row["updated_at"]),
+    )
 
 
-def _job_id(written: Written) -> str | UnsetType:
-    return UNSET if written.job_id is None else str(written.job_id)
+def _updated_body(written: Written) -> schemas.EndpointUpdated:
+    body = cast(schemas.EndpointUpdated, _endpoint_body(written.endpoint))
+    if written.job_id is not None:
+        body["job_id"] = str(written.job_id)
+    return body

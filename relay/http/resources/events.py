@@ -112,10 +112,10 @@ def _event_detail(details: EventDetails, names: Mapping[UUID, str]) -> EventDeta
     event = event_body(details.event, details.event["id"])
     logs = _attempt_logs(details.attempts)
     return EventDetail(
-        **{field: getattr(event, field) for field in event.__struct_fields__},
+        **event,
         deliveries=[_delivery_detail(details.event["id"], row, logs, names) for row in details.deliveries],
         deliveries_total=details.event["deliveries_total"],
-        attempts_total=event.attempts,
+        attempts_total=event["attempts"],
     )
 
 
@@ -137,8 +137,7 @@ def _attempt_logs(attempts: Sequence[Row]) -> dict[UUID, list[Attempt]]:
 def _delivery_detail(
     event_id: UUID, row: Row, logs: Mapping[UUID, list[Attempt]], names: Mapping[UUID, str]
 ) -> DeliveryDetail:
-    shown = delivery_body(event_id, row, names)
     return DeliveryDetail(
-        **{field: getattr(shown, field) for field in shown.__struct_fields__},
+        **delivery_body(event_id, row, names),
         attempt_log=logs.get(row["endpoint_id"], []),
     )

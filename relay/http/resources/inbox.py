@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from uuid import UUID
 
-import msgspec
 from msgspec import UNSET
 
 from relay.errors import ApiError, invalid
@@ -16,6 +15,7 @@ from relay.inbox import EventLeases, InboxQuery, acknowledge, read_page
 from relay.store import Cell, Row
 from relay.telemetry.metrics import CounterChild
 from relay.values import uuid7
+from relay.values.json_encoding import Fragment
 from relay.values.times import rfc3339
 
 
@@ -43,7 +43,7 @@ async def event_page(cell: Cell, query: InboxQuery) -> ListResponse:
     """
     page = await read_page(cell, query)
     shown = [event_body(row, row["event_id"]) for row in page.events]
-    return list_response(events.EventPage(shown, page.next_cursor))
+    return list_response(events.EventPage(events=shown, next_cursor=page.next_cursor))
 
 
 def event_body(row: Row, event_id: UUID) -> events.Event:
@@ -52,7 +52,7 @@ def event_body(row: Row, event_id: UUID) -> events.Event:
         id=str(event_id),
         type=row["type"],
         event_type=row["type"],
-        payload=msgspec.Raw(row["payload"]),
+        payload=Fragment(row["payload"]),
         created_at=rfc3339(uuid7.created_at(event_id)),
         status=row["status"],
         delivery_status=row["status"],
@@ -79,7 +79,7 @@ async def acknowledge_events(
         if asked.ids is not UNSET:
             raise invalid("receipts", "Give either ids or receipts.")
         ended = await leases.acknowledge(request.organization_id, asked.receipts)
-        return json_response(200, inbox.AckManyResponse(ended.leases, list(ended.not_found)))
+        return json_response(200, inbox.AckManyResponse(acknowledged=ended.leases, not_found=list(ended.not_found)))
     if asked.ids is UNSET:
         raise invalid("ids", "Give ids or receipts.")
     wanted: dict[str, UUID] = {}
@@ -92,4 +92,4 @@ async def acknowledge_events(
     if wanted:
         known = await acknowledge(cell, request.organization_id, list(wanted.values()), cancelled)
     not_found = [text for text, event_id in wanted.items() if event_id not in known]
-    return json_response(200, inbox.AckManyResponse(len(known), not_found))
+    return json_response(200, inbox.AckManyResponse(acknowledged=len(known), not_found=not_found))

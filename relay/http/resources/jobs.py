@@ -44,13 +44,15 @@ async def _start(
     wanted: JobRequest,
 ) -> Response:
     begun, repeated = await lifecycle.begin_job(cell, request.organization_id, wanted, request.idempotency_key)
-    return json_response(202, schemas.JobStarted(str(begun.job_id), begun.matched), *replayed_header(repeated))
+    return json_response(
+        202, schemas.JobStarted(job_id=str(begun.job_id), matched=begun.matched), *replayed_header(repeated)
+    )
 
 
 async def list_jobs(request: Request[schemas.JobsParameters, None], cell: Cell) -> Response:
     """Return a page of jobs, newest first."""
     page = await lifecycle.list_jobs(cell, request.organization_id, request.query.limit, request.query.cursor)
-    return list_response(schemas.JobPage([_job_body(row) for row in page.jobs], page.next_cursor))
+    return list_response(schemas.JobPage(jobs=[_job_body(row) for row in page.jobs], next_cursor=page.next_cursor))
 
 
 async def get_job(request: Request[None, None], cell: Cell) -> Response:

@@ -27,7 +27,9 @@ async def create_organization(
     if TIERS.index(asked.tier) > TIERS.index(max_tier):
         raise ApiError("tier_not_allowed", details=(Detail("tier", f"At most {max_tier}."),))
     made = await keys.create_organization(name, asked.tier)
-    shown = schemas.OrganizationCreated(made.api_key, str(made.organization_id), name, asked.tier)
+    shown = schemas.OrganizationCreated(
+        api_key=made.api_key, organization_id=str(made.organization_id), organization_name=name, tier=asked.tier
+    )
     return json_response(201, shown, NO_STORE)
 
 
@@ -72,7 +74,7 @@ async def create_key(request: Request[None, schemas.ApiKeyCreate], keys: KeyAdmi
     made = await keys.create(request.organization_id, asked.name, scopes, expires_at)
     if made is None:
         raise ApiError("invalid_api_key")
-    return json_response(201, schemas.ApiKeyCreated(made.api_key, str(made.key_id)), NO_STORE)
+    return json_response(201, schemas.ApiKeyCreated(api_key=made.api_key, key_id=str(made.key_id)), NO_STORE)
 
 
 async def revoke_key(request: Request[None, None], keys: KeyAdmin) -> Response:
@@ -85,5 +87,7 @@ async def rotate_key(request: Request[None, schemas.ApiKeyRotate | None], keys: 
     """Replace the caller's key with a new one."""
     asked = request.body or schemas.ApiKeyRotate()
     rotated = await keys.rotate(request.organization_id, request.tenant.key_id, asked.overlap_s)
-    shown = schemas.ApiKeyRotated(rotated.api_key, str(rotated.key_id), rfc3339(rotated.previous_expires_at))
+    shown = schemas.ApiKeyRotated(
+        api_key=rotated.api_key, key_id=str(rotated.key_id), previous_expires_at=rfc3339(rotated.previous_expires_at)
+    )
     return json_response(200, shown, NO_STORE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msgspec import UNSET, structs
+from msgspec import UNSET
 
 from relay.errors import ApiError
 from relay.http.request import Request
@@ -24,7 +24,7 @@ async def lease_events(request: Request[None, schemas.LeaseRequest | None], leas
     )
     if leased is None:
         raise ApiError("consumer_not_found")
-    return json_response(200, schemas.LeasePage([_leased_body(each) for each in leased]))
+    return json_response(200, schemas.LeasePage(events=[_leased_body(each) for each in leased]))
 
 
 async def return_leases(request: Request[None, schemas.NackRequest], leases: EventLeases) -> Response:
@@ -36,15 +36,15 @@ async def return_leases(request: Request[None, schemas.NackRequest], leases: Eve
         delay_s=None if asked.delay_s is UNSET else asked.delay_s,
         dead=asked.dead,
     )
-    return json_response(200, schemas.NackResponse(ended.leases, list(ended.not_found)))
+    return json_response(200, schemas.NackResponse(returned=ended.leases, not_found=list(ended.not_found)))
 
 
 async def extend_leases(request: Request[None, schemas.ExtendRequest], leases: EventLeases) -> Response:
     """Let leases end a number of seconds from now."""
     ended = await leases.extend(request.organization_id, request.body.receipts, lease_s=request.body.lease_s)
-    return json_response(200, schemas.ExtendResponse(ended.leases, list(ended.not_found)))
+    return json_response(200, schemas.ExtendResponse(extended=ended.leases, not_found=list(ended.not_found)))
 
 
 def _leased_body(leased: EventLease) -> schemas.LeasedEvent:
     event = event_body(leased.event, leased.event["event_id"])
-    return schemas.LeasedEvent(**structs.asdict(event), receipt=leased.receipt, attempt=leased.attempt)
+    return schemas.LeasedEvent(**event, receipt=leased.receipt, attempt=leased.attempt)

@@ -60,7 +60,14 @@ async def get_index(request: Request[None, None]) -> Response:
     """Return the addresses of the other operations. A browser is redirected to the documentation."""
     if b"text/html" in request.exchange.headers.get(b"accept", b"").lower():
         return Response(302, b"", (b"location", b"/docs"), _VARY_ACCEPT)
-    index = schemas.Index("relay", relay.__version__, "/docs", "/openapi.json", "/health", "/metrics")
+    index = schemas.Index(
+        service="relay",
+        version=relay.__version__,
+        docs="/docs",
+        openapi="/openapi.json",
+        health="/health",
+        metrics="/metrics",
+    )
     return json_response(200, index, _VARY_ACCEPT)
 
 
@@ -77,12 +84,12 @@ class HealthCheck:
         if self._check is None or self._check.done():
             self._check = asyncio.create_task(self._connection.fetch("server_clock", timeout_s=_HEALTH_TIMEOUT_S))
         await asyncio.shield(self._check)
-        return json_response(200, schemas.Health("healthy", relay.__version__))
+        return json_response(200, schemas.Health(status="healthy", version=relay.__version__))
 
 
 async def get_liveness(request: Request[None, None]) -> Response:
     """Return whether this process runs at all."""
-    return json_response(200, schemas.Health("healthy", relay.__version__))
+    return json_response(200, schemas.Health(status="healthy", version=relay.__version__))
 
 
 class MetricsPage:

@@ -1,8 +1,6 @@
 """The schemas of consumers."""
 
-from __future__ import annotations
-
-from typing import Annotated
+from typing import Annotated, NotRequired, TypedDict
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -46,7 +44,7 @@ class ConsumersParameters(Struct, forbid_unknown_fields=True):
     cursor: Cursor | None = None
 
 
-class Consumer(Struct):
+class Consumer(TypedDict):
     """A consumer and what it has."""
 
     name: ConsumerName
@@ -70,13 +68,13 @@ class Consumer(Struct):
     updated_at: Time
 
 
-class ConsumerCreated(Consumer, kw_only=True):
+class ConsumerCreated(Consumer):
     """The new consumer."""
 
-    job_id: Annotated[Uuid, Meta(description="The id of the job that opens older events.")] | UnsetType = UNSET
+    job_id: NotRequired[Annotated[Uuid, Meta(description="The id of the job that opens older events.")]]
 
 
-class ConsumerPage(Struct):
+class ConsumerPage(TypedDict):
     """A page of consumers, newest first."""
 
     consumers: list[Consumer]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 from msgspec import Meta, Struct
 
 from relay.http.schemas.common import ConsumerName, Cursor, DeliveryStatus, ErrorClass, Limit, Since, Time, Until, Uuid
 
 
-class Attempt(Struct):
+class Attempt(TypedDict):
     """One attempt of a delivery."""
 
     number: int
@@ -20,7 +20,7 @@ class Attempt(Struct):
     response: Annotated[str, Meta(description="The first KiB of the response, escaped.")] | None
 
 
-class Delivery(Struct):
+class Delivery(TypedDict):
     """One event for one endpoint or consumer."""
 
     id: Uuid
@@ -57,7 +57,7 @@ class DeliveriesParameters(Struct, forbid_unknown_fields=True):
     limit: Limit = 100
 
 
-class DeliveryPage(Struct):
+class DeliveryPage(TypedDict):
     """A page of deliveries."""
 
     deliveries: list[Delivery]
@@ -71,14 +71,14 @@ class AttemptsParameters(Struct, forbid_unknown_fields=True):
     limit: Limit = 100
 
 
-class AttemptPage(Struct):
+class AttemptPage(TypedDict):
     """A page of attempts, newest first."""
 
     attempts: list[Attempt]
     next_cursor: str | None
 
 
-class EventReplayed(Struct):
+class EventReplayed(TypedDict):
     """The number of endpoints to which the event is sent again."""
 
     deliveries: int

@@ -1,8 +1,6 @@
 """The schemas of endpoints."""
 
-from __future__ import annotations
-
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NotRequired, TypedDict
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -84,7 +82,7 @@ class EndpointsParameters(Struct, forbid_unknown_fields=True):
     cursor: Cursor | None = None
 
 
-class Endpoint(Struct):
+class Endpoint(TypedDict):
     """An endpoint, without its secrets."""
 
     id: Uuid
@@ -117,26 +115,26 @@ class Endpoint(Struct):
     updated_at: Time
 
 
-class EndpointUpdated(Endpoint, kw_only=True):
+class EndpointUpdated(Endpoint):
     """The endpoint after the change."""
 
-    job_id: Annotated[Uuid, Meta(description="The id of the catch-up job.")] | UnsetType = UNSET
+    job_id: NotRequired[Annotated[Uuid, Meta(description="The id of the catch-up job.")]]
 
 
-class EndpointCreated(EndpointUpdated, kw_only=True):
+class EndpointCreated(EndpointUpdated):
     """The endpoint with its secret, which is shown only once."""
 
     secret: Annotated[str, Meta(description="Verifies `v1` signatures. Null with `v1a`.")] | None
 
 
-class EndpointPage(Struct):
+class EndpointPage(TypedDict):
     """A page of endpoints, newest first."""
 
     endpoints: list[Endpoint]
     next_cursor: str | None
 
 
-class EndpointSecret(Struct):
+class EndpointSecret(TypedDict):
     """The new secret, which is shown only once. The previous one signs too until it expires."""
 
     id: Uuid
@@ -151,7 +149,7 @@ class WebhookConfig(Struct, forbid_unknown_fields=True):
     webhook_url: Annotated[str, Meta(min_length=1, max_length=2048, extra_json_schema={"format": "uri"})]
 
 
-class WebhookConfigResponse(Struct):
+class WebhookConfigResponse(TypedDict):
     """The organization's default endpoint."""
 
     success: Literal[True]

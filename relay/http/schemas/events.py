@@ -1,11 +1,9 @@
 """The schemas of events: posting, reading and listing them."""
 
-from __future__ import annotations
-
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import Meta, Struct
 
 from relay.http.schemas.common import ConsumerName, Cursor, Limit, Since, Status, Time, TypeFilter, Until, Uuid
 from relay.http.schemas.deliveries import DeliveryDetail
@@ -47,36 +45,36 @@ EventBatch = Annotated[
 ]
 
 
-class EventCreated(Struct):
+class EventCreated(TypedDict):
     """A committed event."""
 
     id: Uuid
     status: Literal["accepted"]
 
 
-class BatchResult(Struct, omit_defaults=True):
+class BatchResult(TypedDict):
     """The result of one event of a batch."""
 
     status: Literal["accepted", "duplicate", "invalid"]
-    id: Annotated[Uuid, Meta(description="The id of the event, or of the first one with its key.")] | UnsetType = UNSET
-    conflict: Literal["payload"] | UnsetType = UNSET
-    error: str | UnsetType = UNSET
-    code: str | UnsetType = UNSET
+    id: NotRequired[Annotated[Uuid, Meta(description="The id of the event, or of the first one with its key.")]]
+    conflict: NotRequired[Literal["payload"]]
+    error: NotRequired[str]
+    code: NotRequired[str]
 
 
-class BatchResponse(Struct):
+class BatchResponse(TypedDict):
     """The results of the events of a batch, in their order."""
 
     results: list[BatchResult]
 
 
-class Event(Struct):
+class Event(TypedDict):
     """An event in the inbox. `event_type` and `delivery_status` repeat `type` and `status`."""
 
     id: Uuid
     type: str
     event_type: str
-    payload: Annotated[msgspec.Raw, Meta(description="The JSON value, byte for byte as it was posted.")]
+    payload: Annotated[Any, Meta(description="The JSON value, byte for byte as it was posted.")]
     created_at: Time
     status: Status
     delivery_status: Status
@@ -84,7 +82,7 @@ class Event(Struct):
     dedup_id: str | None
 
 
-class EventPage(Struct):
+class EventPage(TypedDict):
     """A page of events."""
 
     events: list[Event]

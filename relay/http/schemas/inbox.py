@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypedDict
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -19,7 +19,7 @@ class InboxParameters(Struct, forbid_unknown_fields=True):
     order: Literal["desc", "asc"] = "desc"
 
 
-class AckResponse(Struct):
+class AckResponse(TypedDict):
     """The event is acknowledged."""
 
     success: Literal[True]
@@ -32,7 +32,7 @@ class AckManyRequest(Struct, forbid_unknown_fields=True):
     receipts: Receipts | UnsetType = UNSET
 
 
-class AckManyResponse(Struct):
+class AckManyResponse(TypedDict):
     """The number of acknowledged events, and the ids that do not exist or the receipts without a live lease."""
 
     acknowledged: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypedDict
 
 from msgspec import Meta, Struct
 
@@ -28,14 +28,14 @@ class EndpointReplay(Struct, forbid_unknown_fields=True):
     status: EndedStatus | None = None
 
 
-class JobStarted(Struct):
+class JobStarted(TypedDict):
     """A new job, and the number of matching deliveries counted so far."""
 
     job_id: Uuid
     matched: int
 
 
-class Job(Struct):
+class Job(TypedDict):
     """A job and its progress."""
 
     id: Uuid
@@ -54,7 +54,7 @@ class JobsParameters(Struct, forbid_unknown_fields=True):
     limit: Limit = 100
 
 
-class JobPage(Struct):
+class JobPage(TypedDict):
     """A page of jobs, newest first."""
 
     jobs: list[Job]

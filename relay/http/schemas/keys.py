@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypedDict
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -17,7 +17,7 @@ class OrganizationCreate(Struct, forbid_unknown_fields=True):
     tier: Tier = "free"
 
 
-class OrganizationCreated(Struct):
+class OrganizationCreated(TypedDict):
     """The organization and its key, which is shown only once."""
 
     api_key: str
@@ -26,7 +26,7 @@ class OrganizationCreated(Struct):
     tier: Tier
 
 
-class ApiKey(Struct):
+class ApiKey(TypedDict):
     """A key, without its secret."""
 
     key_id: Uuid
@@ -37,7 +37,7 @@ class ApiKey(Struct):
     expires_at: Time | None
 
 
-class ApiKeyList(Struct):
+class ApiKeyList(TypedDict):
     """The caller's organization."""
 
     organization_id: Uuid
@@ -76,7 +76,7 @@ class ApiKeyCreate(Struct, forbid_unknown_fields=True):
     ) = None
 
 
-class ApiKeyCreated(Struct):
+class ApiKeyCreated(TypedDict):
     """The key, which is shown only once."""
 
     api_key: str
@@ -89,7 +89,7 @@ class ApiKeyRotate(Struct, forbid_unknown_fields=True):
     overlap_s: Annotated[int, Meta(ge=0, le=604_800)] = 0
 
 
-class ApiKeyRotated(Struct):
+class ApiKeyRotated(TypedDict):
     """The new key, which is shown only once."""
 
     api_key: str

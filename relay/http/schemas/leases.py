@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -30,7 +30,7 @@ class LeasedEvent(Event):
     attempt: Annotated[int, Meta(ge=1, description="The number of this attempt, or of this lease of a plain event.")]
 
 
-class LeasePage(Struct):
+class LeasePage(TypedDict):
     """The leased events, oldest first."""
 
     events: list[LeasedEvent]
@@ -49,7 +49,7 @@ class NackRequest(Struct, forbid_unknown_fields=True):
     )
 
 
-class NackResponse(Struct):
+class NackResponse(TypedDict):
     """The number of leases that ended, and the receipts without a live lease."""
 
     returned: int
@@ -63,7 +63,7 @@ class ExtendRequest(Struct, forbid_unknown_fields=True):
     lease_s: Annotated[LeaseS, Meta(description="The leases end this many seconds from now.")]
 
 
-class ExtendResponse(Struct):
+class ExtendResponse(TypedDict):
     """The number of leases that were changed, and the receipts without a live lease."""
 
     extended: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypedDict
 
 from msgspec import Meta, Struct
 
@@ -25,7 +25,7 @@ class StatsParameters(Struct, forbid_unknown_fields=True):
     ) = None
 
 
-class EndpointStats(Struct):
+class EndpointStats(TypedDict):
     """The statistics of one endpoint or consumer."""
 
     endpoint_id: Annotated[Uuid, Meta(description="Null for a consumer.")] | None
@@ -41,7 +41,7 @@ class EndpointStats(Struct):
     pending: Annotated[int, Meta(ge=0, description="Its open deliveries, held ones included.")]
 
 
-class Stats(Struct):
+class Stats(TypedDict):
     """The statistics of an organization."""
 
     since: Annotated[Time, Meta(description="The time from which events were counted. Later than requested if capped.")]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from msgspec import Struct
+from typing import Literal, TypedDict
 
 
-class Index(Struct):
+class Index(TypedDict):
     """The addresses of the other operations."""
 
     service: Literal["relay"]
@@ -18,7 +16,7 @@ class Index(Struct):
     metrics: str
 
 
-class Health(Struct):
+class Health(TypedDict):
     """The service works."""
 
     status: Literal["healthy"]
