@@ -13,11 +13,11 @@ import click
 import msgspec
 
 from bench import machine
-from bench.builds import OURS, Build
+from bench.builds import OURS, Build, is_commit
 from bench.rounds import Comparison, compare
 from bench.scenarios.run import Bench, Outcome, Scenario
 from bench.service import Bed, file_limit_up
-from bench.targets import Row
+from bench.targets import BASELINE, SINCE_BASELINE, Row
 from relay.local.errors import StartupError
 
 
@@ -76,7 +76,7 @@ async def measure(
         rounds=rounds,
         seconds=seconds,
         machine=facts,
-        lines=compare(before.rounds, after.rounds),
+        lines=compare(before.rounds, after.rounds, SINCE_BASELINE if is_commit(commit, BASELINE) else {}),
         broken=broken,
     )
 

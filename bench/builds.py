@@ -85,6 +85,18 @@ def checked_out(commit: str, cache: Path) -> Iterator[Build]:
         _run("git", "worktree", "prune", failing="git worktree prune")
 
 
+def is_commit(name: str, other: str) -> bool:
+    """Return whether both names stand for the same commit, which is False if git does not know one of them."""
+    try:
+        name, other = (
+            _run("git", "rev-parse", "--verify", "--quiet", f"{each}^{{commit}}", failing=f"git knows no commit {each}")
+            for each in (name, other)
+        )
+    except Unbuildable:
+        return False
+    return name == other
+
+
 def locks(tree: Path) -> str:
     """A name for what a tree's environment is made from."""
     digest = hashlib.sha256(sys.version.encode())

@@ -9,13 +9,15 @@ from typing import Final, Literal
 
 from msgspec import Struct, field
 
-from bench.targets import TARGETS, Row, number
+from bench.targets import TARGETS, Goal, Row, number
 
 #: Less of a difference between the medians is none.
 TOLERANCE: Final = 0.03
 
+_NO_GOALS: Final[Mapping[str, Goal]] = {}
+
 Change = Literal["worse", "better", "same", "void", "alone"]
-_HEAD: Final = ("", "before", "after", "ratio", "verdict")
+_HEAD: Final = ("", "before", "after", "ratio", "target", "verdict")
 
 
 class Figures(Struct):
@@ -56,6 +58,7 @@ class Compared(Struct, kw_only=True):
         noise: a difference that means nothing, in the figure's unit.
         before: of the earlier commit.
         after: of this folder.
+        goal: of the ratio; None where there is none to this commit.
     """
 
     id: str
@@ -65,6 +68,7 @@ class Compared(Struct, kw_only=True):
     noise: float
     before: Figures
     after: Figures
+    goal: Goal | None = None
 
     @property
     def ratio(self) -> float:
@@ -89,17 +93,31 @@ class Compared(Struct, kw_only=True):
         return "same"
 
     @property
-    def fails(self) -> bool:
-        """Whether this line makes the run fail."""
-        return self.change in ("worse", "void")
+    def verdict(self) -> str:
+        """The change, or how the ratio compares to its goal."""
+        if self.goal is None or self.change in ("void", "alone"):
+            return {"same": "", "alone": "not on both sides"}.get(self.change, self.change)
+        return self.goal.verdict(self.ratio, at_least=self.at_least)
 
     @property
-    def cells(self) -> tuple[str, str, str, str, str]:
+    def fails(self) -> bool:
+        """Whether this line makes the run fail."""
+        return self.change in ("worse", "void") or self.verdict == "missed"
+
+    @property
+    def cells(self) -> tuple[str, str, str, str, str, str]:
         """The line as text."""
         what = f"{self.what}, {self.unit}" if self.unit else self.what
         ratio = "-" if math.isnan(self.ratio) else f"{self.ratio:.2f}"
-        verdict = {"same": "", "alone": "not on both sides"}.get(self.change, self.change)
-        return what, self.before.shown, self.after.shown, ratio, verdict
+        return what, self.before.shown, self.after.shown, ratio, self._target, self.verdict
+
+    @property
+    def _target(self) -> str:
+        if self.goal is None:
+            return ""
+        sign = "≥" if self.at_least else "≤"
+        prize = "" if self.goal.prize is None else f", prize {self.goal.prize:g}"
+        return f"{sign} {self.goal.must:g}{prize}"
 
 
 class Comparison(Struct, kw_only=True):
@@ -126,7 +144,7 @@ class Comparison(Struct, kw_only=True):
     @property
     def failures(self) -> list[str]:
         """What makes the run fail."""
-        return [f"{line.what} is {line.change}" for line in self.lines if line.fails] + self.broken
+        return [f"{line.what} is {line.verdict}" for line in self.lines if line.fails] + self.broken
 
     def table(self) -> str:
         """For a terminal."""
@@ -156,8 +174,16 @@ class Comparison(Struct, kw_only=True):
         )
 
 
-def compare(before: Sequence[Iterable[Row]], after: Sequence[Iterable[Row]]) -> list[Compared]:
-    """The lines of the table, from the rows of each round of each side."""
+def compare(
+    before: Sequence[Iterable[Row]], after: Sequence[Iterable[Row]], goals: Mapping[str, Goal] = _NO_GOALS
+) -> list[Compared]:
+    """The lines of the table, from the rows of each round of each side.
+
+    Args:
+        before: of the earlier commit.
+        after: of this folder.
+        goals: of ratios to that commit, by the id of the line.
+    """
     old, new = _gather(before), _gather(after)
     lines = []
     for name in dict.fromkeys([*old, *new]):
@@ -171,6 +197,7 @@ def compare(before: Sequence[Iterable[Row]], after: Sequence[Iterable[Row]]) -> 
                 noise=target.noise,
                 before=old.get(name) or _missing(name, len(before)),
                 after=new.get(name) or _missing(name, len(after)),
+                goal=goals.get(name),
             )
         )
     return lines

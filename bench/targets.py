@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from collections.abc import Mapping
+from typing import Final, Literal, NamedTuple
 
 from msgspec import Struct
 
@@ -49,16 +50,24 @@ TARGETS: Final = {
     ),
     "batch_cpu": Target(what="the API's CPU for an event of a batch of 300", unit="µs"),
     "delivery_cpu": Target(what="the delivery process's CPU for a delivery of a backlog", unit="µs"),
+    "kept_plain_cpu": Target(what="CPU of a delivery's HTTP half over a kept plain connection", unit="µs"),
+    "new_plain_ratio": Target(what="over a new plain one, to kept", unit="", must=2.5, prize=2),
+    "kept_tls_cpu": Target(what="the same over a kept TLS connection", unit="µs"),
+    "new_tls_ratio": Target(what="over a new TLS one, to kept", unit="", must=7, prize=5),
     "even_cpu": Target(what="the API's CPU for a request at 1,000 req/s, evenly spaced", unit="µs"),
     "even_cpu_ratio": Target(what="the same, to the bare callable", unit="", prize=1.25),
     "burst_p99": Target(what="p99 at 2,500 req/s in bursts of 50", unit="ms"),
     "burst_p99_ratio": Target(what="the same, to the bare callable", unit="", must=2.0, prize=1.5),
     "growth": Target(what="backlog growth at 2,500/s accepted and delivered", unit="/s", must=25, noise=5),
     "growth_prize": Target(what="backlog growth at 4,000/s, scaled", unit="/s", prize=40, noise=5),
-    "receipt_1000": Target(what="p95 from 201 to receiver at 1,000/s", unit="ms", must=100, prize=20),
+    "receipt_1000": Target(what="p95 from 201 to receiver at 1,000/s", unit="ms", must=12, prize=8),
     "receipt_2500": Target(what="p95 from 201 to receiver at 2,500/s", unit="ms", must=2_000, prize=500),
     "fair_one": Target(what="p95 to receiver beside a hanging backlog of 100,000: ratio to alone", unit="", must=2),
     "fair_many": Target(what="the same beside 60 endpoints that hang", unit="", must=2),
+    "neighbour_p95": Target(what="a neighbour's p95 beside the worst tenant", unit="ms"),
+    "neighbour_ratio": Target(what="the same, to the larger of twice its p95 alone and 50 ms", unit="", must=1),
+    "neighbour_slowest": Target(what="a neighbour's slowest request beside the worst tenant", unit="ms", must=1_000),
+    "worst_lag": Target(what="longest lag of the API's event loop meanwhile, at most", unit="ms", must=50),
     "claim_p50": Target(what="a claim of 100 beside 1,000,000 due over 10,000 endpoints", unit="ms"),
     "claim_p99": Target(what="the same, p99", unit="ms"),
     "pull": Target(
@@ -88,6 +97,30 @@ TARGETS: Final = {
     "mixed_behind": Target(what="events that the mixed run's readers had not read in the end", unit=""),
     "self_test": Target(what="self-test: p99 of a stopped server, of the stop", unit="", must=0.9, at_least=True),
     "wrong": Target(what="answers that were not as expected", unit="", must=0),
+}
+
+
+class Goal(NamedTuple):
+    """What a figure must come to, as a ratio to an earlier one, and the prize beyond that."""
+
+    must: float
+    prize: float | None = None
+
+    def verdict(self, ratio: float, *, at_least: bool) -> Verdict:
+        """Hold a ratio against it."""
+        if self.prize is not None and _holds(ratio, self.prize, at_least):
+            return "prize"
+        return "met" if _holds(ratio, self.must, at_least) else "missed"
+
+
+#: The commit that speed was first set out to be compared with, and what each figure is to come to by turns with it.
+BASELINE: Final = "e827870"
+SINCE_BASELINE: Final[Mapping[str, Goal]] = {
+    "single": Goal(1.1, 1.3),
+    "batch": Goal(1.4, 1.7),
+    "batch_cpu": Goal(0.6, 0.5),
+    "delivery": Goal(1.7, 2.2),
+    "even_cpu": Goal(0.9),
 }
 
 

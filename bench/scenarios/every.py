@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from bench.scenarios import claims, delivery, fairness, footprint, ingest, leases, pace
+from bench.scenarios import claims, delivery, fairness, footprint, ingest, leases, pace, tenants, transport
 from bench.scenarios.run import Scenario
 
 SCENARIOS: Final = (
@@ -20,11 +20,13 @@ SCENARIOS: Final = (
     Scenario("mixed", "Ingest, inbox and acknowledgements", ingest.mixed, remote=True, comparable=True),
     Scenario("end-to-end", "Accepted and delivered together, open loop", delivery.together, comparable=True),
     Scenario("backlog", "A backlog delivered by one process", delivery.backlog, comparable=True),
+    Scenario("exchange", "A delivery over kept and new connections", transport.exchange),
     Scenario("statements", "Claim and record without HTTP", delivery.statements),
     Scenario("claims", "Claims beside 1,000,000 due over 10,000 endpoints", claims.claims),
     Scenario("pull", "Leases and acknowledgements, four clients of one queue", leases.pull),
     Scenario("lease", "Leases beside 1,000,000 waiting and 1,000,000 other deliveries", leases.beside),
     Scenario("fairness", "A tenant beside endpoints that hang", fairness.fairness),
+    Scenario("tenants", "A neighbour of the worst tenant", tenants.tenants),
     Scenario("efficiency", "Memory and CPU at 1,000 req/s", footprint.efficiency, comparable=True),
     Scenario("cold-start", "Cold start of `relay serve` and `relay deliver`", footprint.cold_start),
     Scenario("idle", "POSTs beside 2,000 idle connections", footprint.idle, remote=True, comparable=True),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.builds import ROOT, Unbuildable, checked_out
+from bench.builds import ROOT, Unbuildable, checked_out, is_commit
 
 
 def as_committed() -> bool:
@@ -47,3 +47,9 @@ def test_an_environment_of_equal_locks_is_used_again(tmp_path: Path) -> None:
 def test_a_commit_that_is_none_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(Unbuildable, match="git knows no commit nonsense"), checked_out("nonsense", tmp_path):
         pass
+
+
+def test_two_names_of_one_commit_are_known_as_one() -> None:
+    assert is_commit("HEAD", "HEAD^0")
+    assert not is_commit("HEAD", "HEAD^1")
+    assert not is_commit("HEAD", "nonsense")

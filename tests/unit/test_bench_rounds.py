@@ -7,7 +7,7 @@ import math
 import pytest
 
 from bench.rounds import Comparison, compare
-from bench.targets import Row, judge
+from bench.targets import SINCE_BASELINE, TARGETS, Row, judge
 
 
 def rounds(name: str, *values: float) -> list[list[Row]]:
@@ -44,7 +44,7 @@ def test_the_ratio_is_that_of_the_medians_and_the_range_is_shown() -> None:
     (line,) = compare(rounds("single", 100, 300, 200), rounds("single", 210, 260, 240))
 
     assert line.ratio == pytest.approx(1.2)
-    assert line.cells == ("durable single events, /s", "200 (100 to 300)", "240 (210 to 260)", "1.20", "")
+    assert line.cells == ("durable single events, /s", "200 (100 to 300)", "240 (210 to 260)", "1.20", "", "")
 
 
 def test_void_rounds_do_not_count_and_a_side_without_others_fails() -> None:
@@ -90,5 +90,36 @@ def test_the_run_fails_for_what_is_worse_and_for_scenarios_that_broke() -> None:
     )
 
     assert made.failures == ["durable single events is worse", "mixed of ours ended: it did"]
-    assert "| durable single events, /s | 100 (100 to 100) | 50.0 (50.0 to 50.0) | 0.50 | worse |" in made.markdown()
+    assert "| durable single events, /s | 100 (100 to 100) | 50.0 (50.0 to 50.0) | 0.50 |  | worse |" in made.markdown()
     assert made.table().splitlines()[2].startswith("events in batches of 300, /s")
+
+
+@pytest.mark.parametrize(
+    ("name", "after", "verdict"),
+    [
+        ("single", 109, "missed"),
+        ("single", 111, "met"),
+        ("single", 131, "prize"),
+        # Less is better.
+        ("batch_cpu", 61, "missed"),
+        ("batch_cpu", 59, "met"),
+        ("batch_cpu", 49, "prize"),
+        # Without a prize.
+        ("even_cpu", 50, "met"),
+    ],
+)
+def test_a_ratio_to_the_baseline_is_held_against_its_goal(name: str, after: float, verdict: str) -> None:
+    (line,) = compare(rounds(name, 100), rounds(name, after), SINCE_BASELINE)
+
+    assert line.verdict == line.cells[-1] == verdict
+    assert line.fails == (verdict == "missed")
+
+
+def test_what_is_worse_than_the_baseline_fails_whatever_its_goal() -> None:
+    (line,) = compare(rounds("even_cpu", 100), rounds("even_cpu", 110), SINCE_BASELINE)
+
+    assert line.fails
+
+
+def test_every_goal_is_of_a_figure_that_there_is() -> None:
+    assert SINCE_BASELINE.keys() <= TARGETS.keys()
