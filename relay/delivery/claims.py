@@ -14,8 +14,10 @@ from uuid import UUID
 from msgspec import Struct
 
 from relay.delivery.capacity.claim_budget import ClaimBudget
+from relay.delivery.capacity.organization_quota import LARGEST_PAYLOAD
 from relay.delivery.ownership.buckets import Assignment, BucketRange
 from relay.store import HotConnection, Row, StoreError
+from relay.values import uuid7
 
 _NIL: Final = UUID(int=0)
 # Sorts before every endpoint: buckets start at 0, and no endpoint id is nil.
@@ -28,6 +30,18 @@ _UNPARKED: Final = 500
 # Claims without a result, as counted by `claim_due`.
 _SUSPECT_AFTER: Final = 5
 _CRASHED_AFTER: Final = 10
+# What `claim_few` takes at most. A claim after one that took less is likely to take little too. Where bounds leave it
+# little more than nothing, it would often not be enough.
+_FEW: Final = 16
+_FEWEST: Final = 8
+# It compares each endpoint that has something due with every known one.
+_FEW_KNOWN: Final = 128
+# The events that it looks for, by their age. Each partition that a statement may need costs each execution 24,000
+# instructions, and there are up to forty.
+_FEW_OLDEST_S: Final = 12 * 3600
+_FEW_NEWEST_S: Final = 3600
+# Older ones rarely come alone.
+_WITHOUT_FEW_S: Final = 10.0
 
 
 class ClaimRef(Struct, eq=False):
@@ -117,6 +131,9 @@ class Claimer:
         # Tokens of failed claims that may have committed, until their leases have expired.
         self._lost_tokens: dict[UUID, float] = {}
         self._was_full = False
+        # How much the last claim took, and until when every claim is one that finds all events.
+        self._taken = _FEW
+        self._complete_until = 0.0
         self._after: tuple[int, UUID] = _START
         self._pass_start = _START
         self._wrapped = False
@@ -152,33 +169,91 @@ class Claimer:
         # After a full claim the backlog is likely not empty, and a few endpoints fill the next claim too.
         visits = min(self._visits, _FEW_VISITS) if self._was_full else self._visits
         token = UUID(int=self._first_token.int | secrets.randbits(64))
+        few = self._few(budget, assignment)
         try:
-            rows = await self._connection.fetch(
-                "claim_due", token, *self._parameters(budget, bucket_range, visits, assignment), timeout_s=_TIMEOUT_S
-            )
+            if few:
+                parameters = self._few_parameters(few, budget, bucket_range, visits, assignment)
+                rows = await self._connection.fetch("claim_few", token, *parameters, timeout_s=_TIMEOUT_S)
+            else:
+                parameters = self._parameters(budget, bucket_range, visits, assignment)
+                rows = await self._connection.fetch("claim_due", token, *parameters, timeout_s=_TIMEOUT_S)
         except StoreError:
             self._lost_tokens[token] = time.monotonic() + _TIMEOUT_S + self._lease_s
             raise
         deliveries, lost, to_release = _parse_rows(rows, token)
+        self._taken = len(deliveries)
+        if few and lost:
+            # Their events are gone, or only too old for this statement.
+            self._complete_until = time.monotonic() + _WITHOUT_FEW_S
+            await self._connection.fetch("release_claims", *columns(lost + to_release), timeout_s=_TIMEOUT_S)
+            return ClaimBatch(deliveries, True)
         if lost:
             await self._connection.fetch("lose_claims", *columns(lost), timeout_s=_TIMEOUT_S)
             self._on_lost(lost)
         if to_release:
             await self._connection.fetch("release_claims", *columns(to_release), timeout_s=_TIMEOUT_S)
-        last, is_full = rows[0], rows[0]["locked"] >= budget.batch
+        last = rows[0]
+        is_full = len(deliveries) + len(to_release) >= few if few else last["locked"] >= budget.batch
         self._was_full = is_full
         if is_full and (deliveries or lost):
-            self._after = (last["last_bucket"], last["last_endpoint_id"])
+            if few:
+                self._after = max((row["bucket"], row["endpoint_id"]) for row in rows)
+            else:
+                self._after = (last["last_bucket"], last["last_endpoint_id"])
             self.begin_pass()
             return ClaimBatch(deliveries, True)
         more = self._advance(last, bucket_range, assignment.ranges, is_cut=is_full or last["visits"] >= visits)
         # Deliveries behind a suspect have not been examined.
         return ClaimBatch(deliveries, more or any(is_suspect(delivery) for delivery in deliveries))
 
+    def _few(self, budget: ClaimBudget, assignment: Assignment) -> int:
+        """Return how many deliveries `claim_few` may take, whatever they are, without passing any bound. 0: it cannot
+        be used, or will not be enough.
+        """
+        now = time.monotonic()
+        if (
+            self._was_full
+            or self._taken >= _FEW
+            or self._complete_until > now
+            or any(until > now for until in self._lost_tokens.values())
+            or assignment.orphaned
+            or len(budget.endpoint_ids) + len(assignment.excluded) > _FEW_KNOWN
+        ):
+            return 0
+        allotments = (budget.untouched, *budget.left.values())
+        few = min(
+            _FEW,
+            budget.batch,
+            budget.bytes // LARGEST_PAYLOAD,
+            *(min(each.slots, each.new, each.slow, each.bytes // LARGEST_PAYLOAD) for each in allotments),
+        )
+        return few if few >= _FEWEST else 0
+
+    def _few_parameters(
+        self, few: int, budget: ClaimBudget, bucket_range: BucketRange, visits: int, assignment: Assignment
+    ) -> list[object]:
+        """Return the parameters of `claim_few` from the second on."""
+        free = dict(zip(budget.endpoint_ids, budget.free, strict=True)) | dict.fromkeys(assignment.excluded, 0)
+        # By this machine's clock: if it is wrong, events are not found, and claimed by the other statement.
+        now = datetime.datetime.now(datetime.UTC)
+        return [
+            few,
+            self._lease_s,
+            *self._after,
+            bucket_range.last,
+            visits,
+            list(free),
+            list(free.values()),
+            budget.first,
+            budget.suspects,
+            uuid7.floor(now - datetime.timedelta(seconds=_FEW_OLDEST_S)),
+            uuid7.floor(now + datetime.timedelta(seconds=_FEW_NEWEST_S)),
+        ]
+
     def _parameters(
         self, budget: ClaimBudget, bucket_range: BucketRange, visits: int, assignment: Assignment
     ) -> list[object]:
-        """Return the parameters of a claim from the second on."""
+        """Return the parameters of `claim_due` from the second on."""
         endpoint_ids, free, is_new, is_slow = budget.endpoint_ids, budget.free, budget.is_new, budget.is_slow
         if assignment.excluded:
             known = zip_longest(endpoint_ids, free, is_new, is_slow)
