@@ -9,10 +9,6 @@ from pathlib import Path
 import relay
 
 PACKAGE = Path(relay.__file__).parent
-#: Types of the API that still have the name of what they show.
-IN_HTTP_TOO = {
-    "ApiKey", "DeliveriesQuery", "Endpoint", "EndpointStats", "InboxQuery", "Job", "Stats",
-}  # fmt: skip
 
 
 def test_no_class_name_is_used_in_two_rooms() -> None:
@@ -22,4 +18,4 @@ def test_no_class_name_is_used_in_two_rooms() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef):
                 rooms[node.name].add(room)
-    assert {name: sorted(found) for name, found in rooms.items() if len(found) > 1 and name not in IN_HTTP_TOO} == {}
+    assert {name: sorted(found) for name, found in rooms.items() if len(found) > 1} == {}
