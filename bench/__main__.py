@@ -77,7 +77,7 @@ def main(
 def _once(
     chosen: list[Scenario], seconds: float, quick: bool, remote: Relay | None, earlier: Report | None, report: Path
 ) -> list[str]:
-    """Run the scenarios once and hold them against the targets; what is not met."""
+    """Run the scenarios once and check them against the targets. Return the missed ones."""
     with _children_log_to(report / "processes.log"):
         made = uvloop.run(_run(chosen, seconds, quick, remote))
     made.save(report / "report.json")
@@ -90,7 +90,7 @@ def _once(
 
 
 def _against(commit: str, chosen: list[Scenario], rounds: int, seconds: float, quick: bool, report: Path) -> list[str]:
-    """Run the scenarios by turns with an earlier commit; what is worse than there."""
+    """Run the scenarios alternately with an earlier commit. Return the figures that are worse."""
     scenarios = [scenario for scenario in chosen if scenario.comparable or scenario.name == "bare"]
     left_out = [scenario.name for scenario in chosen if scenario not in scenarios]
     if left_out:

@@ -1,4 +1,4 @@
-"""An earlier commit and this folder by turns, on one PostgreSQL: what `--against` does."""
+"""The comparison with an earlier commit (`--against`): both versions alternately, on one PostgreSQL."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Side:
 async def measure(
     earlier: Build, commit: str, scenarios: Sequence[Scenario], *, rounds: int, seconds: float, quick: bool
 ) -> Comparison:
-    """Run each scenario so many times on each side, by turns; the side that begins changes with each round."""
+    """Run each scenario this many times on each side, alternately. The side that begins changes with each round."""
     file_limit_up()
     folder = machine.folder_on_disk()
     broken: list[str] = []
@@ -93,6 +93,6 @@ async def _run(scenario: Scenario, bench: Bench) -> tuple[list[Row], list[str]]:
 
 
 def save(comparison: Comparison, report: Path) -> None:
-    """Leave `against.json` and `against.md`."""
+    """Write `against.json` and `against.md`."""
     (report / "against.json").write_bytes(msgspec.json.format(msgspec.json.encode(comparison), indent=1))
     (report / "against.md").write_text(comparison.markdown())

@@ -1,4 +1,4 @@
-"""Which relay is started: this folder's, or an earlier commit's in a worktree of its own."""
+"""The builds of relay that can be started: this folder's, or an earlier commit's in a separate worktree."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEPT: Final = 2
 
 
 class Unbuildable(Exception):
-    """An earlier commit cannot be run; one line says why."""
+    """An earlier commit cannot be run. The message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Build:
     folder: Path
 
     def program(self, *arguments: str) -> Sequence[str]:
-        """The command line of `relay ARGUMENTS`."""
+        """Return the command line of `relay ARGUMENTS`."""
         return self.python, "-P", "-m", "relay", *arguments
 
     @property
@@ -98,7 +98,7 @@ def is_commit(name: str, other: str) -> bool:
 
 
 def locks(tree: Path) -> str:
-    """A name for what a tree's environment is made from."""
+    """Return a name for the inputs of a tree's environment."""
     digest = hashlib.sha256(sys.version.encode())
     for name in _LOCKS:
         digest.update((tree / name).read_bytes())
@@ -106,7 +106,7 @@ def locks(tree: Path) -> str:
 
 
 def _environment(tree: Path, cache: Path) -> str:
-    """The interpreter of an environment for `tree`, made if the cache has none. The oldest make room."""
+    """Return the interpreter of an environment for `tree`, creating it if necessary. The oldest ones are removed."""
     cache.mkdir(parents=True, exist_ok=True)
     kept = cache / locks(tree)
     if not kept.exists():
@@ -126,7 +126,7 @@ def _environment(tree: Path, cache: Path) -> str:
 
 
 def _see_that_it_is(build: Build) -> None:
-    """Fail if what would be started is another relay: the figures would be of that one."""
+    """Fail if another relay would be started, because the figures would be of that one."""
     found = _run(
         *(build.python, "-P", "-c", "import relay; print(relay.__file__)"),
         failing="its relay cannot be imported",

@@ -36,7 +36,7 @@ _PAYLOAD: Final = b'{"order":"0193","lines":[' + b",".join([b'{"sku":"a-1","coun
 
 
 class Kind(NamedTuple):
-    """One kind of connection: what it is called, where the receiver is, and deliveries a turn."""
+    """One kind of connection: its name, the receiver's URL, and deliveries per run."""
 
     name: str
     tls: bool
@@ -72,7 +72,7 @@ class Turns(msgspec.Struct):
 
 
 class _Receiver(asyncio.Protocol):
-    """Answers each request with 200; to a path that begins with /once it says that the connection ends."""
+    """Responds with 200 to each request. For a path that begins with /once it closes the connection."""
 
     def __init__(self) -> None:
         self._came = b""
@@ -112,7 +112,7 @@ def _receive(pipe: Connection, pem: str) -> None:
 
 
 def _certificate(folder: Path) -> Path:
-    """A certificate for this machine, signed by itself, and its key."""
+    """Create a self-signed certificate for this machine, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.UTC)

@@ -1,4 +1,4 @@
-"""Two versions measured by turns: what each side's figures come to, and whether the later one is worse. Pure."""
+"""The comparison of two versions that were measured alternately. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HEAD: Final = ("", "before", "after", "ratio", "target", "verdict")
 
 
 class Figures(Struct):
-    """What the rounds of one side gave; void ones are only counted."""
+    """The figures of one side. Void rounds are only counted."""
 
     values: list[float] = field(default_factory=list)
     void: int = 0

@@ -1,4 +1,4 @@
-"""The targets of DESIGN section 7, and what was seen of them."""
+"""The targets of performance, and the verdicts on measured figures."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Final, Literal, NamedTuple
 
 from msgspec import Struct
 
-#: What the bare callable answers on the machine that the rates were set for.
+#: Requests a second of the bare callable on the machine for which the rates were set.
 REFERENCE: Final = 30_000.0
 
 Verdict = Literal["prize", "met", "missed", "void", "seen"]
 
 
 class Target(Struct, frozen=True, kw_only=True):
-    """One line of the table.
+    """One row of the table.
 
     Args:
-        what: as people call it.
+        what: its description.
         unit: of all three numbers.
-        must: what has to hold; None is only looked at.
-        prize: about all that two cores can do.
-        at_least: more is better; else less is.
-        scales: whether it is for a machine whose bare callable answers REFERENCE.
-        noise: a difference between two versions that means nothing, in the unit.
+        must: the target that must be met; None if the figure is only reported.
+        prize: the goal, about the maximum of two cores.
+        at_least: True if more is better, False if less is.
+        scales: True if the target scales with the bare callable, relative to REFERENCE.
+        noise: a difference between two versions that is not significant, in the unit.
     """
 
     what: str

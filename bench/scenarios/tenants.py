@@ -1,4 +1,4 @@
-"""What a neighbour feels of a tenant that does everything the limits allow."""
+"""The effect of a tenant that does everything the limits allow on its neighbour."""
 
 from __future__ import annotations
 
