@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
+from uuid import UUID, uuid4
 
 from relay.auth import Authenticator, Hasher, KeyAdmin, Keyring
 from relay.config.settings import Settings
@@ -20,10 +22,12 @@ from relay.http.cors import Cors
 from relay.http.dispatcher import Dispatcher
 from relay.http.operator import MetricsToken, OperatorToken
 from relay.http.proxies import TrustedProxies
+from relay.http.resources.inbox import event_json
 from relay.http.routes import operations
 from relay.http.services import Services
 from relay.http.static import Strangers
-from relay.inbox import EventLeases
+from relay.http.streams import StreamPages, Streams
+from relay.inbox import EventLeases, Waiters
 from relay.ingest import GroupCommit, Wakeup
 from relay.limits import SharedTable, SignupLimiter, open_limits
 from relay.maintenance.cell_metrics import CellMetrics, watch_cell
@@ -53,6 +57,7 @@ class Relay:
         settings: `database_url` and `secret_keys` must be set.
         shared_memory: shared with the other processes of its command.
         connections: the limit on connections to PostgreSQL of this process.
+        clients: the limit on connections of clients to this process.
         loopback_only: reject requests whose Host header is not a loopback name.
         process: its name among the processes of its command.
         tracer: creates spans, if traces are on. Its creator enters and leaves it.
@@ -70,6 +75,7 @@ class Relay:
         shared_memory: SharedMemory,
         *,
         connections: int,
+        clients: int,
         loopback_only: bool = False,
         process: str = "api-1",
         tracer: Tracer | None = None,
@@ -77,6 +83,7 @@ class Relay:
         self._settings = settings
         self._shared_memory = shared_memory
         self._connections = connections
+        self._clients = clients
         self._loopback_only = loopback_only
         self._process = process
         self._tracer = tracer
@@ -105,13 +112,28 @@ class Relay:
             vault = Vault(settings.secret_keys)
             hasher = await stack.enter_async_context(Hasher(metrics))
             keyring = await Keyring.open(cell, vault)
-            authenticator = await stack.enter_async_context(Authenticator(cell, keyring, hasher, metrics))
+            process_id = uuid4()
+            connection = cell.shared_connection()
+            wakeup = Wakeup(cell, connection, process_id)
+            self._waiters = waiters = Waiters(
+                cell, connection, metrics, process_id=process_id, announce=wakeup.announce
+            )
+            authenticator = Authenticator(cell, keyring, hasher, metrics)
+            # One connection receives the notifications of key changes and of commits.
+            waiters.listen_on(authenticator.listener, wakeup.heard)
+            await stack.enter_async_context(authenticator)
             await stack.enter_async_context(Partitions(cell))
             await stack.enter_async_context(LeaderTasks(cell, settings, metrics, patience_s=_PATIENCE_S))
             await stack.enter_async_context(
                 ExpiredLeases(cell, retry_schedule=settings.retry_schedule, metrics=metrics)
             )
-            wakeup = await stack.enter_async_context(Wakeup(cell))
+            await stack.enter_async_context(wakeup)
+            await stack.enter_async_context(waiters)
+
+            def committed(organization_ids: Collection[UUID]) -> None:
+                waiters.committed(organization_ids)
+                wakeup.committed(organization_ids)
+
             queue_bytes = settings.queue_mb * 1024 * 1024
             commit = await stack.enter_async_context(
                 GroupCommit(
@@ -121,13 +143,17 @@ class Relay:
                     queue_bytes=queue_bytes,
                     metrics=metrics,
                     due=wakeup.due,
+                    committed=committed,
                     tracer=self._tracer,
                 )
             )
             self._bodies = bodies = await stack.enter_async_context(BodyReader())
             self._pings = pings = await stack.enter_async_context(PingClient(cell, settings.delivery_timeout_s))
             # Half of the queue, so that bodies that are still being received cannot fill it.
-            bulkheads = Bulkheads(connections=cell.most_pooled, body_bytes=queue_bytes // 2)
+            bulkheads = Bulkheads(
+                connections=cell.most_pooled, body_bytes=queue_bytes // 2, most_waiters=self._clients // 2
+            )
+            streams = await stack.enter_async_context(Streams(StreamPages(cell, event_json), waiters, metrics))
             table = SharedTable(self._shared_memory, metrics) if settings.workers > 1 else None
             limits = await stack.enter_async_context(open_limits(settings, table, metrics))
             admission = Admission(authenticator, limits, bulkheads, metrics)
@@ -142,6 +168,8 @@ class Relay:
                         clients=clients,
                         strangers=Strangers(clients),
                         commit=commit,
+                        waiters=waiters,
+                        streams=streams,
                         endpoints=EndpointRepository(
                             cell,
                             vault,
@@ -190,5 +218,6 @@ class Relay:
     def stop(self) -> None:
         """Begin to stop: responses close their connection, bodies have little time, test deliveries are not awaited."""
         self.application.stop()
+        self._waiters.stop()
         self._pings.stop()
         self._bodies.stop()

@@ -212,6 +212,15 @@ ask GET "/api/inbox?type=$type&limit=100&status=$pending"
 is 'the inbox' 200 "\"id\":\"$event\"" "\"id\":\"$second\"" "\"payload\":$payload" '"delivery_status":"' '"next_cursor":'
 ask GET "/api/inbox?type=smoke.*&order=asc&limit=1&status=$pending"
 is 'the inbox, oldest first' 200 '"events":[{"id":"' '"next_cursor":"'
+ask GET "/api/inbox?type=$type&order=asc&status=all&cursor=now&wait=0.2"
+is 'waiting for an event that does not come' 200 '"events":[],' '"next_cursor":"'
+ask GET "/api/inbox?type=$type&order=asc&status=all&limit=1"
+cursor=$(printf '%s' "$body" | sed -n 's/.*"next_cursor":"\([^"]*\)".*/\1/p')
+# It does not end by itself.
+status=$(curl --silent --no-buffer --max-time 2 --header "@$key" --output "$work/body" --dump-header "$work/head" \
+    --write-out '%{http_code}' "$base/api/inbox/stream?type=$type&cursor=$cursor" 2> "$work/said")
+body=$(cat "$work/body")
+is 'a stream' 200 'header:content-type: text/event-stream' 'id: ' "data: {\"id\":\"$second\""
 ask GET "/api/events?dedup_id=$run"
 is 'events by dedup_id' 200 "\"events\":[{\"id\":\"$event\""
 ask GET "/api/events/$event"

@@ -134,7 +134,7 @@ async def _measure(url: str) -> dict[str, float]:
     )
     batch = b"[" + b",".join([_EVENT] * _BATCH) + b"]"
     seen: dict[str, list[float]] = {}
-    async with Relay(settings, SharedMemory.create(1), connections=settings.db_pool_max) as relay:
+    async with Relay(settings, SharedMemory.create(1), connections=settings.db_pool_max, clients=1_024) as relay:
         keys = [await _key(relay.application) for _ in range(_TENANTS)]
         caller = Caller(relay.application, keys)
         await caller.cpu_us("/api/events", _EVENT, 201, 6_400, 64)

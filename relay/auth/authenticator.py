@@ -52,6 +52,8 @@ class Authenticator:
         self._connection = cell.owned_connection()
         self._refresh_lock = asyncio.Lock()
         self._notified = asyncio.Event()
+        #: Listens for changes of keys. Others may add channels of their own before this service is entered.
+        self.listener = cell.listener("keys").on_notice(self._notified.set)
         self._version: int | None = None
         self._cutoff_timer: asyncio.TimerHandle | None = None
         self._stack = AsyncExitStack()
@@ -72,7 +74,7 @@ class Authenticator:
             await stack.enter_async_context(self._verifier)
             await stack.enter_async_context(self._last_used)
             await self.refresh()
-            await stack.enter_async_context(self._cell.listener("keys").on_notice(self._notified.set))
+            await stack.enter_async_context(self.listener)
             watching = asyncio.create_task(self._watch(), name="watch keys")
             stack.push_async_callback(self._stop, watching)
             self._stack = stack.pop_all()

@@ -122,6 +122,7 @@ async def _serve(settings: Settings, options: _Options) -> None:
     signals = StopSignals()
     signals.listen()
     shared_memory = SharedMemory.inherit(options.shared_memory) if options.shared_memory else SharedMemory.create(1)
+    connections = room_for(_CONNECTIONS)
     async with AsyncExitStack() as stack:
         tracer = tracer_of(os.environ, "relay-api")
         if tracer is not None:
@@ -132,6 +133,7 @@ async def _serve(settings: Settings, options: _Options) -> None:
                     settings,
                     shared_memory,
                     connections=settings.db_pool_max // settings.workers,
+                    clients=connections,
                     loopback_only=options.loopback_only,
                     process=f"api-{options.worker or 1}",
                     tracer=tracer,
@@ -142,7 +144,6 @@ async def _serve(settings: Settings, options: _Options) -> None:
         except SecretKeyMismatch as error:
             raise ExitWith(USAGE, str(error)) from None
         host = host_of(settings)
-        connections = room_for(_CONNECTIONS)
         server = http_server(
             service.application,
             host,

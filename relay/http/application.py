@@ -180,7 +180,8 @@ class Application:
         if self._stopping and not self._in_flight:
             self._idle.set()
         route = exchange.route or self._request_metrics.unmatched
-        took_s = perf_counter() - begun
+        # What is measured is our own time, and not the wait for an event.
+        took_s = perf_counter() - begun - exchange.waited_s
         route.observe(exchange.status, took_s)
         self._access_log.note(scope, exchange, route.path, took_s)
         if self._tracer is not None and exchange.trace is not None:

@@ -19,6 +19,8 @@ REQUESTS: Final = 1_000
 #: The limit of requests that wait for a permit for the connection pool, and of their wait.
 WAITING: Final = 64
 WAIT_S: Final = 5.0
+#: The limit of requests of one organization that wait for events, streams included. They do not count as in progress.
+WAITERS: Final = 1_000
 # A large response is a little over 8 MiB. While so many are being sent, another one keeps its permit.
 _LARGE_ANSWERS: Final = 4
 _PERMITS: Final = 8
@@ -37,11 +39,13 @@ class Bulkhead:
         "_organization_id",
         "_packing",
         "_permits",
+        "_reading",
         "_sending",
         "_waiting",
         "body_bytes",
         "page_bytes",
         "requests",
+        "waiters",
     )
 
     def __init__(self, bulkheads: Bulkheads, organization_id: UUID) -> None:
@@ -49,21 +53,47 @@ class Bulkhead:
         self._organization_id = organization_id
         self._permits: asyncio.Semaphore | None = None
         self._sending: asyncio.Semaphore | None = None
+        self._reading: asyncio.Semaphore | None = None
         self._waiting = 0
         self.requests = 0
+        #: Requests that wait for events.
+        self.waiters = 0
         #: Bytes of bodies that are being read or wait for their commit.
         self.body_bytes = 0
         #: Bytes of pages that are being read or sent.
         self.page_bytes = 0
         self._packing = False
 
-    def leave(self, held_bytes: int, page_bytes: int = 0) -> None:
-        """Release what a request holds of bodies and pages. It has ended."""
+    def leave(self, held_bytes: int, page_bytes: int = 0, *, waits: bool = False) -> None:
+        """Release what a request holds of bodies and pages. It has ended.
+
+        Args:
+            held_bytes: of its body.
+            page_bytes: of its page.
+            waits: True if `begin_waiting` was called for it.
+        """
         self.body_bytes -= held_bytes
         self.take_page(-page_bytes)
-        self.requests -= 1
-        if not self.requests:
+        if waits:
+            self.waiters -= 1
+            self._bulkheads.waiters -= 1
+        else:
+            self.requests -= 1
+        if not self.requests and not self.waiters:
             self._bulkheads.forget(self._organization_id)
+
+    def begin_waiting(self) -> None:
+        """Count one of the requests in progress as one that waits for events from now on.
+
+        Raises:
+            ApiError: `too_many_requests_waiting`.
+        """
+        bulkheads = self._bulkheads
+        if self.waiters >= WAITERS or bulkheads.waiters >= bulkheads.most_waiters:
+            raise _too_many()
+        self.waiters += 1
+        bulkheads.waiters += 1
+        self.requests -= 1
 
     def hold(self, size: int, held_bytes: int) -> None:
         """Count `size` bytes of a body. A body that is alone may be as large as its route allows.
@@ -103,15 +133,34 @@ class Bulkhead:
         finally:
             self._packing = False
 
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[None]:
+        """Hold a permit for a request that waits for events.
+
+        Such requests have at most half of the permits, and wait as long as it takes: an event may wake all of them.
+        """
+        if self._reading is None:
+            self._reading = asyncio.Semaphore(max(1, self._bulkheads.permits // 2))
+        async with self._reading:
+            permits = self._all_permits()
+            await permits.acquire()
+            try:
+                yield
+            finally:
+                permits.release()
+
+    def _all_permits(self) -> asyncio.Semaphore:
+        if self._permits is None:
+            self._permits = asyncio.Semaphore(self._bulkheads.permits)
+        return self._permits
+
     async def take_permit(self) -> None:
         """Wait for a permit for the connection pool. `release_permit` returns it.
 
         Raises:
             ApiError: `too_many_requests_waiting`.
         """
-        permits = self._permits
-        if permits is None:
-            permits = self._permits = asyncio.Semaphore(self._bulkheads.permits)
+        permits = self._all_permits()
         if not permits.locked():
             await permits.acquire()
             return
@@ -148,15 +197,26 @@ class Bulkheads:
     Args:
         connections: the size of the pool. One organization uses at most a quarter of it, and at most 8 connections.
         body_bytes: the limit of bytes of bodies of one organization.
+        most_waiters: the limit of requests of all organizations that wait for events.
         compressor: compresses responses; None for one of its own.
     """
 
-    def __init__(self, *, connections: int, body_bytes: int, compressor: Compressor | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        connections: int,
+        body_bytes: int,
+        most_waiters: int = 8 * WAITERS,
+        compressor: Compressor | None = None,
+    ) -> None:
         self.compressor = compressor or Compressor()
         #: Bytes of pages of all organizations.
         self.page_bytes = 0
         self.permits = max(1, min(_PERMITS, connections // 4))
         self.body_bytes = body_bytes
+        self.most_waiters = most_waiters
+        #: Requests of all organizations that wait for events.
+        self.waiters = 0
         self._by_organization: dict[UUID, Bulkhead] = {}
 
     def __len__(self) -> int:

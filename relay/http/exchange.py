@@ -76,6 +76,7 @@ class Exchange:
         "has_permit",
         "headers",
         "held_bytes",
+        "is_waiting",
         "limit_headers",
         "method",
         "page_bytes",
@@ -87,6 +88,7 @@ class Exchange:
         "tenant",
         "trace",
         "uncounted_events",
+        "waited_s",
     )
 
     def __init__(
@@ -111,6 +113,9 @@ class Exchange:
         self.held_bytes = 0
         #: The bytes of a page that are counted there.
         self.page_bytes = 0
+        #: True once this request has begun to wait for events, and the time that it has waited.
+        self.is_waiting = False
+        self.waited_s = 0.0
         #: The caller, once the key is known.
         self.tenant: Tenant | None = None
         #: The status of the response, or 0 before it, and the code of an error.
@@ -150,6 +155,10 @@ class Exchange:
         else:
             await self._send_pieces(pieces, size)
 
+    async def start_pieces(self, status: int, *headers: Header) -> None:
+        """Start a response of unknown length. The caller sends its pieces."""
+        await self._start(status, None, headers)
+
     async def respond_list(self, body: bytes) -> None:
         """Send a list as JSON, compressed if the client accepts that."""
         if self.page_bytes:
@@ -183,10 +192,10 @@ class Exchange:
         self.close = self.close or error.close
         await self.respond(kind.status, encode(body), JSON, *headers)
 
-    async def _start(self, status: int, size: int, headers: Sequence[Header]) -> None:
+    async def _start(self, status: int, size: int | None, headers: Sequence[Header]) -> None:
         self.status = status
         fields = [(b"x-request-id", self.request_id), *self.common_headers, *self.limit_headers, *headers]
-        if status not in _NO_LENGTH:
+        if size is not None and status not in _NO_LENGTH:
             fields.append((b"content-length", b"%d" % size))
         if self.close:
             fields.append((b"connection", b"close"))
@@ -233,8 +242,28 @@ class Exchange:
         """Release everything that the request holds in its bulkhead. The request has ended."""
         if self.bulkhead is not None:
             self.release_permit()
-            self.bulkhead.leave(self.held_bytes, self.page_bytes)
+            self.bulkhead.leave(self.held_bytes, self.page_bytes, waits=self.is_waiting)
             self.bulkhead = None
+
+    def begin_waiting(self) -> Bulkhead:
+        """Wait for events from now on: without a permit or bytes of a page, and not among the requests in progress.
+
+        Returns:
+            The bulkhead, to read with.
+
+        Raises:
+            ApiError: `too_many_requests_waiting`.
+        """
+        assert self.bulkhead is not None  # noqa: S101 - admission sets it for every operation with a scope
+        self.bulkhead.begin_waiting()
+        self.is_waiting = True
+        self.release_permit()
+        self.release_page()
+        return self.bulkhead
+
+    def release_page(self) -> None:
+        """Count no bytes of a page any more."""
+        self._count_page(0)
 
     def reserve_page(self, most: int) -> int:
         """Return how many bytes a page may have that is read now, and count them until the request ends."""
@@ -250,10 +279,10 @@ class Exchange:
             self.page_bytes = size
 
 
-def pieces_of(body: bytes) -> Iterator[bytes]:
-    """Cut a body into pieces of at most `PIECE_BYTES`, each copied only when it is sent."""
+def pieces_of(body: bytes, piece_bytes: int = PIECE_BYTES) -> Iterator[bytes]:
+    """Cut a body into pieces of at most `piece_bytes`, each copied only when it is sent."""
     view = memoryview(body)
-    return (bytes(view[begin : begin + PIECE_BYTES]) for begin in range(0, len(body), PIECE_BYTES))
+    return (bytes(view[begin : begin + piece_bytes]) for begin in range(0, len(body), piece_bytes))
 
 
 # The member that a 422 without details is about.

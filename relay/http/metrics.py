@@ -58,7 +58,7 @@ class RequestMetrics:
         )
         self._seconds = metrics.histogram(
             "relay_http_request_duration_seconds",
-            "Time from the head of a request to the end of its response, with its body and all waits.",
+            "Time from the head of a request to the end of its response, with its body, without waits for events.",
             WAITS_S,
             "method",
             "route",

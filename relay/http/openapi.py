@@ -176,16 +176,12 @@ def _parameters(
             schema = without_null(member)
             description = {"description": schema.pop("description")} if "description" in schema else {}
             parameters.append({"name": name, "in": "query", "required": False, **description, "schema": schema})
+    headers = dict(operation.headers)
     if operation.idempotency is not None:
-        parameters.append(
-            {
-                "name": "Idempotency-Key",
-                "in": "header",
-                "required": False,
-                "description": operation.idempotency.description,
-                "schema": {"type": "string"},
-            }
-        )
+        headers["Idempotency-Key"] = operation.idempotency.description
+    for name, text in headers.items():
+        schema = {"type": "string"}
+        parameters.append({"name": name, "in": "header", "required": False, "description": text, "schema": schema})
     return parameters
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import msgspec
@@ -73,6 +73,7 @@ class Operation:
         body_limit_bytes: the size limit of the body.
         body_optional: True if the body may be empty.
         page_bytes: the size limit of a page, reserved before the handler reads it; 0 if there is none.
+        headers: the request headers that the handler reads, with their descriptions.
         errors: the codes of errors that are particular to this operation.
         media: the media types of a success without a type.
         id: a verb and its object, such as `createEvent`: the name in generated clients.
@@ -96,6 +97,7 @@ class Operation:
     body_limit_bytes: int = SMALL_BODY_BYTES
     body_optional: bool = False
     page_bytes: int = 0
+    headers: Mapping[str, str] = field(default_factory=dict)
     errors: tuple[str, ...] = ()
     media: tuple[str, ...] = ()
     id: str = ""

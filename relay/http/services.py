@@ -15,7 +15,8 @@ from relay.http.body import BodyReader
 from relay.http.operator import MetricsToken, OperatorToken
 from relay.http.proxies import TrustedProxies
 from relay.http.static import Strangers
-from relay.inbox import EventLeases
+from relay.http.streams import Streams
+from relay.inbox import EventLeases, Waiters
 from relay.ingest import GroupCommit
 from relay.limits import SignupLimiter
 from relay.store import Cell
@@ -33,6 +34,8 @@ class Services:
     clients: TrustedProxies
     strangers: Strangers
     commit: GroupCommit
+    waiters: Waiters
+    streams: Streams
     endpoints: EndpointRepository
     consumers: ConsumerRepository
     leases: EventLeases

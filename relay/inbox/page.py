@@ -19,6 +19,8 @@ PAGE_BYTES: Final = 8 * 1024 * 1024 - 512
 
 Order = Literal["asc", "desc"]
 Status = Literal["pending", "delivered", "failed", "all"]
+#: In place of a cursor: after the newest event that readers see.
+NOW: Final = "now"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,11 @@ class InboxQuery:
         """Return whether every event matches."""
         return self.status == "all" and self.type is None and not self.is_narrowed
 
+    @property
+    def may_change(self) -> bool:
+        """Return whether an empty list of this query may change although no event comes."""
+        return self.status in ("delivered", "failed") or (self.order == "desc" and self.cursor not in (None, NOW))
+
     def start(self) -> Position:
         """Return the position after which the page begins.
 
@@ -91,10 +98,18 @@ class InboxQuery:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page of rows from `inbox_*` and the cursor of the next page."""
+    """A page of rows from `inbox_*`.
+
+    Args:
+        events: the rows.
+        next_cursor: where the next page begins, or None if there is none.
+        end: of a page that has reached the end of the list, the position after which new events come. None: there may
+            be more at once.
+    """
 
     events: Sequence[Row]
     next_cursor: str | None
+    end: Position | None = None
 
 
 async def read_page(cell: Cell, query: InboxQuery) -> Page:
@@ -104,13 +119,27 @@ async def read_page(cell: Cell, query: InboxQuery) -> Page:
         InvalidCursor: the cursor is not from this query.
         StoreError: the database does not respond.
     """
-    start = query.start()
+    if query.cursor == NOW and query.list_name == "inbox":
+        start = await _now(cell, query.order)
+        if query.order == "asc":
+            return Page([], query.cursor_at(start), start)
+    else:
+        start = query.start()
     page = await _read_page(cell, query, start)
     if page.events or query.cursor is None or query.order == "desc" or not await cell.is_ahead(start):
         return page
     # The commits behind this cursor are lost. Everything committed since then belongs to the current epoch.
     cell.found_ahead()
     return await _read_page(cell, query, Position(cell.epoch, 0, cursor.FIRST.event_id))
+
+
+async def _now(cell: Cell, order: Order) -> Position:
+    """Return the position between the events that readers see and those that they will see."""
+    if order == "desc":
+        return cursor.LAST
+    (row,) = await cell.fetch("horizon")
+    # Not at the horizon: no reader can have got there.
+    return Position(row["epoch"], row["xid"] - 1, cursor.LAST.event_id)
 
 
 async def _read_page(cell: Cell, query: InboxQuery, start: Position) -> Page:
@@ -128,9 +157,19 @@ async def _read_page(cell: Cell, query: InboxQuery, start: Position) -> Page:
         last = events[-1]
         return Page(events, query.cursor_at(Position(last["epoch"], last["xid"], last["event_id"])))
     # On a short page the last row, if present, is the position that the scan has reached.
-    if walked is not None and (query.order == "asc" or walked["walked"] == EXAMINED_ROWS):
-        return Page(events, query.cursor_at(Position(walked["epoch"], walked["xid"], walked["walked_event_id"])))
-    return Page(events, query.cursor_at(start) if query.order == "asc" else None)
+    is_end = walked is None or walked["walked"] < EXAMINED_ROWS
+    if walked is not None and (query.order == "asc" or not is_end):
+        reached = Position(walked["epoch"], walked["xid"], walked["walked_event_id"])
+        return Page(events, query.cursor_at(reached), _end(query, reached) if is_end else None)
+    return Page(events, query.cursor_at(start) if query.order == "asc" else None, _end(query, start))
+
+
+def _end(query: InboxQuery, reached: Position) -> Position:
+    """Return the position after which new events belong to a list that was read to its end."""
+    if query.order == "asc":
+        return reached
+    # New events come before the first page of the newest, and before every page there is a cursor for.
+    return cursor.FIRST if query.cursor in (None, NOW) else cursor.LAST
 
 
 async def _read_by_key(cell: Cell, query: InboxQuery, dedup_id: str) -> Page | None:
@@ -168,14 +207,15 @@ async def _read_all(cell: Cell, query: InboxQuery, start: Position) -> Page:
     name = "positions_desc" if query.order == "desc" else "positions_asc"
     found = await cell.fetch(name, query.organization_id, *start, query.limit, plans=PLAN_KEPT)
     if not found:
-        return Page([], query.cursor_at(start) if query.order == "asc" else None)
+        return Page([], query.cursor_at(start) if query.order == "asc" else None, _end(query, start))
     ids = [row["event_id"] for row in found]
     # Events that retention drops between the two steps are missing.
     events = await cell.fetch("events_at", query.organization_id, ids, min(ids), max(ids), query.most_bytes)
     last = events[-1] if events else found[-1]
-    has_more = query.order == "asc" or len(found) == query.limit or last["event_id"] != ids[-1]
+    is_whole = len(found) < query.limit and last["event_id"] == ids[-1]
     position = Position(last["epoch"], last["xid"], last["event_id"])
-    return Page(events, query.cursor_at(position) if has_more else None)
+    next_cursor = query.cursor_at(position) if query.order == "asc" or not is_whole else None
+    return Page(events, next_cursor, _end(query, position) if is_whole else None)
 
 
 async def _read(cell: Cell, query: InboxQuery, start: Position) -> Sequence[Row]:

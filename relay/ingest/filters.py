@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Final
 
+from relay.values.type_filters import matching
+
 # More than a sensible type has. The filters of a type with 127 dots would take 16 KiB.
 _DOTS: Final = 8
 #: Separates filters. It is a control character, which no type contains.
@@ -19,9 +21,4 @@ def filters_matching(type_: str) -> str | None:
     """
     if type_.count(".") > _DOTS:
         return None
-    filters = ["", type_]
-    end = type_.find(".") + 1
-    while end:
-        filters.append(f"{type_[:end]}*")
-        end = type_.find(".", end) + 1
-    return SEPARATOR.join(filters)
+    return SEPARATOR.join(matching(type_))

@@ -38,7 +38,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 from uuid import UUID
@@ -80,6 +80,7 @@ class GroupCommit:
         queue_bytes: the limit on bytes that wait; past it, `queue_full`. One organization may use three quarters of it.
         metrics: where it counts.
         due: called after a commit that opened deliveries which are due.
+        committed: called after a commit with the organizations of its events.
         tracer: makes a span of each flush if traces are on.
     """
 
@@ -92,6 +93,7 @@ class GroupCommit:
         queue_bytes: int,
         metrics: Metrics,
         due: Callable[[], None],
+        committed: Callable[[Collection[UUID]], None] = lambda organization_ids: None,
         tracer: Tracer | None = None,
     ) -> None:
         self._cell = cell
@@ -120,6 +122,7 @@ class GroupCommit:
                 timeout_s=commit_timeout_s,
                 metrics=self._metrics,
                 due=due,
+                committed=committed,
                 requeue=self._requeue,
             )
 

@@ -50,6 +50,7 @@ class Writer:
         timeout_s: of a statement, which is then sent once more on a new connection.
         metrics: where it counts.
         due: called after a commit that opened deliveries which are due.
+        committed: called after a commit with the organizations of its events.
         requeue: takes an event that has to be tried again from the beginning.
     """
 
@@ -61,6 +62,7 @@ class Writer:
         timeout_s: float,
         metrics: IngestMetrics,
         due: Callable[[], None],
+        committed: Callable[[Collection[UUID]], None],
         requeue: Callable[[PendingEvent], None],
     ) -> None:
         self._connection = connection
@@ -68,6 +70,7 @@ class Writer:
         self._timeout_s = timeout_s
         self._metrics = metrics
         self._due = due
+        self._committed = committed
         self._requeue = requeue
 
     async def commit(self, events: Sequence[PendingEvent]) -> None:

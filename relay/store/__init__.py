@@ -13,7 +13,7 @@ from relay.store.errors import (
     StatementRejected,
     StoreError,
 )
-from relay.store.hot_connection import HotConnection
+from relay.store.hot_connection import HotConnection, SharedConnection
 from relay.store.listener import Listener
 from relay.store.statements import Statements
 
@@ -31,6 +31,7 @@ __all__ = [
     "Row",
     "RowRefused",
     "ServerNotReady",
+    "SharedConnection",
     "StatementRejected",
     "Statements",
     "StoreError",

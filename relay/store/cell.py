@@ -14,7 +14,7 @@ from asyncpg.pgproto import pgproto
 from relay.store import errors
 from relay.store.connection import PLAN_EACH, ConnectionFactory, Row
 from relay.store.first_contact import find_pooler
-from relay.store.hot_connection import HotConnection
+from relay.store.hot_connection import HotConnection, SharedConnection
 from relay.store.listener import Listener
 from relay.store.pool import StatementPool
 from relay.store.rejections import Rejections
@@ -29,8 +29,8 @@ _SERVER_TIMEOUT_S: Final = 12.0
 # The timeout for dropping a partition, which waits for transactions that read it.
 _CONTROL_TIMEOUT_S: Final = 130.0
 _CONFLICT_TRIES: Final = 5
-# Flush, wide batches, wakeup, clock, keys, their verification, health and listener (or claims, leases, results, bucket
-# leases, clock, health and two listeners) own one connection each. The pool has the rest.
+# Flush, wide batches, wakeup and waiters, clock, keys, their verification, health and listener (or claims, leases,
+# results, bucket leases, clock, health and two listeners) own one connection each. The pool has the rest.
 _OWNED_CONNECTIONS: Final = 8
 
 
@@ -125,6 +125,10 @@ class Cell:
         )
         self._owned.append(connection)
         return connection
+
+    def shared_connection(self) -> SharedConnection:
+        """Return a connection that a few services use in turns. The cell closes it."""
+        return SharedConnection(self.owned_connection(plans=PLAN_EACH))
 
     def listener(self, channel: str) -> Listener:
         """Return a listener for notifications on this cell's `channel`."""

@@ -210,3 +210,24 @@ class HotConnection:
                 await connection.close(timeout=1.0)
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 connection.terminate()
+
+
+class SharedConnection:
+    """A connection that a few services with short statements use in turns.
+
+    Args:
+        connection: used by nothing else.
+    """
+
+    def __init__(self, connection: HotConnection) -> None:
+        self._connection = connection
+        self._lock = asyncio.Lock()
+
+    async def fetch(self, name: str, *args: Any, timeout_s: float) -> Sequence[Row]:
+        """Run a named statement once the others are done.
+
+        Raises:
+            StoreError: as `HotConnection.fetch`.
+        """
+        async with self._lock:
+            return await self._connection.fetch(name, *args, timeout_s=timeout_s)

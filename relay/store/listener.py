@@ -30,19 +30,27 @@ class Listener(Service):
     def __init__(self, opener: ConnectionFactory, channel: str) -> None:
         self._opener = opener
         self._channel = channel
-        self._heard: dict[str, Callable[[], None]] = {}
+        self._heard: dict[str, Callable[[str], None]] = {}
         #: True while it is connected.
         self.is_open = False
 
     def on_notice(self, heard: Callable[[], None]) -> Self:
         """Set the callback. Call this before entering."""
-        self._heard[self._channel] = heard
-        return self
+        return self.and_on(self._channel, heard)
 
     def and_on(self, channel: str, heard: Callable[[], None]) -> Self:
         """Set the callback for another channel of the same database. Call this before entering."""
+        return self.and_on_payload(channel, lambda _payload: heard())
+
+    def and_on_payload(self, channel: str, heard: Callable[[str], None]) -> Self:
+        """Set a callback that gets the payload of each notification, and an empty one after each connect."""
         self._heard[channel] = heard
         return self
+
+    @property
+    def can_listen(self) -> bool:
+        """Return whether notifications arrive here: not behind a transaction pooler."""
+        return not self._opener.pooled
 
     async def run(self) -> None:
         """Listen, and reconnect when the connection ends. Do nothing behind a transaction pooler: it gives the server's
@@ -78,10 +86,10 @@ class Listener(Service):
             async with asyncio.timeout(_PROBE_TIMEOUT_S):
                 await connection.add_listener(channel, self._notice)
             # Call once to make up for notifications that were sent while this was not connected.
-            heard()
+            heard("")
         while not self._opener.is_old(connection):
             await asyncio.sleep(_PROBE_INTERVAL_S)
             await connection.fetchval("select 1", timeout=_PROBE_TIMEOUT_S)
 
-    def _notice(self, _connection: Any, _process_id: int, channel: str, _payload: object) -> None:
-        self._heard[channel]()
+    def _notice(self, _connection: Any, _process_id: int, channel: str, payload: object) -> None:
+        self._heard[channel](str(payload))

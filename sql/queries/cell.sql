@@ -59,14 +59,29 @@ select
 -- gives: pg_notify void
 select pg_notify($1::text, '');
 
--- name: has_delivery_process
--- Return whether a delivery process is alive, so that a wakeup is of use.
--- gives: delivers bool
-select exists (
-    select
-    from relay.processes
-    where kind = 'deliver' and seen_at > now() - interval '20 seconds'
-) as delivers;
+-- name: notify
+-- Send several notifications, as `wake` sends one.
+-- $1 channel text[], $2 payload text[]
+-- gives: pg_notify void
+select pg_notify(n.channel, n.payload)
+from unnest($1::text[], $2::text[]) as n (channel, payload);
+
+-- name: presence
+-- Return whether a delivery process is alive, and whether requests wait in another API process, so that a wakeup is of
+-- use.
+-- $1 process_id uuid: the one that asks
+-- gives: delivers bool, waits bool
+select
+    exists (
+        select
+        from relay.processes as p
+        where p.kind = 'deliver' and p.seen_at > now() - interval '20 seconds'
+    ) as delivers,
+    exists (
+        select
+        from relay.processes as p
+        where p.waits_at > now() - interval '20 seconds' and p.id <> $1::uuid
+    ) as waits;
 
 -- name: renew_epoch
 -- Raise the epoch if it does not belong to the running server, and return the current one.

@@ -51,6 +51,11 @@ class Operation(NamedTuple):
         found = _ITEM.match(self.path)
         return _ALIASES.get(found[1], found[1]) if found else None
 
+    @property
+    def streams(self) -> bool:
+        """Whether the response does not end."""
+        return "text/event-stream" in self.described["responses"].get("200", {}).get("content", {})
+
     def at(self, id_: str) -> str:
         """Return the path with an id filled in."""
         return re.sub(r"\{\w+\}", id_, self.path)

@@ -39,6 +39,8 @@ MOST_CONNECTIONS: Final = 50
 MOST_PAYLOAD_BYTES: Final = 16 * 2**20 + 64 * 1024
 #: Look-ups of one organization at once.
 MOST_LOOK_UPS: Final = 8
+#: Requests of one organization that wait in a process, streams included.
+MOST_WAITING: Final = 1_000
 #: Jobs of one organization under way in a process: one that was asked for, one that follows from a changed endpoint.
 MOST_JOBS: Final = 2
 # What the API process does of itself, whoever asks.
@@ -99,6 +101,12 @@ class Visit:
                 async with self.worst.reading_slowly():
                     await self._still_served()
                 self._memory_so_far("after floods and slow readers")
+                async with self.worst.following():
+                    await self._still_served()
+                self._memory_so_far("after waiting requests and streams")
+                self._bound("waiting requests and streams", self.worst.waiting, MOST_WAITING)
+                if not self.worst.waiting:
+                    self.wrong.append("no request has waited")
             await self._end()
         self.took_s = time.monotonic() - begun
 

@@ -62,6 +62,8 @@ class Worst:
         self.answers: dict[str, Counter[str]] = {}
         self.largest: dict[str, int] = {}
         self.endpoints: list[str] = []
+        #: The most that waited at once.
+        self.waiting = 0.0
 
     async def build(self) -> None:
         """A long past, and as many endpoints and keys as it may have, each as large as it may be."""
@@ -69,7 +71,7 @@ class Worst:
         self.tenant = await house.api.tenant(self.tier, _NAME)
         await self._past()
         document = (await house.api.contract()).document
-        self.operations = operations(document)
+        self.operations = [operation for operation in operations(document) if not operation.streams]
         self.ids: dict[str, list[str]] = {"events": []}
         self.arguments = Arguments(document, self.ids, house.receivers.url(self.name, "hang"), TYPES)
         for place in range(self.most_endpoints):
@@ -305,6 +307,33 @@ class Worst:
                 writer.transport.pause_reading()  # type: ignore[attr-defined]
                 writer.write((files if number % 3 else lists).encode())
                 writers.append(writer)
+            yield
+        finally:
+            for writer in writers:
+                writer.transport.abort()
+
+    @asynccontextmanager
+    async def following(self, count: int = 1_100) -> AsyncIterator[None]:
+        """Open waiting requests with different filters, and streams that it does not read, as many as it gets.
+
+        Then post events that some of them match.
+        """
+        pages = [await self.tenant.inbox(order="asc", status="all", limit=number) for number in range(1, 30)]
+        writers = []
+        try:
+            for number in range(min(count, self.most_events)):
+                cursor = pages[number % len(pages)]["next_cursor"]
+                place = f"/api/inbox?wait=30&order=asc&status=all&cursor=now&type=x.{number}"
+                if number % 2:
+                    place = f"/api/inbox/stream?cursor={cursor}"
+                _, writer = await asyncio.open_connection("127.0.0.1", self.house.port, limit=4096)
+                writer.transport.pause_reading()  # type: ignore[attr-defined]
+                head = f"GET {place} HTTP/1.1\r\nHost: x\r\nX-API-Key: {self.tenant.key}\r\n\r\n"
+                writer.write(head.encode())
+                writers.append(writer)
+            for _ in range(30):
+                await self.tenant.post("/api/events", json={"type": TYPES[0], "payload": "x" * 100_000})
+                self.waiting = max(self.waiting, (await self.house.metrics()).get("relay_waiters", 0.0))
             yield
         finally:
             for writer in writers:

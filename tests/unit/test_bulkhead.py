@@ -10,7 +10,7 @@ import pytest
 
 from relay.errors import ApiError
 from relay.http import bulkhead as bulkheads
-from relay.http.bulkhead import REQUESTS, WAITING, Bulkhead, Bulkheads
+from relay.http.bulkhead import REQUESTS, WAITERS, WAITING, Bulkhead, Bulkheads
 
 ORGANIZATION = UUID(int=1)
 MIB = 1024 * 1024
@@ -151,3 +151,47 @@ async def test_responses_that_would_wait_for_long_go_as_they_are() -> None:
     by_organization = [bulkheads.enter(UUID(int=number)) for number in range(20)]
     packed = await asyncio.gather(*(bulkhead.packed(b"x" * MIB) for bulkhead in by_organization))
     assert 5 <= sum(body is not None for body in packed) < 20
+
+
+async def test_requests_that_wait_are_counted_apart() -> None:
+    bulkheads = made()
+    bulkhead = bulkheads.enter(ORGANIZATION)
+    bulkhead.begin_waiting()
+    assert (bulkhead.requests, bulkhead.waiters, bulkheads.waiters) == (0, 1, 1)
+    for _ in range(REQUESTS):
+        bulkheads.enter(ORGANIZATION)
+    for _ in range(REQUESTS):
+        bulkhead.leave(0)
+    assert len(bulkheads) == 1
+    bulkhead.leave(0, waits=True)
+    assert (len(bulkheads), bulkheads.waiters) == (0, 0)
+
+
+async def test_an_organization_and_all_together_have_so_many_that_wait() -> None:
+    bulkheads = Bulkheads(connections=50, body_bytes=1000, most_waiters=WAITERS + 1)
+    for _ in range(WAITERS):
+        bulkheads.enter(ORGANIZATION).begin_waiting()
+    with pytest.raises(ApiError) as rejected:
+        bulkheads.enter(ORGANIZATION).begin_waiting()
+    assert rejected.value.kind.code == "too_many_requests_waiting"
+    other, third = UUID(int=2), UUID(int=3)
+    bulkheads.enter(other).begin_waiting()
+    with pytest.raises(ApiError):
+        bulkheads.enter(third).begin_waiting()
+
+
+async def test_those_that_wait_read_with_half_of_the_permits_and_never_fail() -> None:
+    bulkheads = made(32)
+    bulkhead = bulkheads.enter(ORGANIZATION)
+    reading = most = 0
+
+    async def read() -> None:
+        nonlocal reading, most
+        async with bulkhead.reading():
+            reading += 1
+            most = max(most, reading)
+            await asyncio.sleep(0)
+            reading -= 1
+
+    await asyncio.gather(*(read() for _ in range(500)))
+    assert most == bulkheads.permits // 2 == 4

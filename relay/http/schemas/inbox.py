@@ -17,6 +17,16 @@ class InboxParameters(Struct, forbid_unknown_fields=True):
     cursor: Cursor | None = None
     type: TypeFilter | None = None
     order: Literal["desc", "asc"] = "desc"
+    wait: Annotated[
+        float, Meta(ge=0, le=30, description="How many seconds an empty page is held back until there is an event.")
+    ] = 0
+
+
+class StreamParameters(Struct, forbid_unknown_fields=True):
+    """The filter of a stream, and where it begins."""
+
+    type: TypeFilter | None = None
+    cursor: Cursor | None = None
 
 
 class AckResponse(TypedDict):

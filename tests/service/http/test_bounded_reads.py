@@ -215,6 +215,7 @@ READS: dict[str, list[Read]] = {
         for order in ("desc", "asc")
         for type_ in (None, "nothing.*")
     ],
+    "/api/inbox/stream": [page(status="all", order="asc", type=type_) for type_ in (None, "nothing.*")],
     "/api/events": [
         page(list_name="events", order=order, **narrowed)
         for order in ("desc", "asc")

@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.api import Tenant
 from tests.support.api_harness import Stage
+from tests.support.event_stream import EventStream
 from tests.support.furnished import Furnished, books_of, furnish, members, names_something
 
 # Whose ids stand in a path: the kind of thing, by what the path begins with.
@@ -70,6 +71,7 @@ INNOCENT = {
     "type",
     "until",
     "url",
+    "wait",
     "webhook_url",
 }
 # What an operation with a body needs besides ids, so that it is not refused for that.
@@ -93,6 +95,11 @@ class Asked(NamedTuple):
     def name(self) -> str:
         return f"{self.method} {self.path}"
 
+    @property
+    def streams(self) -> bool:
+        """Whether its response does not end: tested by itself below."""
+        return "text/event-stream" in self.described["responses"].get("200", {}).get("content", {})
+
     def parameters(self, place: str) -> list[dict[str, Any]]:
         return [found for found in self.described["parameters"] if found["in"] == place]
 
@@ -106,7 +113,10 @@ class Neighbours(NamedTuple):
     document: dict[str, Any]
 
     def operations(self) -> list[Asked]:
-        """What destroys comes last, so that there is something left to ask for."""
+        """What ends. What destroys comes last, so that there is something left to ask for."""
+        return [asked for asked in self.every_operation() if not asked.streams]
+
+    def every_operation(self) -> list[Asked]:
         found = [
             Asked(method.upper(), path, described)
             for path, methods in self.document["paths"].items()
@@ -151,7 +161,7 @@ def filled(path: str, id_: str) -> str:
 
 
 async def test_every_path_parameter_and_member_is_known_to_these_tests(two: Neighbours) -> None:
-    operations = two.operations()
+    operations = two.every_operation()
     assert len(operations) >= 20
     for asked in operations:
         if "{" in asked.path:
@@ -298,6 +308,27 @@ async def test_every_list_shows_ones_own_and_nothing_else(two: Neighbours) -> No
     assert walked >= 8
 
 
+async def test_a_stream_shows_ones_own_and_takes_no_cursor_of_a_neighbour(two: Neighbours) -> None:
+    (asked,) = (asked for asked in two.every_operation() if asked.streams)
+    assert asked.path == "/api/inbox/stream"
+    page = await two.theirs.tenant.inbox(order="asc", status="all", limit=1)
+    for parameters, headers in (({"cursor": page["next_cursor"]}, {}), ({}, {"Last_Event_ID": page["next_cursor"]})):
+        async with EventStream(two.mine.tenant, parameters, **headers) as stream:
+            assert (await stream.begin()).status == 422
+    own = await two.mine.tenant.inbox(order="asc", status="all", limit=1)
+    async with EventStream(two.mine.tenant, {"cursor": own["next_cursor"]}) as stream:
+        await stream.begin()
+        await two.theirs.tenant.accept(payload=two.theirs.mark)
+        event_id = await two.mine.tenant.accept(payload=two.mine.mark)
+        shown = ""
+        while event_id not in shown:
+            block = await stream.block()
+            assert block is not None
+            shown += f"{block.id} {block.data}\n"
+        assert two.theirs.shown_in(shown) == []
+        assert two.mine.shown_in(shown) != []
+
+
 async def test_keys_of_ones_own_choice_are_ones_own(two: Neighbours) -> None:
     mine, theirs = two.mine, two.theirs
     dedup_id, event = f"{theirs.mark}-0", {"type": "a", "payload": 1}
@@ -321,7 +352,7 @@ async def test_keys_of_ones_own_choice_are_ones_own(two: Neighbours) -> None:
 
 
 async def test_without_a_key_there_is_nothing_anywhere(two: Neighbours) -> None:
-    for asked in two.operations():
+    for asked in two.every_operation():
         for id_ in ("event", "endpoint", "delivery", "job", "key"):
             path = filled(asked.path, two.theirs.ids[id_][0])
             answer = await two.stage.api.request(asked.method, path, json={})
