@@ -96,6 +96,9 @@ TARGETS: Final = {
     "mixed_p95": Target(what="p95 of all, events, inbox and acknowledgements mixed", unit="ms"),
     "mixed_behind": Target(what="events that the mixed run's readers had not read in the end", unit=""),
     "self_test": Target(what="self-test: p99 of a stopped server, of the stop", unit="", must=0.9, at_least=True),
+    "follower_p95": Target(what="p95 from 201 to a waiting reader at 1,000/s", unit="ms", must=50, prize=10),
+    "waiting_queries": Target(what="5,000 waiting readers: statements beyond idle", unit="/s", must=1),
+    "waiting_memory": Target(what="5,000 waiting readers: memory of the API", unit="MB", must=150, prize=60),
     "wrong": Target(what="answers that were not as expected", unit="", must=0),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from bench.scenarios import claims, delivery, fairness, footprint, ingest, leases, pace, tenants, transport
+from bench.scenarios import claims, delivery, fairness, footprint, ingest, leases, pace, tenants, transport, waiting
 from bench.scenarios.run import Scenario
 
 SCENARIOS: Final = (
@@ -28,6 +28,8 @@ SCENARIOS: Final = (
     Scenario("fairness", "A tenant beside endpoints that hang", fairness.fairness),
     Scenario("tenants", "A neighbour of the worst tenant", tenants.tenants),
     Scenario("efficiency", "Memory and CPU at 1,000 req/s", footprint.efficiency, comparable=True),
+    Scenario("followers", "Followers with long polls at 1,000 events/s", waiting.followers),
+    Scenario("waiting", "5,000 waiting readers while nothing happens", waiting.waiting),
     Scenario("cold-start", "Cold start of `relay serve` and `relay deliver`", footprint.cold_start),
     Scenario("idle", "POSTs beside 2,000 idle connections", footprint.idle, remote=True, comparable=True),
 )
