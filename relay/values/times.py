@@ -11,9 +11,8 @@ import msgspec
 
 def rfc3339(moment: datetime.datetime) -> str:
     """Return a time in RFC 3339 format, in UTC and always with microseconds: `2026-01-02T03:04:05.000006Z`."""
-    utc = moment.astimezone(datetime.UTC)
-    # strftime omits the leading zeros of a year before 1000.
-    return f"{utc.year:04d}-{utc:%m-%dT%H:%M:%S}.{utc.microsecond:06d}Z"
+    # Half the time of strftime, which also omits the leading zeros of a year before 1000.
+    return moment.astimezone(datetime.UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def rfc3339_or_none(moment: datetime.datetime | None) -> str | None:

@@ -130,17 +130,18 @@ def event_json(row: Row, event_id: UUID) -> bytes:
 
 def event_body(row: Row, event_id: UUID) -> events.Event:
     """Return an event as the API shows it."""
-    return events.Event(
-        id=str(event_id),
-        type=row["type"],
-        event_type=row["type"],
-        payload=Fragment(row["payload"]),
-        created_at=rfc3339(uuid7.created_at(event_id)),
-        status=row["status"],
-        delivery_status=row["status"],
-        attempts=row["attempts"],
-        dedup_id=row["dedup_id"],
-    )
+    # A literal, because a page has up to a thousand of them: calling the type takes twice as long.
+    return {
+        "id": str(event_id),
+        "type": row["type"],
+        "event_type": row["type"],
+        "payload": Fragment(row["payload"]),
+        "created_at": rfc3339(uuid7.created_at(event_id)),
+        "status": row["status"],
+        "delivery_status": row["status"],
+        "attempts": row["attempts"],
+        "dedup_id": row["dedup_id"],
+    }
 
 
 async def acknowledge_event(
