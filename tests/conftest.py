@@ -32,6 +32,9 @@ ADMIN_TOKEN = "admin-token-of-the-tests"
 hypothesis.settings.register_profile("relay", hypothesis.settings.default, deadline=None)
 hypothesis.settings.load_profile("relay")
 
+#: Their tests start commands of ours, or run once more what other folders have.
+_OF_PROCESSES = ("tests/other_servers/", "tests/service/cli/", "tests/service/local/")
+
 NO_LIMIT = {"RELAY_RATE_LIMIT_ENTERPRISE": "1000000000"}
 
 LOOPBACK = "127.0.0.0/8,::1/128"
@@ -45,6 +48,18 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--server", choices=servers.NAMES, default="embedded", help="the PostgreSQL that tests run on")
     parser.addoption("--long", action="store_true", help="the long form of the tests that have one, as `make soak`")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests as slow by what they are made of, so that a new one is left out of `make quick` by itself."""
+    for item in items:
+        if not item.get_closest_marker("quick") and _is_slow(item):
+            item.add_marker(pytest.mark.slow)
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    return "commands" in getattr(item, "fixturenames", ()) or item.nodeid.startswith(_OF_PROCESSES)
 
 
 class Databases:

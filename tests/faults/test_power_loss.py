@@ -108,6 +108,7 @@ async def test_every_201_of_several_processes_outlasts_a_power_failure(home: Pat
     assert await missing(remains, acknowledged) == set()
 
 
+@pytest.mark.slow
 async def test_flushes_reach_the_disk_and_where_they_do_not_that_is_said(
     home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

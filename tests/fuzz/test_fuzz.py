@@ -25,6 +25,7 @@ def test_what_was_found_once_is_well(name: str) -> None:
         TARGETS[name](path.read_bytes())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not built for this platform")
 @pytest.mark.parametrize("name", ["event", "array", "key_with_its_checksum"])
 def test_some_thousand_inputs_that_nobody_thought_of_are_well(name: str, tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def cases() -> list[tuple[dict[str, object], bool]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("language", "program"), [("python", sys.executable), ("javascript", "node"), ("go", "go")])
 def test_the_example_accepts_what_is_signed_and_nothing_else(language: str, program: str, tmp_path: Path) -> None:
     if shutil.which(program) is None:

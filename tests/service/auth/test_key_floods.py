@@ -185,6 +185,7 @@ async def until_a_lock_is_waited_for(url: str) -> None:
     await watcher.close()
 
 
+@pytest.mark.slow
 async def test_keys_that_are_being_made_do_not_stand_before_one_that_is_verified(shared: str) -> None:
     async with running(shared, hasher=Hasher) as first:
         owner = (await first.keys.create_organization("Acme", "free")).api_key.encode()
@@ -207,6 +208,7 @@ async def is_verified_beside_new_ones(node: Node, owner: bytes) -> None:
     assert node.hashes == 101
 
 
+@pytest.mark.slow
 async def test_what_is_remembered_of_refused_keys_is_bounded(cell: Cell) -> None:
     keyring = await Keyring.open(cell, Vault([SECRET_KEY]))
     cache, metrics = KeyCache(lambda: 0.0), Metrics()

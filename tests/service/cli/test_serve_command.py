@@ -181,6 +181,7 @@ async def processes(port: int, count: int) -> set[str]:
     return found
 
 
+@pytest.mark.quick
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 async def test_a_worker_that_dies_comes_back_and_all_stop_together(commands: Commands, database: str) -> None:
     api = await commands.serve(database, RELAY_WORKERS="2")

@@ -203,6 +203,7 @@ async def test_a_name_that_fails_at_once_is_asked_for_again_at_once(names: Names
         assert len(names.asked) == count
 
 
+@pytest.mark.slow
 async def test_what_is_remembered_of_names_is_bounded_for_each_organization_and_in_all(names: Names) -> None:
     resolver = Resolver(names.look_up, PATIENT)
     await resolve(resolver, 2, "quick.two")

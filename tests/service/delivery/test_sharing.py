@@ -175,6 +175,7 @@ def unused() -> str:
     return "postgresql://relay@127.0.0.1:9/relay"
 
 
+@pytest.mark.slow
 async def test_nothing_is_sent_twice_or_lost_while_processes_come_and_go(
     database: str, books: Books, receiver: Receiver
 ) -> None:
@@ -331,6 +332,7 @@ async def test_one_that_was_asleep_for_longer_than_its_lease_claims_nothing_when
     assert ids(receiver.received) == Counter(accepted)
 
 
+@pytest.mark.slow
 async def test_one_that_postgresql_does_not_answer_claims_nothing_and_comes_back(
     database: str, books: Books, receiver: Receiver
 ) -> None:

@@ -328,6 +328,7 @@ async def test_forty_racing_duplicates_on_two_processes_make_one_event(
     assert len(await stored(url)) == 1
 
 
+@pytest.mark.quick
 async def test_no_postgresql_is_a_503_within_a_second_and_mends_itself(
     databases: Databases, commands: Commands
 ) -> None:

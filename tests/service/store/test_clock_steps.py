@@ -117,6 +117,7 @@ async def test_deliveries_go_on_after_an_hour_that_was_not(ground: Ground, comma
         await receiver.until(2, 30.0)
 
 
+@pytest.mark.slow
 async def test_nothing_is_dropped_by_a_process_that_starts_under_a_clock_that_is_months_ahead(ground: Ground) -> None:
     async with open_cell(ground.url) as cell:
         past = Past(cell, ground.connection)

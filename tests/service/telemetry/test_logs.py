@@ -77,6 +77,7 @@ async def test_a_sampled_request_has_a_line_of_facts(database: str) -> None:
         assert serve.lines()[-1]["event"] == "stopped"
 
 
+@pytest.mark.slow
 async def test_refused_requests_leave_no_line_and_a_lost_database_few(database: str) -> None:
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(Proxy(database))
@@ -304,6 +305,7 @@ async def what_cannot_be_opened(connection: asyncpg.Connection, tenant: Tenant) 
     await tenant.accept()
 
 
+@pytest.mark.slow
 async def test_relay_up_says_its_demo_key_on_stdout_and_no_other_secret(home: Path) -> None:
     data = home / "told-up"
     env = {"PATH": os.environ["PATH"], "HOME": str(home), "RELAY_DATA_DIR": str(data), "PORT": str(free_port())}

@@ -177,6 +177,7 @@ async def test_two_workers_are_one_page_and_one_that_is_killed_takes_its_gauges_
     )
 
 
+@pytest.mark.slow
 async def test_an_api_process_shows_the_delivery_process_beside_it_and_no_file_is_written(
     database: str, receiver: Receiver
 ) -> None:
