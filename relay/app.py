@@ -185,6 +185,7 @@ class Relay:
                             ReceiptKey(keyring.hmac_key),
                             retry_schedule=settings.retry_schedule,
                             metrics=metrics,
+                            ready=waiters.returned,
                         ),
                         pings=pings,
                         signups=SignupLimiter(table=table),

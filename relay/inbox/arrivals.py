@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 from uuid import UUID
@@ -222,6 +222,11 @@ class OrganizationWaiters:
             if waiter.is_waiting:
                 waiter.match()
                 return
+
+    @property
+    def groups(self) -> Collection[str]:
+        """Return the names of the groups that have waiters."""
+        return self._groups.keys()
 
     def wake_groups(self) -> None:
         """Wake the one of each group that has waited longest."""

@@ -77,6 +77,7 @@ class Waiters(Service):
         self._held_s = _HELD_S
         self._look_again_at: float | None = None
         self._stopping = False
+        self._turn = 0
         #: Counts the statements.
         self.queries = metrics.counter(
             "relay_waiter_queries", "Statements that looked for events for all waiting requests of a process."
@@ -231,6 +232,7 @@ class Waiters(Service):
         )
         if is_poll:
             self._poll_at = now + POLL_S
+            self._wake_one_queue()
         if is_present:
             if now - self._present_at >= 2 * _PRESENCE_S:
                 self._announce()
@@ -246,6 +248,14 @@ class Waiters(Service):
             self._wake(organization.arrived(new, self._horizon, _LIMIT))
             organization.rests_until = now + _REST_S * len(organization)
         self._schedule_held(now)
+
+    def _wake_one_queue(self) -> None:
+        """Wake one of those that wait for what others had, in turn: a delay or a lease that ends there tells nobody."""
+        queues = [(id_, group) for id_, found in self._organizations.items() for group in found.groups]
+        if queues:
+            self._turn = (self._turn + 1) % len(queues)
+            organization_id, group = queues[self._turn]
+            self._organizations[organization_id].wake_group(group)
 
     def _schedule_held(self, now: float) -> None:
         """Look again soon at what the horizon has not passed, each time a little later."""

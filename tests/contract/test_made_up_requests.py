@@ -39,11 +39,18 @@ _STREAM = "/api/inbox/stream"
 _HOOKS = """
 import schemathesis
 
+def shortened(found):
+    if isinstance(found, dict) and isinstance(found.get("wait"), (int, float)) and 0 < found["wait"] <= 30:
+        found["wait"] = 0.1
+    return found
+
 @schemathesis.hook
 def map_query(context, query):
-    if query and isinstance(query.get("wait"), (int, float)) and 0 < query["wait"] <= 30:
-        query["wait"] = 0.1
-    return query
+    return shortened(query)
+
+@schemathesis.hook
+def map_body(context, body):
+    return shortened(body)
 """
 
 

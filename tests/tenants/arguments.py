@@ -141,6 +141,9 @@ class Arguments:
         return min(forms(schema, self._document), key=lambda form: (order.index(_kind(form)), "enum" in form))
 
     def _value(self, name: str, schema: Schema) -> Any:
+        if name == "wait":
+            # How many may wait is tried by itself.
+            return 0
         form = self._form(schema)
         if "enum" in form:
             return form["enum"][-1]

@@ -2,29 +2,90 @@
 
 from __future__ import annotations
 
+import asyncio
+from time import perf_counter
+
 from msgspec import UNSET
 
 from relay.errors import ApiError
+from relay.http.disconnect import Disconnect
 from relay.http.request import Request
 from relay.http.resources.inbox import event_body
 from relay.http.response import Response, json_response
 from relay.http.schemas import leases as schemas
-from relay.inbox import EventLease, EventLeases
+from relay.inbox import PAGE_BYTES, EventLease, EventLeases, Waiters, Woken
+from relay.values.cursor import FIRST
 
 
-async def lease_events(request: Request[None, schemas.LeaseRequest | None], leases: EventLeases) -> Response:
-    """Lease events, oldest first. Each is in the hands of one reader until its lease ends."""
+async def lease_events(
+    request: Request[None, schemas.LeaseRequest | None], leases: EventLeases, waiters: Waiters
+) -> Response:
+    """Lease events, oldest first. Each is in the hands of one reader until its lease ends.
+
+    With `wait` an empty lease is held back until there is an event.
+    """
     asked = request.body or schemas.LeaseRequest()
-    leased = await leases.lease(
+    if asked.wait:
+        leased = await _wait_for_lease(request, asked, leases, waiters)
+    else:
+        leased = await _lease(request, asked, leases, request.page_bytes)
+    if leased is None:
+        raise ApiError("consumer_not_found")
+    return json_response(200, schemas.LeasePage(events=[_leased_body(each) for each in leased]))
+
+
+async def _lease(
+    request: Request[None, schemas.LeaseRequest | None],
+    asked: schemas.LeaseRequest,
+    leases: EventLeases,
+    most_bytes: int,
+) -> list[EventLease] | None:
+    return await leases.lease(
         request.organization_id,
         None if asked.consumer is UNSET else asked.consumer,
         limit=asked.limit,
         lease_s=None if asked.lease_s is UNSET else asked.lease_s,
-        most_bytes=request.page_bytes,
+        most_bytes=most_bytes,
     )
-    if leased is None:
-        raise ApiError("consumer_not_found")
-    return json_response(200, schemas.LeasePage(events=[_leased_body(each) for each in leased]))
+
+
+async def _wait_for_lease(
+    request: Request[None, schemas.LeaseRequest | None],
+    asked: schemas.LeaseRequest,
+    leases: EventLeases,
+    waiters: Waiters,
+) -> list[EventLease] | None:
+    """Lease as soon as there is something, or the time is over. An event wakes one of those that wait for a queue.
+
+    Raises:
+        ApiError: `too_many_requests_waiting`.
+        TooManyLeased: the limit of live leases is reached.
+        StoreError: the database does not respond.
+    """
+    exchange = request.exchange
+    until = asyncio.get_running_loop().time() + asked.wait
+    # No consumer has an empty name.
+    queue = "" if asked.consumer is UNSET else asked.consumer
+    with await waiters.register(request.organization_id, group=queue) as waiter:
+        leased = await _lease(request, asked, leases, request.page_bytes)
+        if leased is None or leased:
+            return leased
+        bulkhead = exchange.begin_waiting()
+        with Disconnect(exchange, waiter.leave):
+            woken = Woken.MATCH
+            while woken is Woken.MATCH:
+                begun = perf_counter()
+                woken = await waiter.wait(FIRST, until)
+                exchange.waited_s += perf_counter() - begun
+                exchange.close = exchange.close or woken is Woken.STOPPING
+                if woken in (Woken.STOPPING, Woken.LEFT):
+                    break
+                async with bulkhead.reading():
+                    leased = await _lease(request, asked, leases, exchange.reserve_page(PAGE_BYTES))
+                if leased is None or leased:
+                    break
+                exchange.release_page()
+        return leased
 
 
 async def return_leases(request: Request[None, schemas.NackRequest], leases: EventLeases) -> Response:

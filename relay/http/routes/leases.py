@@ -17,7 +17,7 @@ def operations(services: Services) -> list[Operation]:
     leases = services.leases
     return [
         Operation(
-            "POST", "/api/inbox/lease", partial(lease_events, leases=leases),
+            "POST", "/api/inbox/lease", partial(lease_events, leases=leases, waiters=services.waiters),
             id="leaseEvents", scope="consume", body=schemas.LeaseRequest, body_optional=True, page_bytes=PAGE_BYTES,
             success={200: schemas.LeasePage},
             errors=("consumer_not_found", "too_many_leased"),

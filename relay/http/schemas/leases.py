@@ -21,6 +21,9 @@ class LeaseRequest(Struct, forbid_unknown_fields=True):
         Annotated[ConsumerName, Meta(description="Without it, events that go to no endpoint and no consumer.")]
         | UnsetType
     ) = UNSET
+    wait: Annotated[
+        float, Meta(ge=0, le=30, description="How many seconds an empty lease is held back until there is an event.")
+    ] = 0
 
 
 class LeasedEvent(Event):

@@ -244,3 +244,46 @@ async def test_a_thousand_of_an_organization_wait_and_no_more(alone: Api) -> Non
             assert answer.status_code == 200
             assert [event["id"] for event in answer.json()["events"]] == [event_id]
         await has_waiters(alone, 0)
+
+
+@pytest.mark.parametrize("wait", [31, -1, "a"])
+async def test_a_lease_that_would_wait_too_long_is_422(tenant: Tenant, wait: object) -> None:
+    answer = await tenant.post("/api/inbox/lease", json={"wait": wait})
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["details"][0]["field"] == "wait"
+
+
+async def test_leases_that_wait_get_each_event_once(alone: Api) -> None:
+    tenant = await alone.tenant()
+    assert (await tenant.post("/api/consumers", json={"name": "queue"})).status_code == 201
+
+    async def lease(limit: int) -> list[dict[str, Any]]:
+        answer = await tenant.post("/api/inbox/lease", json={"consumer": "queue", "wait": 30, "limit": limit})
+        assert answer.status_code == 200, answer.text
+        found: list[dict[str, Any]] = answer.json()["events"]
+        return found
+
+    tasks = [asyncio.create_task(lease(1)) for _ in range(5)]
+    await has_waiters(alone, 5)
+    ids = [await tenant.accept(payload=number) for number in range(5)]
+    leased = [event for events in await asyncio.gather(*tasks) for event in events]
+    assert sorted(event["id"] for event in leased) == sorted(ids)
+    # What is returned is there for one who waits.
+    task = asyncio.create_task(lease(1))
+    await has_waiters(alone, 1)
+    answer = await tenant.post("/api/nack", json={"receipts": [leased[0]["receipt"]], "delay_s": 0})
+    assert answer.json()["returned"] == 1
+    assert [event["id"] for event in await task] == [leased[0]["id"]]
+
+
+async def test_a_lease_that_ends_by_itself_is_found_by_one_who_waits(alone: Api) -> None:
+    tenant = await alone.tenant()
+    event_id = await tenant.accept()
+    assert len((await tenant.post("/api/inbox/lease", json={"lease_s": 1})).json()["events"]) == 1
+    answer = await tenant.post("/api/inbox/lease", json={"wait": 30})
+    assert [event["id"] for event in answer.json()["events"]] == [event_id]
+
+
+async def test_a_lease_without_an_event_is_empty_when_the_time_is_over(tenant: Tenant) -> None:
+    assert (await tenant.post("/api/inbox/lease", json={"wait": 0.2})).json() == {"events": []}
+    assert (await tenant.post("/api/inbox/lease", json={"wait": 0.2, "consumer": "none"})).status_code == 404
