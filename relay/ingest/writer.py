@@ -196,6 +196,7 @@ class Writer:
             raise DatabaseUnavailable("PostgreSQL was restarted")
         if row["due"]:
             self._due()
+        self._committed({event.organization_id for event in events})
         return frozenset(row.get("won", ()))
 
     async def _store(self, events: Sequence[PendingEvent], *, again: bool) -> Row:

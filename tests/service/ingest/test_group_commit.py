@@ -59,6 +59,15 @@ async def code_of(future: asyncio.Future[Outcome]) -> str:
     return caught.value.kind.code
 
 
+async def test_each_commit_tells_whose_events_it_has_stored(cell: Cell) -> None:
+    told: list[set[UUID]] = []
+    other = UUID(int=7)
+    async with committing(cell, committed=told.append) as commit:
+        await commit.join(ORGANIZATION, event())
+        await commit.join_batch(other, [event(), event()], [None, None])
+    assert told == [{ORGANIZATION}, {other}]
+
+
 async def test_requests_that_arrive_together_share_a_commit(cell: Cell, database: str) -> None:
     async with committing(cell) as commit:
         await commit.join(ORGANIZATION, event())
