@@ -76,11 +76,15 @@ def load(environ: Mapping[str, str]) -> Settings:
             f"RELAY_RETENTION_MAX_DAYS: {values['retention_max_days']} is less than RELAY_RETENTION_DAYS, "
             f"which is {values['retention_days']}"
         )
-    rates = {tier: Rate(values[f"rate_{tier}"], values[f"burst_{tier}"] or values[f"rate_{tier}"]) for tier in TIERS}
+    rates = {tier: _rate(values[f"rate_{tier}"], values[f"burst_{tier}"]) for tier in TIERS}
     max_endpoints = {tier: values[f"endpoints_{tier}"] for tier in TIERS}
     for tier in TIERS:
         del values[f"rate_{tier}"], values[f"burst_{tier}"], values[f"endpoints_{tier}"]
     return Settings(rates=rates, max_endpoints=max_endpoints, **values)
+
+
+def _rate(per_minute: int | None, burst: int | None) -> Rate | None:
+    return None if per_minute is None else Rate(per_minute, burst or per_minute)
 
 
 def _names_no_user(url: str, environ: Mapping[str, str]) -> bool:
@@ -123,6 +127,8 @@ def _shown(setting: Setting, settings: Settings) -> str:
         if kind == "endpoints":
             return str(settings.max_endpoints[tier])
         rate = settings.rates[tier]
+        if rate is None:
+            return "none" if kind == "rate" else ""
         return str(rate.per_minute if kind == "rate" else rate.burst)
     value = getattr(settings, setting.field)
     if value is None or value == ():

@@ -30,6 +30,16 @@ def integer(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def integer_or_none(low: int, high: int) -> Callable[[str], int | None]:
+    """Return a parser for whole numbers from `low` to `high`, or `none` for no limit."""
+    whole = integer(low, high)
+
+    def parse(text: str) -> int | None:
+        return None if text.lower() == "none" else whole(text)
+
+    return parse
+
+
 def number(low: float, high: float) -> Callable[[str], float]:
     """Return a parser for numbers from `low` to `high`, such as seconds or a share."""
 

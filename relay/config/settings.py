@@ -55,7 +55,8 @@ class Settings:
     endpoint_disable_after_s: float
     retry_schedule: tuple[float, ...]
     max_attempts: int | None
-    rates: Mapping[str, Rate]
+    #: By tier; None is no limit.
+    rates: Mapping[str, Rate | None]
     max_endpoints: Mapping[str, int]
     redis_url: str | None
     cors_origins: tuple[str, ...]

@@ -11,6 +11,7 @@ from relay.config.parsers import (
     choice,
     flag,
     integer,
+    integer_or_none,
     long_token,
     networks,
     number,
@@ -144,7 +145,13 @@ SETTINGS: Final = (
     Setting("RELAY_LOG_SAMPLE", "log_sample", "0", number(0, 1), "a share from 0 to 1"),
     Setting("RELAY_SCHEMA", "schema", "relay", schema, "a lower-case PostgreSQL name of up to 41 characters"),
     *(
-        Setting(f"RELAY_RATE_LIMIT_{tier.upper()}", f"rate_{tier}", str(rate), integer(1, 10**9), "a number from 1")
+        Setting(
+            f"RELAY_RATE_LIMIT_{tier.upper()}",
+            f"rate_{tier}",
+            str(rate),
+            integer_or_none(1, 10**9),
+            "a number from 1, or `none`",
+        )
         for tier, rate in _TIER_RATES.items()
     ),
     *(

@@ -34,6 +34,10 @@ class Decision(msgspec.Struct, frozen=True):
     headers: list[tuple[bytes, bytes]]
 
 
+#: For a caller without a limit, who gets no `RateLimit-` headers.
+UNLIMITED: Final = Decision(True, limit=10**9, remaining=10**9, reset_s=0, retry_after_s=0, headers=[])
+
+
 class Meter:
     """The GCRA state of one caller: a single time, the theoretical arrival time.
 

@@ -9,7 +9,7 @@ from typing import Final, Generic, TypeVar
 from uuid import UUID
 
 from relay.config.settings import Rate
-from relay.limits.gcra import Decision, Meter
+from relay.limits.gcra import UNLIMITED, Decision, Meter
 from relay.limits.shared_table import KEY_BYTES, SharedTable
 
 #: The limit of one address without the operator's token.
@@ -57,14 +57,14 @@ class Limiter:
     theoretical arrival time, so retrying does not prolong the wait.
 
     Args:
-        rates: the limit of each tier.
+        rates: the limit of each tier; None is no limit.
         clock: monotonic, in seconds. With a table it must be the same in all processes.
         table: shared by several processes, or None for a single one, whose own memory is five times as fast.
     """
 
     def __init__(
         self,
-        rates: Mapping[str, Rate],
+        rates: Mapping[str, Rate | None],
         clock: Callable[[], float] = time.monotonic,
         table: SharedTable | None = None,
     ) -> None:
@@ -82,7 +82,10 @@ class Limiter:
 
         A `cost` above the tier's burst is never allowed. A `cost` of 0 only reads the state.
         """
-        rate, now = self._rates[tier], self._clock()
+        rate = self._rates[tier]
+        if rate is None:
+            return UNLIMITED
+        now = self._clock()
         meter = self._meters.get(tenant_id)
         if meter is None:
             meter = Meter(rate)

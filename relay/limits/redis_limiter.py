@@ -11,7 +11,7 @@ from uuid import UUID
 
 from relay.config.settings import Rate
 from relay.limits import redis_scripts
-from relay.limits.gcra import Decision, Meter
+from relay.limits.gcra import UNLIMITED, Decision, Meter
 from relay.limits.redis_client import RedisClient
 from relay.runtime.service import Service
 from relay.telemetry.metrics import Metrics
@@ -119,11 +119,11 @@ class RedisLimiter(Service):
 
     Args:
         redis: holds the state that all processes share.
-        rates: the limit of each tier.
+        rates: the limit of each tier; None is no limit.
         metrics: where it counts.
     """
 
-    def __init__(self, redis: RedisClient, rates: Mapping[str, Rate], metrics: Metrics) -> None:
+    def __init__(self, redis: RedisClient, rates: Mapping[str, Rate | None], metrics: Metrics) -> None:
         self._redis = redis
         self._rates = rates
         self._leases: dict[UUID, TokenLease] = {}
@@ -141,8 +141,11 @@ class RedisLimiter(Service):
 
     def try_spend(self, tenant_id: UUID, tier: str, cost: int = 1) -> Decision | None:
         """Spend `cost` of an organization's limit if that can be decided locally, in 1.5 µs. None: call `spend`."""
+        rate = self._rates[tier]
+        if rate is None:
+            return UNLIMITED
         now = time.monotonic()
-        lease = self._lease_of(tenant_id, tier)
+        lease = self._lease_of(tenant_id, rate)
         if not self._redis.up:
             self._fallbacks.add()
             return lease.spend_without_redis(now, cost, self._redis.share)
@@ -156,7 +159,10 @@ class RedisLimiter(Service):
 
     async def spend(self, tenant_id: UUID, tier: str, cost: int = 1) -> Decision:
         """Spend `cost` of an organization's limit with what Redis grants."""
-        lease = self._lease_of(tenant_id, tier)
+        rate = self._rates[tier]
+        if rate is None:
+            return UNLIMITED
+        lease = self._lease_of(tenant_id, rate)
         if lease.leasing is not None and cost <= lease.chunk:
             # The pending lease may be sufficient.
             await asyncio.shield(lease.leasing)
@@ -177,8 +183,7 @@ class RedisLimiter(Service):
                 break
         return lease.meter.decided(time.monotonic(), False, cost)
 
-    def _lease_of(self, tenant_id: UUID, tier: str) -> TokenLease:
-        rate = self._rates[tier]
+    def _lease_of(self, tenant_id: UUID, rate: Rate) -> TokenLease:
         lease = self._leases.get(tenant_id)
         if lease is None:
             lease = self._leases[tenant_id] = TokenLease(rate, self._chunk_of(rate))

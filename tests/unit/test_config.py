@@ -134,6 +134,18 @@ def test_lists_and_rates_are_read_as_they_are_written() -> None:
     assert settings.rates["pro"] == Rate(5, 5)
 
 
+def test_a_tier_may_have_no_limit_whatever_its_burst() -> None:
+    given = {"RELAY_RATE_LIMIT_PRO": "none", "RELAY_RATE_BURST_PRO": "9", "RELAY_RATE_LIMIT_ENTERPRISE": "None"}
+    settings = load(given)
+
+    assert (settings.rates["pro"], settings.rates["enterprise"]) == (None, None)
+    assert settings.rates["free"] == Rate(100, 100)
+    described = dict(describe(settings))
+    assert (described["RELAY_RATE_LIMIT_PRO"], described["RELAY_RATE_BURST_PRO"]) == ("none", "")
+    with pytest.raises(BadSetting, match="RELAY_RATE_LIMIT_PRO: 'unlimited' is not a number from 1, or `none`"):
+        load({"RELAY_RATE_LIMIT_PRO": "unlimited"})
+
+
 def test_a_description_read_again_gives_the_same_settings_and_shows_no_secret() -> None:
     secrets = {
         "DATABASE_URL": "postgresql://u:hunter2@h/d",

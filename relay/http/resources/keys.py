@@ -42,14 +42,15 @@ def _organization_name(asked: schemas.OrganizationCreate) -> str:
     return name
 
 
-async def list_keys(request: Request[None, None], listing: KeyListing, rates: Mapping[str, Rate]) -> Response:
+async def list_keys(request: Request[None, None], listing: KeyListing, rates: Mapping[str, Rate | None]) -> Response:
     """Return the caller's organization and its keys, without their secrets."""
     organization = await listing.describe(request.organization_id)
+    rate = rates[organization.tier]
     shown = schemas.ApiKeyList(
         organization_id=str(organization.organization_id),
         organization_name=organization.name,
         tier=msgspec.convert(organization.tier, Tier),
-        rate_limit_per_minute=rates[organization.tier].per_minute,
+        rate_limit_per_minute=None if rate is None else rate.per_minute,
         webhook_url=organization.webhook_url,
         keys=[
             schemas.ApiKey(

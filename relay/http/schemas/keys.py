@@ -43,7 +43,7 @@ class ApiKeyList(TypedDict):
     organization_id: Uuid
     organization_name: str
     tier: Tier
-    rate_limit_per_minute: int
+    rate_limit_per_minute: int | None
     webhook_url: str | None
     keys: list[ApiKey]
 

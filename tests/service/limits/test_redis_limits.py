@@ -21,6 +21,7 @@ from tests.support.redis_server import RedisServer, needs_redis
 pytestmark = needs_redis
 
 RATES = {
+    "pro": None,
     # Nothing comes back while a test runs.
     "free": Rate(per_minute=1, burst=100),
     "enterprise": Rate(per_minute=1, burst=10_000),
@@ -320,6 +321,17 @@ async def test_an_answer_that_nobody_expects_ends_nothing(nodes: Nodes) -> None:
         await node.spend(neighbour, "free")
         await node.until(up=True)
         assert await node.spend(uuid4(), "free")
+
+
+async def test_a_tier_without_a_limit_asks_redis_nothing(nodes: Nodes) -> None:
+    (node,) = await nodes.start(1)
+    nodes.server.kill()
+    for cost in (0, 1, 10**6):
+        decision = node.limiter.try_spend(uuid4(), "pro", cost)
+        assert decision is not None
+        assert (decision.allowed, decision.headers) == (True, [])
+    assert (await node.limiter.spend(uuid4(), "pro")).allowed
+    assert len(node.limiter) == 0
 
 
 async def test_two_machines_share_a_limit_and_events_go_on_without_redis(commands: Commands, database: str) -> None:

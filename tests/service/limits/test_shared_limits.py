@@ -137,6 +137,22 @@ async def test_three_workers_let_through_exactly_one_burst(commands: Commands, d
     assert statuses == {200: 100, 429: 50}
 
 
+async def test_a_tier_without_a_limit_says_nothing_of_limits(commands: Commands, database: str) -> None:
+    api = await commands.serve(database, RELAY_RATE_LIMIT_FREE="none", RELAY_RATE_BURST_FREE="1")
+    tenant = await api.tenant("free")
+    batch = [{"type": "order.created", "payload": n} for n in range(300)]
+    async with httpx2.AsyncClient(
+        base_url=f"http://127.0.0.1:{api.port}", headers={"X-API-Key": tenant.key}, timeout=30.0
+    ) as client:
+        answers = [await client.get("/api/keys") for _ in range(150)]
+        answers.append(await client.post("/api/events/batch", json=batch))
+        answers.append(await client.post("/api/events", json={"type": "order.created"}))
+    assert [answer.status_code for answer in answers] == [200] * 151 + [422]
+    assert answers[0].json()["rate_limit_per_minute"] is None
+    assert not [name for answer in answers for name in answer.headers if name.lower().startswith("ratelimit-")]
+    assert answers[0].headers["cache-control"] == "no-store"
+
+
 async def _statuses(tenant: Tenant, requests: int, connections: int) -> dict[int, int]:
     """What so many requests get, over so many connections at once."""
     counted: dict[int, int] = {}

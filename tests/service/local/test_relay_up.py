@@ -232,6 +232,13 @@ class TestWhileItRuns:
             answer = asked(port, "POST", "/api/keys/generate", {"org_name": "a", "tier": "enterprise"}, host)
             assert answer.status == expected
 
+    def test_the_enterprise_tier_has_no_limit(self, running: Up) -> None:
+        until(lambda: running.health() == 200)
+        for tier, limit in (("enterprise", None), ("business", 10_000)):
+            made = asked(running.port, "POST", "/api/keys/generate", {"org_name": "a", "tier": tier}, "localhost")
+            shown = asked(running.port, "GET", "/api/keys", None, "localhost", made.body["api_key"])
+            assert shown.body["rate_limit_per_minute"] == limit
+
     def test_relay_keys_finds_its_database_without_being_told(self, running: Up, data: Path) -> None:
         until(lambda: running.health() == 200)
         made = keys(data, "create", "--organization", "Shell")
