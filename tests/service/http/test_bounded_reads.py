@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 
 from relay.auth import KeyListing
+from relay.endpoints.consumers import ConsumerRepository
 from relay.endpoints.repository import EndpointRepository
 from relay.inbox import DeliveriesQuery, InboxQuery, TimeRange, read_attempts, read_deliveries, read_event, read_page
 from relay.inbox.stats import read_stats
@@ -105,7 +106,39 @@ class Worst:
             "  case n when 1 then 'retry' else 'hold' end, 'done' from generate_series(1, 10100) n",
             self.organization_id,
         )
+        await self._fill_consumer()
         await stage.read("analyze")
+
+    async def _fill_consumer(self) -> None:
+        """Give an organization of its own a consumer with too much of each kind to count."""
+        self.pulling, consumer = self.stage.cell.clock.new(), self.stage.cell.clock.new()
+        await self.stage.read(
+            "insert into relay.organizations (id, name, tier) values ($1, 'pulling', 'free')", self.pulling
+        )
+        await self.stage.read(
+            "insert into relay.endpoints"
+            " (organization_id, id, bucket, url, secret_seal, kind, name, lease_s, max_attempts)"
+            " values ($1, $2, -1, '', '\\x00', 'consumer', 'worst', 30, 5)",
+            self.pulling,
+            consumer,
+        )
+        for state in (None, "leased", "waiting"):
+            await self.stage.read(
+                "insert into relay.open"
+                " (organization_id, epoch, xid, event_id, endpoint_id, bucket, due_at, away, back_at)"
+                " select $1, 1, 1, uuidv7(n * interval '1 us'), $2, -1, now(), $3,"
+                "  case when $3::text is not null then now() + interval '1 hour' end"
+                " from generate_series(1, 10100) n",
+                self.pulling,
+                consumer,
+                state,
+            )
+        await self.stage.read(
+            "insert into relay.deliveries (organization_id, event_id, endpoint_id, status, attempts)"
+            " select $1, uuidv7(n * interval '1 us'), $2, 'failed', 5 from generate_series(1, 10100) n",
+            self.pulling,
+            consumer,
+        )
 
     @property
     def story(self) -> UUID:
@@ -200,6 +233,10 @@ async def endpoint(cell: Cell, worst: Worst) -> object:
     )
 
 
+def consumers(cell: Cell) -> ConsumerRepository:
+    return ConsumerRepository(cell, cast(Any, None), most={})
+
+
 async def job(cell: Cell, worst: Worst) -> object:
     rows = await worst.stage.read(
         "select id from relay.jobs where organization_id = $1 and kind = 'retry'", worst.organization_id
@@ -238,6 +275,8 @@ READS: dict[str, list[Read]] = {
     "/api/deliveries/{id}/attempts": [attempts],
     "/api/endpoints": [endpoints],
     "/api/endpoints/{id}": [endpoint],
+    "/api/consumers": [lambda cell, worst: consumers(cell).page(worst.pulling, None, 1000)],
+    "/api/consumers/{name}": [lambda cell, worst: consumers(cell).read(worst.pulling, "worst")],
     "/api/jobs": [lambda cell, worst: list_jobs(cell, worst.organization_id, 1000, None)],
     "/api/jobs/{id}": [job],
     "/api/keys": [lambda cell, worst: KeyListing(cell).describe(worst.organization_id)],

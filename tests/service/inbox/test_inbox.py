@@ -127,7 +127,10 @@ async def test_many_are_acknowledged_at_once(tenant: Tenant) -> None:
         {"ids": ["x"]},
         {"ids": ["018f1b1e-7c1a-4b1a-8b1a-0123456789ab"]},
         {"ids": [], "extra": 1},
-        {"receipts": ["x"]},
+        {"receipts": "x"},
+        {"receipts": [1]},
+        {"ids": [], "receipts": []},
+        {"receipts": ["x"] * 1001},
         {"ids": [str(Uuid7Clock().new())] * 1001},
     ],
 )
