@@ -15,7 +15,7 @@ from uuid import UUID
 from relay.errors import ApiError
 from relay.http.bulkhead import Bulkhead
 from relay.http.disconnect import Disconnect
-from relay.http.exchange import NO_STORE, Exchange, pieces_of
+from relay.http.exchange import Exchange, pieces_of
 from relay.http.response import Response
 from relay.inbox import InboxQuery, Waiter, Waiters, Woken, read_page
 from relay.runtime.service import Service
@@ -204,7 +204,8 @@ class EventStream(Response):
     __slots__ = ("_limit", "_query", "_streams", "_waiter", "sending_since")
 
     def __init__(self, streams: Streams, query: InboxQuery, waiter: Waiter) -> None:
-        super().__init__(200, b"", _TYPE, NO_STORE, _UNBUFFERED)
+        # Admission adds `Cache-Control: no-store`, as to each response to a GET.
+        super().__init__(200, b"", _TYPE, _UNBUFFERED)
         self._streams = streams
         self._query = query
         self._waiter = waiter

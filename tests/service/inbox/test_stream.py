@@ -122,6 +122,7 @@ async def test_parameters_it_does_not_have_are_422_and_it_needs_a_key(tenant: Te
     assert (await tenant.api.request("GET", "/api/inbox/stream")).status_code == 401
     answer = await tenant.api.client.head("/api/inbox/stream", headers={"X-API-Key": tenant.key})
     assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert answer.headers.get_list("cache-control") == ["no-store"]
 
 
 async def test_a_stream_that_is_cut_again_and_again_loses_and_repeats_nothing(tenant: Tenant) -> None:
