@@ -40,7 +40,7 @@ PROMTOOL = shutil.which("promtool")
 UNITS = {
     "total", "seconds", "bytes", "info", "up",
     "events", "keys", "cached", "deliveries", "breakers", "buckets", "endpoints", "connections", "processes", "pages",
-    "flight", "running", "lookups", "waiting", "doubted", "overdue", "leader",
+    "streams", "waiters", "flight", "running", "lookups", "waiting", "doubted", "overdue", "leader",
 }  # fmt: skip
 
 
