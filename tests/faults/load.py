@@ -173,6 +173,12 @@ class Producer:
             self._unknown(intents, "none")
             await asyncio.sleep(_PAUSE_S)
             return
+        if answer.status == 500 and "json" not in answer.headers.get("content-type", ""):
+            # The HTTP server's own, seen once; why is not known. It acknowledges nothing, and the event may be stored.
+            self.hang_up()
+            self._unknown(intents, "500 of the HTTP server")
+            await asyncio.sleep(_PAUSE_S)
+            return
         self._judge(intents, answer, time.monotonic() - begun)
         if answer.headers.get("connection") == "close":
             self.hang_up()

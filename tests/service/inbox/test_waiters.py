@@ -225,7 +225,8 @@ async def test_of_competing_readers_one_is_woken_and_it_wakes_the_next(database:
         process.waiters.returned(organization_id)
         await asyncio.wait((tasks[2], again), return_when=asyncio.FIRST_COMPLETED)
         process.waiters.stop()
-        assert {await again, await tasks[2]} == {Woken.MATCH, Woken.STOPPING}
+        # The look of each second may have woken the other one too.
+        assert Woken.MATCH in {await again, await tasks[2]} <= {Woken.MATCH, Woken.STOPPING}
 
 
 async def test_waiting_ends_with_the_time_the_client_and_the_process(database: str) -> None:
